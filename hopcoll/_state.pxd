@@ -1,0 +1,407 @@
+# cython: language_level=3
+"""The state of one rank's engine, and the layout of its control messages.
+
+Plain structs without Python objects: the same decisions run inside a progress thread that never
+takes the GIL, and inside the simulated network.  Nothing here knows MPI, a clock or randomness.
+"""
+from libc.stdint cimport int64_t, int32_t, int16_t, uint64_t, uint32_t, uint8_t
+from cython_kernels.transport cimport Transport
+from cython_kernels.stream cimport Grid, Sink, Spring
+
+cdef enum:
+    RANKS_MAX = 256
+    MASK_WORDS = 4
+    BLOCKS_MAX = 8
+    NOBODY = 255 + 1          # "no holder" in a byte pair
+    TOKEN_IGNORED = 0
+
+cdef enum Kind:
+    BCAST = 0
+    REDUCE = 1
+    ALLREDUCE = 2
+    BARRIER = 3
+
+cdef enum Flag:
+    FLAG_IN_PLACE = 1         # local: never part of a signature
+    FLAG_RAISE = 2
+
+cdef enum Status:
+    STATUS_OK = 0
+    STATUS_ROOT_LOST = 1
+    STATUS_RANK_FAILED = 2
+    STATUS_MISMATCH = 3
+    STATUS_CLOSED = 4
+    STATUS_MPI_ERROR = 5
+
+cdef enum Phase:
+    PARTIAL_PHASE = 0
+    FINAL_PHASE = 1
+
+cdef enum EntryKind:
+    ENTRY_DEATH = 0
+    ENTRY_MISMATCH = 1
+
+cdef enum StartResult:
+    START_OK = 0
+    START_AGAIN = 1
+    START_NO_MEMORY = 2
+
+# Broken variants: each switches one rule off, so that the checkers can prove themselves awake.
+cdef enum Sabotage:
+    BREAK_FREEZE = 1
+    BREAK_BALLOT_ORDER = 2
+    BREAK_ORDERED_CUT = 4
+    BREAK_TAINT = 8
+    BREAK_VOIDS = 16
+    BREAK_RETENTION = 32
+
+cdef struct Mask:
+    uint64_t word[MASK_WORDS]
+
+cdef struct Signature:        # what all ranks must agree on in one operation
+    uint8_t kind
+    uint8_t dtype
+    uint8_t redop
+    uint8_t flags
+    int32_t root
+    int64_t count
+
+cdef struct Settings:
+    int64_t chunk_bytes
+    int64_t eager_bytes
+    int64_t retain_bytes_max      # of one result
+    int64_t retain_budget_bytes   # of all results
+    int64_t announce_us
+    int64_t flush_us
+    int32_t window
+    int32_t ring
+    int32_t active                # operations that move chunks at once
+    int32_t outlets_max
+    uint32_t sabotage
+
+cdef struct Entry:            # one membership: epoch i + 1 is history[i]
+    int64_t cut               # operations from here on run under this epoch
+    int32_t kind
+    int32_t pad
+    Mask members
+
+cdef struct Result:           # what a request of the caller reads; outlives the record
+    int64_t seq
+    int32_t complete
+    int32_t orphan            # nobody will read it: the engine releases it
+    int32_t status
+    int32_t epoch
+    Mask contributors
+    Mask failed
+
+cdef struct Outlet:           # a Spring that serves one granted stream
+    Spring spring
+    int64_t seq
+    int32_t used
+    int32_t next              # in the list of its block and phase, or of free outlets
+    int32_t epoch
+    int32_t block
+    int32_t phase
+    int32_t early             # its epoch is ahead of ours
+
+cdef struct Block:
+    Grid grid
+    int64_t offset            # bytes from the start of the result
+    int64_t state             # index of its first chunk's state
+    int64_t finals            # chunks in state FINAL
+    int32_t start             # rank at which its rotation starts
+    int32_t epoch             # epoch in which its streams were opened, -1 before
+    int32_t in_flight         # sends of it that read the caller's memory
+    int32_t pad
+    Sink sink[2]
+    int32_t sink_attempt[2]
+    int32_t outlets[2]
+
+cdef struct Operation:
+    int64_t seq               # -1: free record
+    Signature sig             # ours once called, else the first one seen
+    int32_t sig_from          # whose; -1: none yet
+    int32_t called
+    int32_t small
+    int32_t attempt           # epoch whose members contribute
+    int32_t status
+    int32_t complete          # the local part of the result is there
+    int32_t done
+    int32_t finished          # given back to the caller
+    int32_t standing          # decided STAND: what is missing is fetched from a holder
+    int32_t blocks
+    int32_t complained        # epoch + 1 in which a mismatch was reported
+    int32_t announced         # epoch + 1 in which we announced ourselves as stuck
+    int32_t fetched           # epoch + 1 in which the result was asked for
+    int32_t in_flight         # sends from the caller's memory
+    int32_t in_flight_retained
+    int32_t keeps_nothing     # no other rank can need anything of it from us
+    int64_t item_bytes
+    int64_t nbytes
+    int64_t chunks
+    int64_t previous_raise    # the raise-flagged operation before this one
+    int64_t called_us
+    int64_t moved_chunks
+    int64_t moved_bytes
+    const unsigned char* send # our input (for IN_PLACE its undo copy)
+    unsigned char* base       # where the result is put together
+    unsigned char* scratch    # ours, when the caller has no result buffer
+    unsigned char* undo
+    unsigned char* retained   # copy of the result that outlives the call
+    unsigned char* inbox      # contributions of a small operation, by rank
+    uint8_t* states
+    Mask have                 # ranks whose contribution is in the inbox
+    int16_t holder[BLOCKS_MAX]
+    Block block[BLOCKS_MAX]
+    Result* result
+
+cdef struct Fault:
+    int64_t seq
+    int64_t chunk
+    int64_t ballot            # 0: a chunk fault
+    int64_t send
+    int64_t time_us           # >= 0: a time fault
+
+cdef struct Counters:
+    int64_t ballots
+    int64_t decisions
+    int64_t stands
+    int64_t reruns
+    int64_t chunks_sent
+    int64_t chunks_received
+    int64_t bytes_sent
+    int64_t bytes_received
+    int64_t voids
+    int64_t kept_chunks
+    int64_t dropped_chunks
+    int64_t controls_sent
+
+cdef struct Engine:
+    Transport* transport
+    Settings settings
+    int32_t rank
+    int32_t size
+    # membership
+    Mask dead
+    Mask left
+    int32_t epoch             # = entries in history
+    int32_t history_max
+    Entry* history
+    int64_t promised          # highest ballot answered
+    int32_t frozen            # answered and not decided: nothing completes
+    int32_t balloting         # we coordinate a ballot
+    int64_t ballot            # its number
+    int64_t round
+    int32_t complaint         # a mismatch was reported: a ballot is due
+    int32_t poisoned          # a mismatch was decided
+    int64_t poison_cut
+    Mask answered
+    unsigned char* statuses   # size x status_bytes
+    int64_t status_bytes
+    unsigned char* outbox     # room to write one control message
+    Signature* groups         # signatures at the mismatch, by rank
+    Mask grouped
+    # operations
+    Operation* ring
+    int64_t next_seq
+    int64_t done              # operations below are done here
+    int64_t finished          # operations below were given back
+    int64_t freed             # records below are free
+    int64_t stable            # operations below are done at every living rank
+    int64_t* peer_done
+    int64_t told_done
+    int64_t told_stable
+    int32_t watermark_due
+    int32_t stable_due
+    int64_t watermark_us
+    int64_t last_raise
+    int64_t retained_bytes
+    Outlet* outlets
+    int32_t outlet_free
+    int32_t outlets_used
+    int32_t next_tag
+    int32_t broken            # protocol error or out of memory: nothing goes on
+    int64_t now_us
+    # faults for tests
+    int32_t faults
+    Fault fault[16]
+    int64_t ballots_seen
+    int64_t ballot_sends
+    void* fault_context
+    void (*fire)(void* context, Engine* engine, const Fault* fault, int index) noexcept nogil
+    Counters counters
+
+# ---- control messages ---------------------------------------------------------------------
+
+cdef enum MessageType:
+    MSG_EAGER = 1
+    MSG_GRANT = 2
+    MSG_CREDIT = 3
+    MSG_WATERMARK = 4
+    MSG_PREPARE = 5
+    MSG_STATUS = 6
+    MSG_DECIDE = 7
+    MSG_FETCH = 8
+    MSG_RESULT = 9
+    MSG_ANNOUNCE = 10
+    MSG_COMPLAIN = 11
+    MSG_BYE = 12
+
+cdef struct Head:
+    uint8_t type
+    uint8_t pad[3]
+    int32_t epoch
+    int64_t seq
+    int64_t done
+    int64_t stable
+    Signature sig
+
+cdef struct GrantBody:
+    int32_t block
+    int32_t phase
+    int32_t tag
+    int32_t pad
+    int64_t first
+    int64_t end
+    int64_t limit
+
+cdef struct CreditBody:
+    int32_t block
+    int32_t phase
+    int32_t tag
+    int32_t pad
+    int64_t told
+    int64_t limit
+
+cdef struct ResultBody:
+    int32_t attempt
+    int32_t pad
+
+cdef struct PrepareBody:
+    int64_t ballot
+
+cdef struct StatusBody:       # followed by Entry[entries], then OperationStatus[operations]
+    int64_t ballot
+    int64_t next_seq
+    int32_t entries
+    int32_t operations
+
+cdef struct OperationStatus:
+    int64_t seq
+    Signature sig
+    int32_t attempt
+    int32_t called
+    int32_t blocks
+    uint32_t held             # bit b: the final of block b is complete here
+
+cdef struct DecideBody:       # followed by Entry[entries], int16[holders][BLOCKS_MAX], Signature[groups]
+    int64_t ballot
+    int64_t first_held        # holders start with this operation
+    int32_t entries
+    int32_t holders
+    int32_t groups            # 0 or size
+    int32_t pad
+    Mask grouped
+
+# ---- masks --------------------------------------------------------------------------------
+
+cdef inline bint mask_has(const Mask* mask, int rank) noexcept nogil:
+    return (mask.word[rank >> 6] >> (rank & 63)) & 1
+
+cdef inline void mask_add(Mask* mask, int rank) noexcept nogil:
+    mask.word[rank >> 6] |= (<uint64_t>1) << (rank & 63)
+
+cdef inline void mask_drop(Mask* mask, int rank) noexcept nogil:
+    mask.word[rank >> 6] &= ~((<uint64_t>1) << (rank & 63))
+
+cdef inline bint mask_equal(const Mask* a, const Mask* b) noexcept nogil:
+    return (a.word[0] == b.word[0] and a.word[1] == b.word[1]
+            and a.word[2] == b.word[2] and a.word[3] == b.word[3])
+
+cdef inline bint mask_within(const Mask* a, const Mask* b) noexcept nogil:
+    """Whether every rank of a is in b."""
+    return ((a.word[0] & ~b.word[0]) | (a.word[1] & ~b.word[1])
+            | (a.word[2] & ~b.word[2]) | (a.word[3] & ~b.word[3])) == 0
+
+cdef inline Mask mask_without(const Mask* a, const Mask* b) noexcept nogil:
+    cdef Mask out
+    cdef int i
+    for i in range(MASK_WORDS):
+        out.word[i] = a.word[i] & ~b.word[i]
+    return out
+
+cdef inline Mask mask_or(const Mask* a, const Mask* b) noexcept nogil:
+    cdef Mask out
+    cdef int i
+    for i in range(MASK_WORDS):
+        out.word[i] = a.word[i] | b.word[i]
+    return out
+
+cdef inline Mask mask_and(const Mask* a, const Mask* b) noexcept nogil:
+    cdef Mask out
+    cdef int i
+    for i in range(MASK_WORDS):
+        out.word[i] = a.word[i] & b.word[i]
+    return out
+
+cdef inline bint mask_empty(const Mask* a) noexcept nogil:
+    return (a.word[0] | a.word[1] | a.word[2] | a.word[3]) == 0
+
+cdef inline int mask_count(const Mask* mask) noexcept nogil:
+    cdef int i, count = 0
+    cdef uint64_t w
+    for i in range(MASK_WORDS):
+        w = mask.word[i]
+        while w:
+            w &= w - 1
+            count += 1
+    return count
+
+cdef inline Mask mask_full(int size) noexcept nogil:
+    cdef Mask out
+    cdef int i
+    for i in range(MASK_WORDS):
+        out.word[i] = 0
+    for i in range(size):
+        mask_add(&out, i)
+    return out
+
+cdef inline Mask mask_none() noexcept nogil:
+    return mask_full(0)
+
+cdef inline bint signature_equal(const Signature* a, const Signature* b) noexcept nogil:
+    return (a.kind == b.kind and a.dtype == b.dtype and a.redop == b.redop
+            and a.flags == b.flags and a.root == b.root and a.count == b.count)
+
+# ---- memberships --------------------------------------------------------------------------
+
+cdef inline Mask members_of(const Engine* engine, int epoch) noexcept nogil:
+    if epoch == 0:
+        return mask_full(engine.size)
+    return engine.history[epoch - 1].members
+
+cdef inline int attempt_of(const Engine* engine, int64_t seq) noexcept nogil:
+    """The epoch under which operation `seq` runs: the last whose cut is not behind it."""
+    cdef int epoch = engine.epoch
+    while epoch > 0 and engine.history[epoch - 1].cut > seq:
+        epoch -= 1
+    return epoch
+
+cdef inline Mask gone(const Engine* engine) noexcept nogil:
+    return mask_or(&engine.dead, &engine.left)
+
+cdef inline int coordinator_of(const Engine* engine) noexcept nogil:
+    """The lowest rank that is not known to be dead or to have left."""
+    cdef Mask out = gone(engine)
+    cdef int r
+    for r in range(engine.size):
+        if not mask_has(&out, r):
+            return r
+    return engine.rank
+
+cdef inline Operation* slot_of(Engine* engine, int64_t seq) noexcept nogil:
+    return &engine.ring[seq % engine.settings.ring]
+
+cdef inline Operation* find_operation(Engine* engine, int64_t seq) noexcept nogil:
+    cdef Operation* op = slot_of(engine, seq)
+    return op if op.seq == seq else NULL

@@ -1,0 +1,67 @@
+"""Real jobs, real deaths: ``hopcoll chaos`` kills ranks of MPI jobs and judges what is left.
+
+The layout::
+
+    plan.py     what each run does and where it is hurt, drawn from a seed
+    job.py      the program that every rank of a run executes, and its log
+    harness.py  starts the jobs, ends those that hang, counts
+    judge.py    a process of its own: recomputes every result from the seed
+
+A death is brought about by the engine itself (``HOPCOLL_FAULT``), so that it falls where the plan
+says: in the middle of a chunked transfer, between two messages of a repair, or at a time. The
+victim records what it was doing when it died; nothing is taken for killed without such a record.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command("chaos")
+@click.option("--kills", default=200, show_default=True, help="Go on until so many ranks died.")
+@click.option("--seed", default=1, show_default=True, help="Decides all of the runs.")
+@click.option("--jobs", default=1, show_default=True, help="Runs at the same time.")
+@click.option("--run", "number", type=int, help="Replay this run of the seed, and no other.")
+@click.option(
+    "--deadline", default=60.0, show_default=True, help="Seconds after which a run has hung."
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report here.")
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep the logs of all runs in this folder (those of failed runs are always kept).",
+)
+def command(
+    kills: int,
+    seed: int,
+    jobs: int,
+    number: int | None,
+    deadline: float,
+    json_path: Path | None,
+    keep: Path | None,
+) -> None:
+    """Kill ranks of real MPI jobs and check every result.
+
+    Jobs of 2 to 8 ranks lose 1 to n-1 of them. Exit code 0: no job hung, no result was wrong, and
+    the deaths fell where they should.
+    """
+    # Only here: `hopcoll --help` should not have to import NumPy.
+    from hopcoll.chaos import harness
+
+    report = harness.chaos(
+        kills=kills,
+        seed=seed,
+        jobs=jobs,
+        numbers=None if number is None else [number],
+        deadline_s=deadline,
+        keep=keep,
+    )
+    if json_path is not None:
+        harness.write_report(report, json_path)
+    click.echo(harness.summary(report))
+    sys.exit(0 if report["passed"] else 1)

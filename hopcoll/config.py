@@ -1,0 +1,209 @@
+"""The settings of a communicator: from keyword arguments, from ``HOPCOLL_*``, or by default.
+
+A keyword argument wins over the environment, the environment over the default. The settings that
+decide how bytes are cut into messages must be the same at all ranks: `Config.agreed` lists them
+and the engine compares them while the communicator is made.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+__all__ = ["Config"]
+
+#: One chunk is a whole number of items of any dtype, and of any cache line.
+_CHUNK_ALIGNMENT_BYTES = 64
+_CHUNK_BYTES_MAX = 1 << 30
+_WINDOW_CHUNKS_MAX = 1024
+#: A contribution and its header fit into one message below the transport's eager limit.
+_EAGER_BYTES_MAX = 32768
+_PROGRESS = ("thread", "inline")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What can be set when a communicator is made. Immutable and hashable.
+
+    Parameters
+    ----------
+    chunk_bytes : int, default 65536
+        Bytes of one chunk, the unit of pipelining: a multiple of 64, at most 1 GiB. Open MPI's
+        TCP transport sends a message above its eager limit (64 KiB, headers included) by
+        rendezvous, which makes a chain of chunks more than twice as slow. Environment:
+        ``HOPCOLL_CHUNK_BYTES``.
+    window_chunks : int, default 16
+        Chunks that may be under way in one stream between two ranks; 1 to 1024. Environment:
+        ``HOPCOLL_WINDOW``.
+    eager_bytes : int, default 4096
+        A reduction of at most so many bytes takes the short path: every rank receives every
+        contribution and folds them itself. 0 to 32768. Environment: ``HOPCOLL_EAGER_BYTES``.
+    progress : {"thread", "inline"}, default "thread"
+        Whether a native thread makes progress while this rank is outside of hopcoll's calls. With
+        ``"inline"`` others wait for this rank until it calls again. Environment:
+        ``HOPCOLL_PROGRESS``.
+    timeout_s : float or None, default None
+        How long a call waits before it raises `TransferTimeoutError`, in seconds; None and
+        ``math.inf`` wait without limit. Environment: ``HOPCOLL_TIMEOUT_S``.
+    connect_timeout_s : float, default 60.0
+        How long the making of the communicator waits for all ranks, in seconds. Environment:
+        ``HOPCOLL_CONNECT_TIMEOUT_S``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A setting has a wrong type or is out of its range; the message starts with its name.
+    """
+
+    chunk_bytes: int = 65536
+    window_chunks: int = 16
+    eager_bytes: int = 4096
+    progress: str = "thread"
+    timeout_s: float | None = None
+    connect_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        chunk_bytes = _integer("chunk_bytes", self.chunk_bytes)
+        if not 0 < chunk_bytes <= _CHUNK_BYTES_MAX or chunk_bytes % _CHUNK_ALIGNMENT_BYTES:
+            raise ValueError(
+                f"chunk_bytes must be a multiple of {_CHUNK_ALIGNMENT_BYTES} from "
+                f"{_CHUNK_ALIGNMENT_BYTES} to {_CHUNK_BYTES_MAX}, not {chunk_bytes}"
+            )
+        window_chunks = _integer("window_chunks", self.window_chunks)
+        if not 1 <= window_chunks <= _WINDOW_CHUNKS_MAX:
+            raise ValueError(
+                f"window_chunks must be from 1 to {_WINDOW_CHUNKS_MAX}, not {window_chunks}"
+            )
+        eager_bytes = _integer("eager_bytes", self.eager_bytes)
+        if not 0 <= eager_bytes <= _EAGER_BYTES_MAX:
+            raise ValueError(f"eager_bytes must be from 0 to {_EAGER_BYTES_MAX}, not {eager_bytes}")
+        if self.progress not in _PROGRESS:
+            raise ValueError(f"progress must be 'thread' or 'inline', not {self.progress!r}")
+        set_field = object.__setattr__  # the way around a frozen dataclass, for itself only
+        set_field(self, "chunk_bytes", chunk_bytes)
+        set_field(self, "window_chunks", window_chunks)
+        set_field(self, "eager_bytes", eager_bytes)
+        set_field(self, "timeout_s", seconds("timeout_s", self.timeout_s))
+        connect_timeout_s = seconds("connect_timeout_s", self.connect_timeout_s)
+        if connect_timeout_s is None:
+            raise ValueError("connect_timeout_s must be finite: it bounds the wait of init")
+        set_field(self, "connect_timeout_s", connect_timeout_s)
+
+    @classmethod
+    def collect(cls, environ: Mapping[str, str] | None = None, **settings: Any) -> Config:
+        """Take each setting from the arguments, else from the environment, else by default.
+
+        Local, and reads nothing but `environ`.
+
+        Parameters
+        ----------
+        environ : mapping of str to str, optional
+            Where the ``HOPCOLL_*`` variables are looked up; ``os.environ`` if None. A variable
+            that is set but empty counts as not set.
+        **settings
+            Fields of this class. None means "not given".
+
+        Returns
+        -------
+        Config
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the class does; for a value of the environment the message starts with the name of
+            the variable. TypeError also for a name that is no setting.
+        """
+        environ = os.environ if environ is None else environ
+        known = {field.name for field in fields(cls)}
+        for name in settings:
+            if name not in known:
+                raise TypeError(f"{name} is not a setting; there are {', '.join(sorted(known))}")
+        chosen = {name: value for name, value in settings.items() if value is not None}
+        from_environment = []
+        for name, (variable, convert) in _VARIABLES.items():
+            text = environ.get(variable, "").strip()
+            if text and name not in chosen:
+                try:
+                    chosen[name] = convert(text)
+                except ValueError:
+                    what = "an integer" if convert is int else "a number of seconds"
+                    raise ValueError(f"{variable} must be {what}, not {text!r}") from None
+                from_environment.append(name)
+        try:
+            return cls(**chosen)
+        except ValueError as error:
+            # Who set the variable looks for the variable's name, not for the argument's.
+            name = str(error).partition(" ")[0]
+            if name not in from_environment:
+                raise
+            raise ValueError(f"{_VARIABLES[name][0]}: {error}") from None
+
+    def agreed(self) -> tuple[int, ...]:
+        """Return the settings that must be the same at all ranks, as a hashable tuple.
+
+        Local.
+
+        Returns
+        -------
+        tuple of int
+            ``(chunk_bytes, window_chunks, eager_bytes)``.
+        """
+        return self.chunk_bytes, self.window_chunks, self.eager_bytes
+
+
+_VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "chunk_bytes": ("HOPCOLL_CHUNK_BYTES", int),
+    "window_chunks": ("HOPCOLL_WINDOW", int),
+    "eager_bytes": ("HOPCOLL_EAGER_BYTES", int),
+    "progress": ("HOPCOLL_PROGRESS", str),
+    "timeout_s": ("HOPCOLL_TIMEOUT_S", float),
+    "connect_timeout_s": ("HOPCOLL_CONNECT_TIMEOUT_S", float),
+}
+
+
+def _integer(name: str, value: object) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, not a bool")
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}") from None
+
+
+def seconds(name: str, value: float | None) -> float | None:
+    """Check a time limit: a number of seconds, 0 or more; None and infinity are no limit.
+
+    Local.
+
+    Parameters
+    ----------
+    name : str
+        What the value is called in an error.
+    value : float or None
+        Seconds.
+
+    Returns
+    -------
+    float or None
+        The limit; None where there is none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no number, negative or not a number at all (NaN).
+    """
+    if value is None:
+        return None
+    if isinstance(value, (bool, str)):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    try:
+        limit = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}") from None
+    if math.isnan(limit) or limit < 0:
+        raise ValueError(f"{name} must be 0 or more seconds, not {value}")
+    return None if math.isinf(limit) else limit

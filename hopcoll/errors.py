@@ -1,0 +1,172 @@
+"""Every exception that hopcoll raises for something that is not the caller's mistake.
+
+A caller's mistake (a wrong dtype, a buffer that is not contiguous, a root out of range) is a plain
+``TypeError``, ``ValueError`` or ``BufferError`` whose message starts with the noun that is wrong.
+Everything else is in this tree, and the class says whose fault it was::
+
+    HopcollError
+    ├── MpiError                 the MPI library returned an error that is no failure of a rank
+    ├── RankFailedError          the world: a rank died, and the result went with it
+    ├── TransferTimeoutError     the world, perhaps: nothing came in time (also a TimeoutError)
+    ├── ClosedError              the caller: the communicator was closed, or belongs to a parent
+    ├── ProtocolError            nobody's but ours: a bug, or a peer that sends nonsense
+    └── CheckpointError          a file of a checkpoint
+        ├── CheckpointCorruptError       its bytes are not those that were written
+        ├── CheckpointMismatchError      it is sound, but it belongs to another job or layout
+        └── CheckpointNotFoundError      there is none (also a FileNotFoundError)
+
+All of them can be pickled, so they pass through process pools unharmed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+__all__ = [
+    "CheckpointCorruptError",
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "CheckpointNotFoundError",
+    "ClosedError",
+    "HopcollError",
+    "MpiError",
+    "ProtocolError",
+    "RankFailedError",
+    "TransferTimeoutError",
+]
+
+
+class HopcollError(Exception):
+    """The root of the tree: ``except HopcollError`` catches all that is not a caller's mistake."""
+
+    _fields: ClassVar[tuple[str, ...]] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException would call the class again with .args alone and lose the fields.
+        message = self.args[0] if self.args else ""
+        return type(self), (message, *(getattr(self, name) for name in self._fields))
+
+
+class MpiError(HopcollError):
+    """The MPI library returned an error that is not the failure of a rank.
+
+    The communicator is unusable afterwards. Receive buffers hold undefined bytes, send buffers are
+    unchanged.
+
+    Parameters
+    ----------
+    message : str
+        What was called, and the text that MPI gives for the error.
+    error_class : int, optional
+        The MPI error class (``MPI.ERR_*``), or -1 where it is not known.
+    peer : int or None, optional
+        The rank at the other end, numbered as at the start, where one is known.
+    """
+
+    _fields = ("error_class", "peer")
+
+    def __init__(self, message: str = "", error_class: int = -1, peer: int | None = None) -> None:
+        super().__init__(message)
+        self.error_class = error_class
+        self.peer = peer
+
+
+class RankFailedError(HopcollError):
+    """A rank failed, and what it held cannot be had from anybody else.
+
+    Raised at all survivors alike: from a broadcast whose root died before the survivors together
+    held all of its bytes, and under ``on_failure="raise"`` from the first operation whose
+    contributors a failure changed. The communicator stays usable: the survivors are in
+    ``comm.alive``. Receive buffers of the failed operation hold undefined bytes; send buffers are
+    unchanged, and so is the buffer of an ``IN_PLACE`` operation.
+
+    Parameters
+    ----------
+    message : str
+        Which operation failed, and why.
+    ranks : iterable of int, optional
+        The ranks that failed, numbered as at the start.
+    epoch : int, optional
+        The epoch in which the survivors go on.
+    """
+
+    _fields = ("ranks", "epoch")
+
+    def __init__(self, message: str = "", ranks: Iterable[int] = (), epoch: int = 0) -> None:
+        super().__init__(message)
+        self.ranks = tuple(ranks)
+        self.epoch = epoch
+
+
+class TransferTimeoutError(HopcollError, TimeoutError):
+    """An operation did not complete within its timeout.
+
+    It was not cancelled: it goes on in the background, its buffers stay pinned, and a later call
+    on the request may still find it complete. Until then the send buffer must not be changed and
+    the receive buffer holds undefined bytes.
+
+    Parameters
+    ----------
+    message : str
+        What was waited for, and for how long.
+    peer : int or None, optional
+        The rank that was waited for, where one is known.
+    watermark_bytes : int, optional
+        The contiguous prefix that had been received, in bytes.
+    """
+
+    _fields = ("peer", "watermark_bytes")
+
+    def __init__(
+        self, message: str = "", peer: int | None = None, watermark_bytes: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.peer = peer
+        self.watermark_bytes = watermark_bytes
+
+
+class ClosedError(HopcollError):
+    """The communicator is closed, or was made by the parent of this (forked) process.
+
+    Nothing was sent and no buffer was touched by the call that raises it. An operation that was
+    under way when the communicator closed leaves its receive buffer undefined.
+    """
+
+
+class ProtocolError(HopcollError):
+    """A message that no correct rank can have sent: a bug here, or a corrupt peer.
+
+    Never caught inside hopcoll. No buffer of an operation that was under way can be trusted.
+    """
+
+
+class CheckpointError(HopcollError):
+    """A checkpoint could not be written or read; the arrays in memory are as they were.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong with it.
+    path : str or os.PathLike or None, optional
+        The file or the folder that it is about.
+    """
+
+    _fields = ("path",)
+
+    def __init__(self, message: str = "", path: str | os.PathLike[str] | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class CheckpointCorruptError(CheckpointError):
+    """The file is there, but its bytes are not those that were written."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """The file is sound, but it belongs to another job, layout or version."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint where one was asked for."""

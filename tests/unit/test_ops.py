@@ -1,0 +1,34 @@
+"""Operations: their codes, how they are named, and what is not one."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+import hopcoll
+from cython_kernels import reduction
+from hopcoll import ops
+
+NAMES = ("SUM", "PROD", "MIN", "MAX", "LAND", "LOR", "LXOR", "BAND", "BOR", "BXOR", "AVG")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_public_and_has_the_kernels_code(name):
+    op = getattr(hopcoll, name)
+    assert op is getattr(ops, name)
+    assert op.code == reduction.OP_NAMES.index(name)
+    assert repr(op) == f"hopcoll.{name}"
+    assert ops.resolve(op) is op
+    assert pickle.loads(pickle.dumps(op)) is op
+
+
+def test_immutable():
+    with pytest.raises(AttributeError):
+        ops.SUM.code = 3
+
+
+@pytest.mark.parametrize("wrong", [None, "SUM", 0, sum, ops.Op])
+def test_anything_else_is_refused(wrong):
+    with pytest.raises(TypeError, match="^op must be one of SUM, .*AVG"):
+        ops.resolve(wrong)
