@@ -17,6 +17,8 @@ PYTEST_ARGS ?=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH
 unexport PYTHONHOME
+# Open MPI does not start without a home folder.
+export HOME ?= $(CURDIR)/$(VENV)
 
 KERNEL_SOURCES := $(shell find cython_kernels hopcoll recovery \
 	\( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' \) 2>/dev/null)

@@ -76,9 +76,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=11, help="batches of each")
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
     parser.add_argument("--ops", nargs="+", default=list(_FUNCTIONS), choices=list(_FUNCTIONS))
-    parser.add_argument(
-        "--variant", default=reduction.VARIANTS[-1], choices=reduction.VARIANTS
-    )
+    parser.add_argument("--variant", default=reduction.VARIANTS[-1], choices=reduction.VARIANTS)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     if options.bytes < 16 or options.bytes % 16:

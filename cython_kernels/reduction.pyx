@@ -11,9 +11,12 @@ complex     SUM PROD AVG
 bool        SUM = MAX = LOR = BOR, PROD = MIN = LAND = BAND, LXOR = BXOR; any byte but 0 is true
 =========== ================================================================================
 
-LAND, LOR and LXOR answer 0 or 1 in the dtype itself. Equal inputs give equal bits on every machine,
-but for the sign and payload of a NaN.
+LAND, LOR and LXOR answer 0 or 1 in the dtype itself. MIN and MAX copy one of the operands, a NaN
+before all others. A NaN that a sum, a product or a division gives is always the same one, so that
+equal inputs give equal bits on every machine. A complex product is the plain formula, without the
+recovery of infinities of C99.
 """
+cimport cython
 from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer)
 from libc.stdint cimport int64_t
@@ -112,6 +115,7 @@ cpdef bint supported(int dtype, int op) noexcept nogil:
     return kernel_for(best_table, dtype, op) != NULL
 
 
+@cython.auto_pickle(False)
 cdef class _View:
     """A contiguous buffer, held as long as this object lives."""
     cdef Py_buffer buffer

@@ -6,6 +6,7 @@
 #ifndef HOPCOLL_REDUCTION_KERNELS_H
 #define HOPCOLL_REDUCTION_KERNELS_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>

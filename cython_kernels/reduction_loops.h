@@ -3,9 +3,8 @@
    reduction_kernels.h includes this file once for each instruction set, with VARIANT(name) giving
    the functions their own names. Every loop is one line: the compiler vectorises it.
 
-   The arithmetic is the same in every variant: no fused multiply-add, no reassociation. So a result
-   depends on the values alone, never on the machine that computed it (but for the sign and payload
-   of a NaN that an addition or a product makes). */
+   The arithmetic is the same in every variant: no fused multiply-add, no reassociation, one NaN.
+   So a result depends on the inputs alone, never on the machine that computed it. */
 
 /* dest[i] = VALUE of a = left[i] and b = right[i]. TYPE is PLAIN, of any alignment and aliasing.
    Not even where dest is left or right does one round of the loop need another; INDEPENDENT tells
@@ -36,8 +35,8 @@
         INDEPENDENT for (int64_t i = 0; i < count; i++) {                                       \
             PLAIN ar = left[2 * i], ai = left[2 * i + 1];                                       \
             PLAIN br = right[2 * i], bi = right[2 * i + 1];                                     \
-            dest[2 * i] = ar * br - ai * bi;                                                    \
-            dest[2 * i + 1] = ar * bi + ai * br;                                                \
+            dest[2 * i] = ONE_NAN(ar * br - ai * bi);                                           \
+            dest[2 * i + 1] = ONE_NAN(ar * bi + ai * br);                                       \
         }                                                                                       \
     }
 
@@ -51,6 +50,10 @@
             dest[i] = (PLAIN)(VALUE);                                                           \
         }                                                                                       \
     }
+
+/* Which of two NaNs goes on, and the sign of a new one, differ between processors and even between
+   the vector and the scalar part of a loop. All become the positive quiet NaN without payload. */
+#define ONE_NAN(VALUE) ((VALUE) == (VALUE) ? (VALUE) : NAN)
 
 /* float16 and bfloat16 are computed in float32 and rounded to nearest even after every operation.
    The conversions have no branch, so that the loops above vectorise without hardware support
@@ -91,10 +94,9 @@ static inline uint16_t VARIANT(to_half)(float value)
     uint32_t normal = (magnitude - (112u << 23) + 0xfff + odd) >> 13;
     /* Adding 0.5 leaves the bits of a subnormal half, rounded, at the end of the sum. */
     uint32_t tiny = VARIANT(float_to_bits)(VARIANT(bits_to_float)(magnitude) + 0.5f) - (126u << 23);
-    uint32_t special = magnitude > (255u << 23) ? 0x7e00 : 0x7c00;
     uint32_t half = magnitude < (113u << 23) ? tiny : normal;
-    half = magnitude >= (143u << 23) ? special : half;
-    return (uint16_t)(half | sign);
+    half = (magnitude >= (143u << 23) ? 0x7c00 : half) | sign;
+    return (uint16_t)(magnitude > (255u << 23) ? 0x7e00 : half);
 }
 
 static inline float VARIANT(from_brain)(uint16_t brain)
@@ -106,11 +108,11 @@ static inline uint16_t VARIANT(to_brain)(float value)
 {
     uint32_t bits = VARIANT(float_to_bits)(value);
     uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    uint32_t nan = ((bits >> 16) & 0x8000) | 0x7fc0;
-    return (uint16_t)((bits & 0x7fffffff) > (255u << 23) ? nan : rounded);
+    return (uint16_t)((bits & 0x7fffffff) > (255u << 23) ? 0x7fc0 : rounded);
 }
 
-/* A NaN in either operand is the result; of two equal operands (zeros) the right one. */
+/* A NaN in either operand is the result, the left one of two; of equal operands (zeros) the right
+   one is. */
 #define SMALLER(A, B) (((A) < (B)) | ((A) != (A)))
 #define LARGER(A, B) (((A) > (B)) | ((A) != (A)))
 
@@ -131,28 +133,26 @@ static inline uint16_t VARIANT(to_brain)(float value)
     LOOP(NAME##_max, TYPE, PLAIN, a > b ? a : b)
 
 #define REAL(NAME, TYPE, PLAIN)                                                                 \
-    LOOP(NAME##_sum, TYPE, PLAIN, a + b)                                                        \
-    LOOP(NAME##_prod, TYPE, PLAIN, a * b)                                                       \
+    LOOP(NAME##_sum, TYPE, PLAIN, ONE_NAN(a + b))                                               \
+    LOOP(NAME##_prod, TYPE, PLAIN, ONE_NAN(a * b))                                              \
     LOOP(NAME##_min, TYPE, PLAIN, SMALLER(a, b) ? a : b)                                        \
     LOOP(NAME##_max, TYPE, PLAIN, LARGER(a, b) ? a : b)                                         \
     LOOP(NAME##_land, TYPE, PLAIN, (a != 0) & (b != 0))                                         \
     LOOP(NAME##_lor, TYPE, PLAIN, (a != 0) | (b != 0))                                          \
     LOOP(NAME##_lxor, TYPE, PLAIN, (a != 0) ^ (b != 0))                                         \
-    DIVIDE(NAME##_divide, TYPE, PLAIN, PLAIN, a / n)
+    DIVIDE(NAME##_divide, TYPE, PLAIN, PLAIN, ONE_NAN(a / n))
 
-/* The upper 15 bits of the shifted pattern are all but the sign: zero for both zeros. */
-#define SHORT_REAL(NAME, FROM, TO)                                                              \
+/* Shifted to the left, a 16-bit float loses its sign: zero for both zeros. */
+#define SHORT_REAL(NAME, FROM, TO, ONE)                                                         \
     LOOP(NAME##_sum, any_u16, uint16_t, TO(FROM(a) + FROM(b)))                                  \
     LOOP(NAME##_prod, any_u16, uint16_t, TO(FROM(a) * FROM(b)))                                 \
     LOOP(NAME##_min, any_u16, uint16_t, SMALLER(FROM(a), FROM(b)) ? a : b)                      \
     LOOP(NAME##_max, any_u16, uint16_t, LARGER(FROM(a), FROM(b)) ? a : b)                       \
-    LOOP(NAME##_land, any_u16, uint16_t,                                                        \
-         TO((float)(((a & 0x7fff) != 0) & ((b & 0x7fff) != 0))))                                \
-    LOOP(NAME##_lor, any_u16, uint16_t,                                                         \
-         TO((float)(((a & 0x7fff) != 0) | ((b & 0x7fff) != 0))))                                \
-    LOOP(NAME##_lxor, any_u16, uint16_t,                                                        \
-         TO((float)(((a & 0x7fff) != 0) ^ ((b & 0x7fff) != 0))))                                \
+    LOOP(NAME##_land, any_u16, uint16_t, NONZERO(a) & NONZERO(b) ? ONE : 0)                     \
+    LOOP(NAME##_lor, any_u16, uint16_t, NONZERO(a) | NONZERO(b) ? ONE : 0)                      \
+    LOOP(NAME##_lxor, any_u16, uint16_t, NONZERO(a) ^ NONZERO(b) ? ONE : 0)                     \
     DIVIDE(NAME##_divide, any_u16, uint16_t, float, TO(FROM(a) / n))
+#define NONZERO(A) ((uint16_t)((A) << 1) != 0)
 
 INTEGER(u8, any_u8, uint8_t, uint32_t)
 INTEGER(u16, any_u16, uint16_t, uint32_t)
@@ -166,10 +166,10 @@ ORDER(u8, any_u8, uint8_t)
 ORDER(u16, any_u16, uint16_t)
 ORDER(u32, any_u32, uint32_t)
 ORDER(u64, any_u64, uint64_t)
-SHORT_REAL(half, VARIANT(from_half), VARIANT(to_half))
+SHORT_REAL(half, VARIANT(from_half), VARIANT(to_half), 0x3c00)
 #ifdef HALF_BY_HARDWARE
-/* The processor's own conversions are three times as fast. The same bits, and the rest of the array
-   (fewer than 8 items) goes the way above. */
+/* The processor's own conversions are several times as fast and give the same bits. The rest of the
+   array (fewer than 8 items) goes the way above. */
 #define HALF_LOOP(NAME, REST, COMPUTE)                                                          \
     static void VARIANT(NAME)(void *dest_, const void *left_, const void *right_, int64_t count) \
     {                                                                                           \
@@ -179,8 +179,10 @@ SHORT_REAL(half, VARIANT(from_half), VARIANT(to_half))
         for (; i + 8 <= count; i += 8) {                                                        \
             __m256 a = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(left + i)));           \
             __m256 b = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(right + i)));          \
-            __m128i value = _mm256_cvtps_ph(COMPUTE(a, b), _MM_FROUND_TO_NEAREST_INT);          \
-            _mm_storeu_si128((__m128i *)(dest + i), value);                                     \
+            __m256 value = COMPUTE(a, b), is_nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);   \
+            value = _mm256_blendv_ps(value, _mm256_set1_ps(NAN), is_nan);                       \
+            _mm_storeu_si128((__m128i *)(dest + i),                                             \
+                             _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));                \
         }                                                                                       \
         VARIANT(REST)(dest + i, left + i, right + i, count - i);                                \
     }
@@ -193,7 +195,7 @@ HALF_LOOP(half_fast_prod, half_prod, _mm256_mul_ps)
 #define HALF_SUM half_sum
 #define HALF_PROD half_prod
 #endif
-SHORT_REAL(brain, VARIANT(from_brain), VARIANT(to_brain))
+SHORT_REAL(brain, VARIANT(from_brain), VARIANT(to_brain), 0x3f80)
 REAL(f32, any_f32, float)
 REAL(f64, any_f64, double)
 PAIRS(c64_sum, f32_sum)
@@ -235,6 +237,8 @@ static const kernel_table VARIANT(table) = {
 #undef PAIRS
 #undef COMPLEX_PRODUCT
 #undef DIVIDE
+#undef ONE_NAN
+#undef NONZERO
 #undef SMALLER
 #undef LARGER
 #undef INTEGER

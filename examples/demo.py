@@ -48,8 +48,9 @@ def main() -> int:
     options = parser.parse_args()
     seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
     output: Path = options.output
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in ("summary.json", "demo.png"):
+        (output / name).unlink(missing_ok=True)
     print(f"The kills fall where seed {seed} says; --seed {seed} repeats them.", flush=True)
     try:
         return demo(output, random.Random(seed), seed)
@@ -131,6 +132,10 @@ class Job:
         self.checkpoints = output / name
         self.log = output / f"{name}.jsonl"
         self.record = output / f"{name}-fault"
+        # What an earlier demo left; nothing else, as the folder may be anybody's.
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for path in (self.log, *output.glob(f"{name}-fault.*")):
+            path.unlink(missing_ok=True)
 
     def start(self, *arguments: str, fault: str = "") -> subprocess.Popen[bytes]:
         """Start it under the launcher, in a session of its own."""
@@ -305,6 +310,7 @@ def plot(path: Path, undisturbed: Job, survived: Job, resumed: Job, kill: Kill) 
         if job is survived:
             for axes in (top, bottom):
                 axes.axvline((kill.time_ns - begin_ns) / 1e9, color=colour, alpha=0.4)
+            top.annotate("SIGKILL", ((kill.time_ns - begin_ns) / 1e9, loss[0]), color=colour)
     top.set_title(
         f"{STEPS} steps of SGD on digits; a rank killed in step {kill.step}, "
         f"the next step finished after {kill.recovery_ms:.0f} ms"

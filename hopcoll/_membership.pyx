@@ -335,8 +335,9 @@ cdef void adopt(Engine* engine, const DecideBody* body) noexcept nogil:
 # ---- events -------------------------------------------------------------------------------
 
 cdef void on_dead(Engine* engine, int peer) noexcept nogil:
+    if mask_has(&engine.left, peer):
+        return                 # it had said good-bye: nobody misses it
     mask_add(&engine.dead, peer)
-    mask_drop(&engine.left, peer)
     engine.told_done = -1      # there may be a new coordinator
     engine.told_stable = -1
     engine.watermark_due = 1

@@ -278,6 +278,7 @@ cdef int start_operation(Engine* engine, const Signature* sig, int64_t item_byte
         forget_start(engine, op)
         return failed
     op.called = 1
+    op.born = engine.epoch
     engine.next_seq = seq + 1
     result.seq = seq
     if sig.flags & FLAG_RAISE:
@@ -863,6 +864,8 @@ cdef void finish(Engine* engine, Operation* op) noexcept nogil:
     cdef Result* result = op.result
     op.finished = 1
     op.result = NULL
+    if op.undo != NULL and op.status != STATUS_OK:
+        memcpy(op.base, op.undo, op.nbytes)      # a failed IN_PLACE gives the input back
     op.base = NULL
     op.send = NULL
     if result == NULL:

@@ -136,6 +136,7 @@ cdef struct Operation:
     int32_t in_flight         # sends from the caller's memory
     int32_t in_flight_retained
     int32_t keeps_nothing     # no other rank can need anything of it from us
+    int32_t born              # the epoch in which it was called
     int64_t item_bytes
     int64_t nbytes
     int64_t chunks

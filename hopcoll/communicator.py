@@ -631,10 +631,10 @@ class Communicator:
 def _make_engine(comm: Any, config: Config) -> Any:
     from mpi4py import MPI
 
+    if isinstance(comm, MPI.Comm) and comm == MPI.COMM_NULL:
+        raise ValueError("comm is COMM_NULL: this rank belongs to no group")
     if not isinstance(comm, MPI.Intracomm):
         raise TypeError(f"comm must be an intracommunicator of MPI, not {type(comm).__name__}")
-    if comm == MPI.COMM_NULL:
-        raise ValueError("comm is COMM_NULL: this rank is in no group")
     # Loaded late, so that `import hopcoll` alone does not start MPI.
     from hopcoll._runtime import Engine
 

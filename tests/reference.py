@@ -2,8 +2,7 @@
 
 `reduce_twin` and `divide_twin` are the twins of the kernels in cython_kernels.reduction;
 `value_tree` is the documented order in which a collective puts the inputs of its contributors
-together. All are exact: a result must have the same bits, but for the sign and payload of a NaN,
-which `same_bits` leaves out.
+together. All are exact: a result must have the same bits, whatever the machine.
 """
 
 from __future__ import annotations
@@ -49,6 +48,16 @@ def _truth(array: np.ndarray) -> np.ndarray:
     return array != array.dtype.type(0)
 
 
+def _one_nan(array: np.ndarray) -> np.ndarray:
+    """Give every NaN the same bits; which bits NumPy gives it depends on the machine."""
+    if array.dtype.kind == "c":
+        real = array.real.dtype
+        return _one_nan(array.view(real)).view(array.dtype)
+    if array.dtype.kind not in "iub":
+        array = np.where(array != array, array.dtype.type(np.nan), array)
+    return array
+
+
 def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Multiply; complex by the plain formula.
 
@@ -63,11 +72,11 @@ def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return out
 
 
-# MIN and MAX: a NaN in either operand is the result; of two equal operands (zeros) the right one.
-# np.minimum agrees, but for the sign of zero, which it does not define.
+# MIN and MAX copy an operand: the left one of two NaNs, the right one of two equal numbers (zeros).
+# np.minimum agrees, but for the bits of a NaN and the sign of a zero, which it does not define.
 _NUMBERS: dict[int, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    reduction.SUM: lambda left, right: left + right,
-    reduction.PROD: _product,
+    reduction.SUM: lambda left, right: _one_nan(left + right),
+    reduction.PROD: lambda left, right: _one_nan(_product(left, right)),
     reduction.MIN: lambda left, right: np.where((left < right) | (left != left), left, right),
     reduction.MAX: lambda left, right: np.where((left > right) | (left != left), left, right),
 }
@@ -134,10 +143,12 @@ def divide_twin(dtype: int, array: np.ndarray, divisor: int) -> np.ndarray:
     with np.errstate(all="ignore"):
         if dtype in _COMPLEX:
             real = array.real.dtype.type
-            return (array.view(real) / real(divisor)).view(array.dtype)
-        if array.dtype.itemsize == 2:
-            return (array.astype(np.float32) / np.float32(divisor)).astype(array.dtype)
-        return array / array.dtype.type(divisor)
+            out = (array.view(real) / real(divisor)).view(array.dtype)
+        elif array.dtype.itemsize == 2:
+            out = (array.astype(np.float32) / np.float32(divisor)).astype(array.dtype)
+        else:
+            out = array / array.dtype.type(divisor)
+        return _one_nan(out)
 
 
 def value_tree(
@@ -204,14 +215,7 @@ def value_tree(
 
 
 def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
-    """Return whether two arrays have the same dtype, shape and bits; any NaN equals any NaN."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    if one.dtype.kind == "c":
-        one, other = one.view(one.real.dtype), other.view(other.real.dtype)
-    bits = f"u{one.dtype.itemsize}"
-    equal = one.view(bits) == other.view(bits)
-    if one.dtype.kind in "iub" or equal.all():
-        return bool(equal.all())
-    with np.errstate(invalid="ignore"):  # ml_dtypes warns of a NaN
-        return bool(np.all(equal | ((one != one) & (other != other))))
+    """Return whether two arrays have the same dtype, shape and bits."""
+    return (
+        one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    )

@@ -31,7 +31,7 @@ from hopcoll.chaos import plan
 __all__ = ["Judge", "chaos", "run_job", "summary", "write_report"]
 
 #: Seconds that the launcher gets to end its ranks before it is killed.
-_PATIENCE_S = 5.0
+_PATIENCE_S = 15.0
 #: Below so many kills the shares of a report are too coarse to be demanded.
 _QUOTA_KILLS_MIN = 100
 #: After so many runs with problems it is known that something is wrong.
@@ -344,6 +344,8 @@ def summary(report: dict[str, Any]) -> str:
                 f"{verdict['folder']}; replay: "
                 f"hopcoll chaos --seed {report['seed']} --run {verdict['run']}"
             )
+        elif "folder" in verdict and len(report["verdicts"]) == 1:
+            lines.append(f"  logs in {verdict['folder']}")
     lines += [f"  not enough of {missed}" for missed in report["quotas_missed"]]
     lines.append("passed" if report["passed"] else "FAILED")
     return "\n".join(lines)

@@ -383,4 +383,5 @@ def test_value_tree_of_a_large_allreduce_rotates_by_block() -> None:
 def test_value_tree_of_a_broadcast_is_the_roots_input() -> None:
     x = _tree_inputs(3, 4)
     got = value_tree(x, range(3), kind=BCAST, root=2, size=3, eager_bytes=4096)
-    assert same_bits(got, x[2]) and got is not x[2]
+    assert same_bits(got, x[2])
+    assert got is not x[2]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from mpi4py import MPI
@@ -32,6 +33,8 @@ from tests.reference import (
 CHUNK_BYTES, WINDOW_CHUNKS, EAGER_BYTES = 1024, 4, 2048
 MARGIN = 5
 CANARY = 0x5A
+
+Finish = Callable[[], None]
 
 OPS = [getattr(ops, name) for name in reduction.OP_NAMES if name != "NONE"]
 ALL_CODES = range(reduction.BYTES)
@@ -205,7 +208,7 @@ def every_broadcast(run: Runner) -> None:
 
 
 def many_outstanding(run: Runner) -> None:
-    """Different operations under way at once, waited for in another order than that of the calls."""
+    """Different operations under way at once, not waited for in the order of the calls."""
     rng = np.random.default_rng(7)
     for batch in range(12):
         started = []

@@ -1,0 +1,51 @@
+"""Runs the program of one rank under `hopcoll run` and marks its end. Executed, not imported, there.
+
+It stands alone: nothing of hopcoll or MPI is loaded before the program asks for it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import runpy
+import sys
+
+#: What a rank writes to its stderr when the interpreter ends, with whatever exit code. One write
+#: that is shorter than PIPE_BUF arrives in one piece.
+END_MARK = b"\x1ehopcoll-end\x1e\n"
+
+
+def main() -> None:
+    """Run ``script.py arg ...`` or ``-m module arg ...`` as Python itself would."""
+    if os.environ.get("HOPCOLL_LAUNCHER"):
+        mark_end()
+    package = os.path.dirname(os.path.abspath(__file__))
+    # From a checkout that is not installed, the program still finds hopcoll.
+    if os.path.dirname(package) not in sys.path:
+        sys.path.append(os.path.dirname(package))
+    del sys.argv[0]
+    if sys.argv[0] == "-m":
+        del sys.argv[0]
+        sys.path[0] = os.getcwd()
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def mark_end() -> None:
+    """Have the end of this process, and of no child that it forks, marked on its stderr."""
+    # The program may point its stderr elsewhere later. What is registered first is called last,
+    # so the mark comes after MPI's own end.
+    stderr = os.dup(2)
+    rank = os.getpid()
+
+    def write() -> None:
+        if os.getpid() == rank:
+            os.write(stderr, END_MARK)
+
+    atexit.register(write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,657 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The engine on real MPI: its lock, its clock, its progress thread, and the Python classes.
+
+One thread at a time turns the crank: the caller's while it waits in a call, else the native thread,
+which never takes the GIL.  It spins (yielding the core) while messages come, sleeps 50 us between
+looks while an operation is open, and 0.8 ms when there is none.
+"""
+import os
+import threading
+
+from libc.stdint cimport int64_t, int32_t, uint8_t, uint64_t, uintptr_t
+from libc.stdlib cimport malloc, calloc, free
+from libc.string cimport memset
+from libc.stdio cimport snprintf
+from cpython.exc cimport PyErr_CheckSignals
+from cython_kernels.transport cimport Transport, Event
+from cython_kernels.mpi_transport cimport MpiTransport, transport_error
+from cython_kernels.reduction cimport itemsize_of
+from hopcoll._state cimport *
+from hopcoll._engine cimport (
+    control_bytes_of, engine_new, engine_free, engine_event, engine_tick, engine_leave,
+    engine_quiet)
+from hopcoll._operation cimport start_operation
+from hopcoll._plan cimport partial_source, final_source, is_finalizer, chain_after, chain_before
+
+from cython_kernels import reduction
+from hopcoll.errors import ClosedError, MpiError, ProtocolError, TransferTimeoutError
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef unsigned long pthread_t
+    int pthread_mutex_init(pthread_mutex_t*, const void*)
+    int pthread_mutex_lock(pthread_mutex_t*)
+    int pthread_mutex_trylock(pthread_mutex_t*)
+    int pthread_mutex_unlock(pthread_mutex_t*)
+    int pthread_create(pthread_t*, const void*, void* (*)(void*) noexcept nogil, void*)
+    int pthread_join(pthread_t, void**)
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    int sigfillset(sigset_t*)
+    int pthread_sigmask(int, const sigset_t*, sigset_t*)
+    int kill(int, int)
+    int SIG_BLOCK
+    int SIG_SETMASK
+    int SIGKILL
+
+cdef extern from "<time.h>" nogil:
+    cdef struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int, timespec*)
+    int nanosleep(const timespec*, timespec*)
+    int CLOCK_MONOTONIC
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+cdef extern from "<unistd.h>" nogil:
+    int getpid()
+    ssize_t write(int, const void*, size_t)
+    int fsync(int)
+
+cdef extern from "<fcntl.h>" nogil:
+    int open(const char*, int, ...)
+    int O_WRONLY
+    int O_CREAT
+    int O_TRUNC
+
+cdef enum:
+    EVENTS_A_TURN = 64
+    SPINS_BEFORE_YIELD = 200
+    RECORD_PATH_MAX = 4096
+
+cdef enum Wait:
+    WAIT_OVER = 0
+    WAIT_DONE = 1
+    WAIT_BROKEN = 2
+
+
+cdef struct Runtime:
+    Engine* engine
+    Transport* transport
+    pthread_mutex_t mutex
+    pthread_t thread
+    int32_t threaded
+    int32_t stop
+    int32_t callers           # threads of the caller inside a wait
+    int64_t started_us
+    int64_t last_event_us
+    int32_t timed_faults
+    int32_t first_alive
+    char record_path[RECORD_PATH_MAX]
+
+
+cdef int64_t clock_us() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t>t.tv_sec * 1000000 + t.tv_nsec // 1000
+
+
+cdef void sleep_us(int64_t us) noexcept nogil:
+    cdef timespec t
+    t.tv_sec = us // 1000000
+    t.tv_nsec = (us % 1000000) * 1000
+    nanosleep(&t, NULL)
+
+
+# ---- the crank ----------------------------------------------------------------------------
+
+cdef int turn(Runtime* rt) noexcept nogil:
+    """Handles what has come; the lock is held.  Returns the number of events."""
+    cdef Event event
+    cdef int count = 0
+    cdef int64_t now
+    while count < EVENTS_A_TURN and rt.transport.poll(rt.transport.self, &event):
+        engine_event(rt.engine, &event)
+        count += 1
+    now = clock_us()
+    if count:
+        rt.last_event_us = now
+    if now != rt.engine.now_us:
+        engine_tick(rt.engine, now)
+    if rt.timed_faults:
+        check_timed_faults(rt, now)
+    return count
+
+
+cdef int wait_for(Runtime* rt, const Result* result, int64_t until_us) noexcept nogil:
+    """Turns the crank until the result is complete or the time is over."""
+    cdef int count, complete = 0, broken = 0
+    cdef int64_t idle = 0, idle_since = 0
+    __atomic_add_fetch(&rt.callers, 1, __ATOMIC_SEQ_CST)
+    while True:
+        pthread_mutex_lock(&rt.mutex)
+        count = turn(rt)
+        complete = result != NULL and result.complete
+        broken = rt.engine.broken
+        pthread_mutex_unlock(&rt.mutex)
+        if complete or broken or rt.engine.now_us >= until_us:
+            break
+        if count:
+            idle = 0
+            continue
+        # Spinning is the enemy where ranks outnumber cores: yield soon, sleep later.
+        idle += 1
+        if idle == 1:
+            idle_since = rt.engine.now_us
+        elif idle > SPINS_BEFORE_YIELD:
+            if rt.engine.now_us - idle_since > 2000:
+                sleep_us(50)
+            else:
+                sched_yield()
+    __atomic_sub_fetch(&rt.callers, 1, __ATOMIC_SEQ_CST)
+    return WAIT_DONE if complete else WAIT_BROKEN if broken else WAIT_OVER
+
+
+cdef extern from * nogil:
+    int __ATOMIC_SEQ_CST
+    int __atomic_add_fetch(int32_t*, int32_t, int)
+    int __atomic_sub_fetch(int32_t*, int32_t, int)
+    int __atomic_load_n(int32_t*, int)
+    void __atomic_store_n(int32_t*, int32_t, int)
+
+
+cdef void* progress(void* argument) noexcept nogil:
+    """The native thread."""
+    cdef Runtime* rt = <Runtime*>argument
+    cdef int64_t now
+    cdef bint is_open
+    while not __atomic_load_n(&rt.stop, __ATOMIC_SEQ_CST):
+        if __atomic_load_n(&rt.callers, __ATOMIC_SEQ_CST):
+            sleep_us(800)
+            continue
+        if pthread_mutex_trylock(&rt.mutex) == 0:
+            turn(rt)
+            now = rt.engine.now_us
+            is_open = (rt.engine.finished < rt.engine.next_seq or rt.engine.frozen
+                       or rt.engine.outlets_used > 0)
+            pthread_mutex_unlock(&rt.mutex)
+            if now - rt.last_event_us < 300:
+                sched_yield()
+            elif is_open or now - rt.last_event_us < 3000:
+                sleep_us(50)
+            else:
+                sleep_us(800)
+        else:
+            sleep_us(50)
+    return NULL
+
+
+# ---- faults for tests ---------------------------------------------------------------------
+
+cdef int64_t moved_total(Engine* engine, Operation* op) noexcept nogil:
+    """The bytes that this rank receives and sends in a fault-free run of the operation."""
+    cdef int b, edges
+    cdef int64_t total = 0
+    cdef Mask members = members_of(engine, op.attempt)
+    for b in range(op.blocks):
+        edges = 0
+        if chain_before(&members, engine.size, op.block[b].start, engine.rank) >= 0:
+            edges += 2 if op.sig.kind == ALLREDUCE else 1
+        if chain_after(&members, engine.size, op.block[b].start, engine.rank) >= 0:
+            edges += 2 if op.sig.kind == ALLREDUCE else 1
+        total += edges * op.block[b].grid.nbytes
+    return total
+
+
+cdef void fire(void* context, Engine* engine, const Fault* fault, int index) noexcept nogil:
+    """Writes down where we are, and dies."""
+    cdef Runtime* rt = <Runtime*>context
+    cdef char line[512]
+    cdef int n, fd, repair
+    cdef int64_t seq, moved = 0, total = 0, at = -1, chunk = 0
+    cdef Operation* op
+    cdef Mask members = members_of(engine, engine.epoch)
+    cdef Mask lost = mask_and(&members, &engine.dead)
+    repair = engine.frozen or engine.balloting or not mask_empty(&lost)
+    for seq in range(engine.done, engine.next_seq):
+        op = find_operation(engine, seq)
+        if op == NULL or not op.called or op.done:
+            continue
+        if op.born < engine.epoch:
+            repair = 1
+        if at < 0 or (moved == 0 and op.moved_bytes > 0):
+            at = seq
+            moved = op.moved_bytes
+            chunk = op.moved_chunks
+            total = 0 if op.small else moved_total(engine, op)
+    if total < moved:
+        total = moved
+    if rt.record_path[0]:
+        n = snprintf(line, sizeof(line),
+                     b'{"rank": %d, "trigger": "%s", "op": %lld, "chunk": %lld, "moved_bytes": %lld, '
+                     b'"total_bytes": %lld, "repair": %d, "coordinator": %d, "epoch": %d}\n',
+                     engine.rank,
+                     <const char*>b"time" if fault.time_us >= 0 else
+                     <const char*>b"ballot" if fault.ballot else <const char*>b"chunk",
+                     <long long>at, <long long>chunk, <long long>moved, <long long>total, repair,
+                     <int>(coordinator_of(engine) == engine.rank), engine.epoch)
+        fd = open(rt.record_path, O_WRONLY | O_CREAT | O_TRUNC, 0o644)
+        if fd >= 0:
+            write(fd, line, n)
+    kill(getpid(), SIGKILL)
+    while True:
+        sleep_us(1000000)
+
+
+cdef void check_timed_faults(Runtime* rt, int64_t now) noexcept nogil:
+    cdef int i
+    for i in range(rt.engine.faults):
+        if rt.engine.fault[i].time_us >= 0 and now - rt.started_us >= rt.engine.fault[i].time_us:
+            fire(rt, rt.engine, &rt.engine.fault[i], i)
+
+
+cdef int plant_faults(Runtime* rt, int rank) except -1:
+    """Reads HOPCOLL_FAULT: faults for tests, "rank=2,op=7,chunk=40;rank=0,ballot=1,send=2"."""
+    cdef Fault* fault
+    text = os.environ.get("HOPCOLL_FAULT", "")
+    for part in filter(None, (p.strip() for p in text.split(";"))):
+        try:
+            fields = dict(item.split("=") for item in part.split(","))
+            known = set(fields) <= {"rank", "op", "chunk", "ballot", "send", "time"}
+            if not known or "rank" not in fields or len({"op", "ballot", "time"} & set(fields)) != 1:
+                raise ValueError
+            numbers = {key: float(value) if key == "time" else int(value)
+                       for key, value in fields.items()}
+        except ValueError:
+            raise ValueError(f"HOPCOLL_FAULT: {part!r} is not rank=R with op=S,chunk=C or "
+                             "ballot=N,send=K or time=SECONDS") from None
+        if numbers["rank"] != rank:
+            continue
+        if rt.engine.faults == 16:
+            raise ValueError("HOPCOLL_FAULT: more than 16 faults for one rank")
+        fault = &rt.engine.fault[rt.engine.faults]
+        fault.seq = numbers.get("op", -1)
+        fault.chunk = numbers.get("chunk", 0)
+        fault.ballot = numbers.get("ballot", 0)
+        fault.send = numbers.get("send", 0)
+        fault.time_us = <int64_t>(numbers["time"] * 1e6) if "time" in numbers else -1
+        rt.timed_faults |= fault.time_us >= 0
+        rt.engine.faults += 1
+    prefix = os.environ.get("HOPCOLL_FAULT_RECORD", "")
+    if prefix:
+        path = os.fsencode(f"{prefix}.{rank}")
+        if len(path) >= RECORD_PATH_MAX:
+            raise ValueError("HOPCOLL_FAULT_RECORD: the path is too long")
+        rt.record_path = path
+    rt.engine.fault_context = rt
+    rt.engine.fire = fire
+    return 0
+
+
+_faults_planted = False
+
+
+# ---- Python -------------------------------------------------------------------------------
+
+_KINDS = {BCAST: "Bcast", REDUCE: "Reduce", ALLREDUCE: "Allreduce", BARRIER: "Barrier"}
+
+
+cdef str signature_text(const Signature* sig):
+    name = _KINDS.get(sig.kind, f"operation {sig.kind}")
+    if sig.kind == BARRIER:
+        return f"{name}()" + (" raising" if sig.flags & FLAG_RAISE else "")
+    parts = [reduction.DTYPE_NAMES[sig.dtype].lower(), f"count={sig.count}"]
+    if sig.kind != BCAST:
+        parts.append(f"op={reduction.OP_NAMES[sig.redop]}")
+    if sig.kind != ALLREDUCE:
+        parts.append(f"root={sig.root}")
+    if sig.flags & FLAG_RAISE:
+        parts.append("on_failure='raise'")
+    return f"{name}({', '.join(parts)})"
+
+
+cdef tuple ranks_of(const Mask* mask, int size):
+    return tuple([r for r in range(size) if mask_has(mask, r)])
+
+
+cdef class Operation_:
+    """One started operation: what `Engine.start` returns."""
+    cdef Engine_ owner
+    cdef Result* result
+    cdef readonly object seq
+    cdef bint closed
+
+    def __dealloc__(self):
+        if self.result != NULL:
+            self.owner.drop(self.result)
+
+    @property
+    def status(self):
+        return self.result.status if self.result.complete else STATUS_CLOSED
+
+    @property
+    def epoch(self):
+        return self.result.epoch
+
+    @property
+    def contributors(self):
+        return ranks_of(&self.result.contributors, self.owner.size)
+
+    @property
+    def failed(self):
+        return ranks_of(&self.result.failed, self.owner.size)
+
+    @property
+    def message(self):
+        return self.owner.mismatch_message()
+
+    def stable(self):
+        """Whether no rerun can change the result any more."""
+        return self.owner.is_stable(self.result.seq)
+
+
+cdef class Engine_:
+    """One rank's engine over an MPI communicator; see `hopcoll.communicator`."""
+    cdef Runtime rt
+    cdef MpiTransport transport
+    cdef object config
+    cdef dict kept
+    cdef list orphans
+    cdef bint closed
+    cdef bint abandoned
+    cdef readonly int rank
+    cdef readonly int size
+    cdef readonly bint fault_tolerant
+    cdef readonly str mpi_thread
+    cdef object __weakref__
+
+    def __cinit__(self, comm, config):
+        global _faults_planted
+        cdef Settings settings
+        cdef sigset_t all_signals, previous
+        from mpi4py import MPI
+        memset(&self.rt, 0, sizeof(Runtime))
+        self.kept = {}
+        self.orphans = []
+        self.config = config
+        memset(&settings, 0, sizeof(settings))
+        size = comm.Get_size()
+        if size > RANKS_MAX:
+            raise ValueError(f"comm has {size} ranks; at most {RANKS_MAX} are supported: "
+                             "all pairs make their first contact at the start")
+        settings.chunk_bytes = config.chunk_bytes
+        settings.eager_bytes = config.eager_bytes
+        settings.window = config.window_chunks
+        settings.retain_bytes_max = 32768
+        settings.retain_budget_bytes = 4 << 20
+        settings.ring = 128
+        settings.active = 4
+        settings.outlets_max = 128 * size
+        settings.announce_us = 250000
+        settings.flush_us = 1000
+        agreed = config.agreed()
+        self.transport = MpiTransport(comm, control_bytes_of(&settings, size),
+                                      config.connect_timeout_s, repr(agreed).encode())
+        ours = repr(agreed)
+        differ = [(rank, hello.decode()) for rank, hello in enumerate(self.transport.hellos)
+                  if hello.decode() != ours]
+        if differ:
+            raise ValueError("settings differ between ranks: (chunk_bytes, window_chunks, "
+                             f"eager_bytes) is {ours} at rank {comm.Get_rank()} but "
+                             f"{differ[0][1]} at rank {differ[0][0]}")
+        self.rt.transport = &self.transport.table
+        self.rt.engine = engine_new(&self.transport.table, &settings)
+        if self.rt.engine == NULL:
+            raise MemoryError("engine: out of memory")
+        self.rank = comm.Get_rank()
+        self.size = size
+        self.fault_tolerant = self.transport.fault_tolerant
+        pthread_mutex_init(&self.rt.mutex, NULL)
+        self.rt.started_us = clock_us()
+        self.rt.engine.now_us = self.rt.started_us
+        if not _faults_planted and "HOPCOLL_FAULT" in os.environ:
+            _faults_planted = True
+            plant_faults(&self.rt, self.rank)
+        self.mpi_thread = {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled",
+                           MPI.THREAD_SERIALIZED: "serialized",
+                           MPI.THREAD_MULTIPLE: "multiple"}[MPI.Query_thread()]
+        if config.progress == "thread" and self.mpi_thread == "multiple" and size > 1:
+            # Signals are for Python's threads.
+            sigfillset(&all_signals)
+            pthread_sigmask(SIG_BLOCK, &all_signals, &previous)
+            if pthread_create(&self.rt.thread, NULL, progress, &self.rt) == 0:
+                self.rt.threaded = 1
+            pthread_sigmask(SIG_SETMASK, &previous, NULL)
+
+    def __dealloc__(self):
+        if not self.abandoned:
+            self.stop_thread()
+
+    cdef void stop_thread(self) noexcept:
+        if self.rt.threaded:
+            __atomic_store_n(&self.rt.stop, 1, __ATOMIC_SEQ_CST)
+            with nogil:
+                pthread_join(self.rt.thread, NULL)
+            self.rt.threaded = 0
+
+    cdef void drop(self, Result* result) noexcept:
+        if self.closed or self.abandoned or result.complete:
+            free(result)
+        else:
+            self.orphans.append(<uintptr_t>result)
+
+    cdef bint is_stable(self, int64_t seq):
+        if self.closed or self.abandoned:
+            return seq < self.rt.engine.stable
+        with nogil:
+            pthread_mutex_lock(&self.rt.mutex)
+            turn(&self.rt)
+            pthread_mutex_unlock(&self.rt.mutex)
+        return seq < self.rt.engine.stable
+
+    @property
+    def alive(self):
+        """The ranks that are members and not known to be dead."""
+        cdef Mask members = members_of(self.rt.engine, self.rt.engine.epoch)
+        cdef Mask out = mask_without(&members, &self.rt.engine.dead)
+        return ranks_of(&out, self.size)
+
+    @property
+    def epoch(self):
+        return self.rt.engine.epoch
+
+    def mismatch_message(self):
+        cdef int r
+        groups = {}
+        for r in range(self.size):
+            if mask_has(&self.rt.engine.grouped, r):
+                groups.setdefault(signature_text(&self.rt.engine.groups[r]), []).append(r)
+        text = "; ".join(
+            f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))} called {name}"
+            for name, ranks in groups.items())
+        return (f"arguments differ between ranks in operation {self.rt.engine.poison_cut} of this "
+                f"communicator: {text}. It cannot be used any more")
+
+    def counters(self):
+        """What the engine counted since its start, by name."""
+        out = dict(self.rt.engine.counters)
+        out["epoch"] = self.rt.engine.epoch
+        out["transport_error"] = transport_error(self.rt.transport, NULL)
+        return out
+
+    cdef int check(self) except -1:
+        if self.abandoned or self.closed:
+            raise ClosedError("the communicator is closed")
+        if self.rt.engine.broken:
+            raise ProtocolError("the engine of this rank gave up: a message that cannot be, or no "
+                                "memory left; please report it")
+        return 0
+
+    def start(self, int kind, int dtype, int redop, int root, int64_t count,
+              uintptr_t send_address, uintptr_t recv_address, int flags, keep):
+        """Enters the next operation.  May block until an earlier one is stable, when 64 are not."""
+        cdef Signature sig
+        cdef Operation_ operation
+        cdef Result* result
+        cdef int code = START_AGAIN
+        cdef int64_t item_bytes = itemsize_of(dtype), until, limit = -1
+        self.check()
+        if self.orphans:
+            self.reap()
+        memset(&sig, 0, sizeof(sig))
+        sig.kind = kind
+        sig.dtype = dtype
+        sig.redop = redop
+        sig.root = root
+        sig.flags = flags & FLAG_RAISE
+        sig.count = count
+        if kind == BARRIER:
+            item_bytes = 0
+        result = <Result*>calloc(1, sizeof(Result))
+        if result == NULL:
+            raise MemoryError("operation: out of memory")
+        if self.config.timeout_s is not None:
+            limit = clock_us() + <int64_t>(self.config.timeout_s * 1e6)
+        while True:
+            with nogil:
+                pthread_mutex_lock(&self.rt.mutex)
+                code = start_operation(self.rt.engine, &sig, item_bytes,
+                                       <const unsigned char*>send_address,
+                                       <unsigned char*>recv_address, flags, result)
+                pthread_mutex_unlock(&self.rt.mutex)
+            if code != START_AGAIN:
+                break
+            with nogil:
+                wait_for(&self.rt, NULL, clock_us() + 200)
+            try:
+                PyErr_CheckSignals()
+                self.check()
+                if limit >= 0 and clock_us() > limit:
+                    raise TransferTimeoutError(
+                        "too many operations are under way, and none became stable within "
+                        f"{self.config.timeout_s:g} s; nothing was started")
+            except BaseException:
+                free(result)
+                raise
+        if code == START_NO_MEMORY:
+            free(result)
+            raise MemoryError(f"{_KINDS[kind]}: no memory for the copy that it needs "
+                              f"({count * item_bytes} bytes); nothing was started")
+        operation = Operation_.__new__(Operation_)
+        operation.owner = self
+        operation.result = result
+        operation.seq = result.seq
+        if keep is not None and not result.complete:
+            self.kept[result.seq] = keep
+        return operation
+
+    cdef int reap(self) except -1:
+        """Lets go of the buffers of operations that nobody waits for any more."""
+        cdef list left = []
+        for address in self.orphans:
+            if (<Result*><uintptr_t>address).complete:
+                self.kept.pop((<Result*><uintptr_t>address).seq, None)
+                free(<Result*><uintptr_t>address)
+            else:
+                left.append(address)
+        self.orphans = left
+        return 0
+
+    def wait(self, Operation_ operation, timeout_s):
+        """Waits for an operation; False when the time is over."""
+        cdef int64_t until, limit = -1
+        cdef int code, error_class, peer = -1
+        if operation.result.complete:
+            self.kept.pop(operation.seq, None)
+            return True
+        if self.closed or self.abandoned:
+            return True        # its status says so
+        if timeout_s is not None:
+            limit = clock_us() + <int64_t>(min(timeout_s, 1e9) * 1e6)
+        while True:
+            until = clock_us() + 20000
+            if limit >= 0 and until > limit:
+                until = limit
+            with nogil:
+                code = wait_for(&self.rt, operation.result, until)
+            if code == WAIT_DONE:
+                self.kept.pop(operation.seq, None)
+                return True
+            if self.closed or self.abandoned:
+                return True
+            self.check()
+            error_class = transport_error(self.rt.transport, &peer)
+            if error_class:
+                raise MpiError(f"MPI failed with error class {error_class}, and no rank's death "
+                               f"explains it (peer {peer})", error_class, peer)
+            if limit >= 0 and clock_us() >= limit:
+                return False
+            PyErr_CheckSignals()
+
+    def test(self, Operation_ operation):
+        """Looks whether an operation is complete, and turns the crank once."""
+        if not operation.result.complete and not (self.closed or self.abandoned):
+            self.check()
+            with nogil:
+                pthread_mutex_lock(&self.rt.mutex)
+                turn(&self.rt)
+                pthread_mutex_unlock(&self.rt.mutex)
+        if operation.result.complete:
+            self.kept.pop(operation.seq, None)
+            return True
+        return self.closed or self.abandoned
+
+    def finalize(self, timeout_s):
+        """Leaves: waits, bounded, until nobody needs this rank, says good-bye, and lets the others
+        say theirs.  False when the time was too short."""
+        cdef int64_t until = clock_us() + <int64_t>(min(timeout_s, 1e9) * 1e6)
+        cdef bint quiet = False, last = False
+        cdef Mask members, out
+        if self.closed or self.abandoned:
+            return True
+        while not self.rt.engine.broken:
+            with nogil:
+                pthread_mutex_lock(&self.rt.mutex)
+                turn(&self.rt)
+                quiet = engine_quiet(self.rt.engine)
+                pthread_mutex_unlock(&self.rt.mutex)
+            if quiet or clock_us() >= until:
+                break
+            with nogil:
+                wait_for(&self.rt, NULL, clock_us() + 100)
+            PyErr_CheckSignals()
+        self.stop_thread()
+        with nogil:
+            engine_leave(self.rt.engine)
+        while not self.rt.engine.broken and clock_us() < until:
+            with nogil:
+                turn(&self.rt)
+                members = mask_full(self.rt.engine.size)
+                out = gone(self.rt.engine)
+                mask_add(&out, self.rt.engine.rank)
+                last = mask_within(&members, &out)
+            if last:
+                break
+            with nogil:
+                sched_yield()
+            PyErr_CheckSignals()
+        self.closed = True
+        self.transport.close(1.0)
+        self.kept.clear()
+        self.reap()
+        return bool(quiet)
+
+    def abandon(self):
+        """After a fork, in the child: MPI and the lock belong to the parent."""
+        self.abandoned = True
+        self.rt.threaded = 0
+
+
+# The C structs have these names already.
+globals()["Engine"] = Engine_
+globals()["Operation"] = Operation_

