@@ -105,7 +105,8 @@ def _measure_one(
     count = nbytes // dtype.itemsize
     # Sums of zeros and products of ones keep an array in place what it is, so that no turn meets
     # infinities or subnormals that an earlier one made.
-    left = (np.arange(count, dtype=np.int64) % 2 + 1).astype(dtype)
+    left = np.ones(count, dtype)
+    left[::2] = 2
     right = np.full(count, 0 if op_name == "SUM" else 1, dtype)
     dest = left.copy() if in_place else np.empty_like(left)
     one = dest if in_place else left
@@ -124,7 +125,7 @@ def _measure_one(
             call()
         return (time.perf_counter() - begin_s) / length
 
-    warm_s = max(min(batch(call, 1) for _ in range(3)) for call in calls.values())
+    warm_s = max(min(batch(call, 1) for _ in range(2)) for call in calls.values())
     length = max(1, round(_BATCH_S / warm_s))
     times_s: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns):

@@ -1,638 +1,34 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The transport contract (transport.pxd) over MPI point-to-point.
+"""The transport over MPI: first contacts, and the end.  mpi_channels.pyx is what runs in between.
 
-Everything is a nonblocking request on a duplicate of the caller's communicator; nothing collective
-is called after construction, and no call here waits.
-
-*Channels.*  The receives of one (peer, tag) form a first-in-first-out channel and only the oldest
-is ever tested.  So events of a channel come in the order posted, a poll tests few requests, and
-when a peer dies no later receive can pass for an earlier one that was lost.  Tag 0 carries control
-messages: `RING` receives stay posted to every peer, from before the first message is sent.
-
-*Death.*  A peer is dead when the oldest control receive from it fails with MPI_ERR_PROC_FAILED, and
-not sooner: what it said before has then been handed over in order.  A request that fails for
-another reason is checked against MPI's own list of the dead (a local call); when its peer lives,
-the error is kept in `transport_error` and its data request ends as LOST.
-
-*What Open MPI does that is not obvious* (read in the 5.0 sources).  MPI_Testsome marks a dead
-peer's requests before it drains what the peer had sent, so `poll` lets MPI make progress first when
-the last poll is a while ago.  When one request of the array fails, MPI_Testsome also frees other
-failed ones that it does not report: `scan_vanished` finds them.  A message above the eager limit
-comes in fragments that name their request by address; a fragment that is still under way when its
-sender's death is noticed may land in a reused request.  Chunks belong below the eager limit.
+Everything is a nonblocking request on a duplicate of the caller's communicator.  Nothing collective
+is called after construction, and no function of the table waits.
 """
 from libc.stdint cimport int64_t, uintptr_t
-from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset
-from posix.time cimport clock_gettime, timespec, CLOCK_MONOTONIC
+from libc.stdlib cimport calloc, free
 
 from cpython.exc cimport PyErr_CheckSignals
-from cython_kernels.transport cimport (
-    Transport, Event, EVENT_CONTROL, EVENT_SENT, EVENT_RECEIVED, EVENT_LOST, EVENT_DEAD)
+from cython_kernels.mpi_calls cimport (
+    MPI_Comm, MPI_Comm_idup, MPI_Comm_set_errhandler, MPI_ERRORS_RETURN, MPI_ERR_NO_MEM,
+    MPI_Finalized, MPI_Get_library_version, MPI_Initialized, MPI_Request, MPI_SUCCESS, MPI_TAG_UB,
+    MPI_Test, hopcoll_class, hopcoll_fault_tolerant, hopcoll_world_attribute)
+from cython_kernels.mpi_channels cimport (
+    CONTROL_IN, Node, World, clock_s, drain, fill_table, free_world, make_world, settle,
+    wait_request)
+from cython_kernels.transport cimport Event, Transport
 
 from mpi4py import MPI
 
 cdef extern from "sched.h" nogil:
     int sched_yield()
 
-cdef extern from *:
-    """
-    #include <mpi.h>
-    #include <time.h>
-    #if defined(OPEN_MPI)
-    #include <mpi-ext.h>
-    #endif
-    #if !defined(CLOCK_MONOTONIC_COARSE)
-    #define CLOCK_MONOTONIC_COARSE CLOCK_MONOTONIC
-    #endif
-
-    static int hopcoll_class(int code)
-    {
-        int error_class = code;
-        if (code != MPI_SUCCESS) MPI_Error_class(code, &error_class);
-        return error_class;
-    }
-
-    /* Whether an error of this class means by itself that the peer is dead. */
-    static int hopcoll_class_is_death(int error_class)
-    {
-    #if defined(MPIX_ERR_PROC_FAILED)
-        return error_class == MPIX_ERR_PROC_FAILED;
-    #else
-        return 0;
-    #endif
-    }
-
-    /* Whether MPI counts the rank among the dead; local, and never wrong about "yes". */
-    static int hopcoll_peer_failed(MPI_Comm comm, int peer)
-    {
-    #if defined(OMPI_HAVE_MPIX_COMM_GET_FAILED)
-        MPI_Group failed, all;
-        int place = MPI_UNDEFINED;
-        if (MPIX_Comm_get_failed(comm, &failed) != MPI_SUCCESS) return 0;
-        if (MPI_Comm_group(comm, &all) == MPI_SUCCESS) {
-            MPI_Group_translate_ranks(all, 1, &peer, failed, &place);
-            MPI_Group_free(&all);
-        }
-        MPI_Group_free(&failed);
-        return place != MPI_UNDEFINED;
-    #else
-        return 0;
-    #endif
-    }
-
-    /* An attribute of the whole job: MPI attaches it to the world, and only there. */
-    static int hopcoll_world_attribute(int key, int missing)
-    {
-        int *value = NULL, found = 0;
-        if (MPI_Comm_get_attr(MPI_COMM_WORLD, key, &value, &found) != MPI_SUCCESS) return missing;
-        return found && value ? *value : missing;
-    }
-
-    static int hopcoll_fault_tolerant(void)
-    {
-    #if defined(MPIX_FT)
-        return hopcoll_world_attribute(MPIX_FT, 0);
-    #else
-        return 0;
-    #endif
-    }
-
-    /* Lets MPI take in what has arrived; a probe of oneself finds nothing and touches no peer. */
-    static void hopcoll_progress(void)
-    {
-        int found;
-        MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_SELF, &found, MPI_STATUS_IGNORE);
-    }
-
-    static long long hopcoll_coarse_clock(void)
-    {
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-        return now.tv_sec * 1000000000LL + now.tv_nsec;
-    }
-    """
-    ctypedef struct _hopcoll_comm:
-        pass
-    ctypedef _hopcoll_comm* MPI_Comm
-    ctypedef struct _hopcoll_request:
-        pass
-    ctypedef _hopcoll_request* MPI_Request
-    ctypedef struct _hopcoll_datatype:
-        pass
-    ctypedef _hopcoll_datatype* MPI_Datatype
-    ctypedef struct _hopcoll_errhandler:
-        pass
-    ctypedef _hopcoll_errhandler* MPI_Errhandler
-    ctypedef struct MPI_Status:
-        int MPI_ERROR
-
-    const int MPI_SUCCESS, MPI_ERR_IN_STATUS, MPI_ERR_NO_MEM, MPI_ERR_COUNT, MPI_TAG_UB
-    MPI_Request MPI_REQUEST_NULL
-    MPI_Datatype MPI_BYTE
-    MPI_Errhandler MPI_ERRORS_RETURN
-    MPI_Status* MPI_STATUS_IGNORE
-
-    int MPI_Initialized(int*) nogil
-    int MPI_Finalized(int*) nogil
-    int MPI_Get_library_version(char*, int*) nogil
-    int MPI_Comm_idup(MPI_Comm, MPI_Comm*, MPI_Request*) nogil
-    int MPI_Comm_set_errhandler(MPI_Comm, MPI_Errhandler) nogil
-    int MPI_Comm_rank(MPI_Comm, int*) nogil
-    int MPI_Comm_size(MPI_Comm, int*) nogil
-    int MPI_Isend(const void*, int, MPI_Datatype, int, int, MPI_Comm, MPI_Request*) nogil
-    int MPI_Irecv(void*, int, MPI_Datatype, int, int, MPI_Comm, MPI_Request*) nogil
-    int MPI_Test(MPI_Request*, int*, MPI_Status*) nogil
-    int MPI_Testsome(int, MPI_Request*, int*, int*, MPI_Status*) nogil
-    int MPI_Get_count(const MPI_Status*, MPI_Datatype, int*) nogil
-    int MPI_Cancel(MPI_Request*) nogil
-    int MPI_Request_free(MPI_Request*) nogil
-
-    int hopcoll_class(int code) nogil
-    int hopcoll_class_is_death(int error_class) nogil
-    int hopcoll_peer_failed(MPI_Comm, int peer) nogil
-    int hopcoll_world_attribute(int key, int missing) nogil
-    int hopcoll_fault_tolerant() nogil
-    void hopcoll_progress() nogil
-    long long hopcoll_coarse_clock() nogil
-
-# RING: control receives that stay posted to each peer.  More messages than that between two polls
-# are safe; MPI buffers them.
 cdef enum:
-    RING = 8
-    CONTROL_TAG = 0
-    MESSAGE_BYTES_MAX = 0x7FFFFFFF
-    ZEROED_BYTES_MAX = 65536
-    PROGRESS_ROUNDS = 16
     LIBRARY_VERSION_BYTES = 16384
     SLICE_MS = 5               # how long a waiting constructor goes without looking for signals
-
-cdef enum NodeKind:
-    CONTROL_IN = 0
-    CONTROL_OUT = 1
-    DATA_IN = 2
-    DATA_OUT = 3
-
-cdef struct Node:              # one request
-    MPI_Request request        # while it waits behind the head of its channel
-    int kind
-    int peer
-    int tag
-    int refused                # the error class with which MPI refused to start it
-    int64_t token
-    unsigned char* memory      # of control messages: RING slots and copies of what is sent
-    Node* next                 # in its channel, or in a list of spare nodes
-    Node* registered           # all nodes ever made, for the end
-
-cdef struct Channel:
-    int tag
-    int broken                 # a receive was lost: the ones behind it are lost, too
-    Node* head
-    Node* tail
-    Channel* next
-
-cdef struct Queued:
-    Event event
-    Node* node                 # the control slot that the event shows, to be posted again
 
 cdef struct Duplication:
     MPI_Comm comm
     MPI_Request request
-
-cdef struct World:
-    int rank
-    int size
-    int error_class
-    int error_peer
-    int closed
-    MPI_Comm comm
-    int64_t control_bytes_max
-    Channel* control           # by peer
-    Channel** data             # by peer: its list of channels
-    unsigned char* dead        # by peer
-    Channel* spare_channels
-    Node* spare_nodes          # without memory
-    Node* spare_slots          # with control_bytes_max of it
-    Node* registered
-    Node* lent                 # the slot of the event that the last poll gave out
-    # What MPI_Testsome tests, dense: the heads of the channels and the sends in flight.
-    int active
-    int capacity
-    MPI_Request* requests
-    Node** nodes
-    int* indices
-    MPI_Status* statuses
-    Queued* queue              # a ring of events; queue_room is a power of two
-    int64_t queue_room
-    int64_t queue_first
-    int64_t queue_count
-    long long last_poll
-
-
-# ---- memory -------------------------------------------------------------------------------
-
-cdef void record_error(World* world, int error_class, int peer) noexcept nogil:
-    if world.error_class == 0:
-        world.error_class = error_class
-        world.error_peer = peer
-
-
-cdef Node* take_node(World* world, bint with_memory) noexcept nogil:
-    """A spare node, or a new one when more requests are open than ever before."""
-    cdef Node** spare = &world.spare_slots if with_memory else &world.spare_nodes
-    cdef Node* node = spare[0]
-    if node != NULL:
-        spare[0] = node.next
-    else:
-        node = <Node*>calloc(1, sizeof(Node) + (world.control_bytes_max if with_memory else 0))
-        if node == NULL:
-            record_error(world, MPI_ERR_NO_MEM, -1)
-            return NULL
-        if with_memory:
-            node.memory = <unsigned char*>(node + 1)
-        node.registered = world.registered
-        world.registered = node
-    node.next = NULL
-    node.refused = 0
-    return node
-
-
-cdef void give_node(World* world, Node* node) noexcept nogil:
-    cdef Node** spare = &world.spare_slots if node.memory != NULL else &world.spare_nodes
-    node.next = spare[0]
-    spare[0] = node
-
-
-cdef int grow_table(World* world) noexcept nogil:
-    """Doubles the arrays of MPI_Testsome; 0 when memory is short."""
-    cdef int capacity = 2 * world.capacity
-    cdef void* memory = realloc(world.requests, capacity * sizeof(MPI_Request))
-    if memory == NULL:
-        return 0
-    world.requests = <MPI_Request*>memory
-    memory = realloc(world.nodes, capacity * sizeof(Node*))
-    if memory == NULL:
-        return 0
-    world.nodes = <Node**>memory
-    memory = realloc(world.indices, capacity * sizeof(int))
-    if memory == NULL:
-        return 0
-    world.indices = <int*>memory
-    memory = realloc(world.statuses, capacity * sizeof(MPI_Status))
-    if memory == NULL:
-        return 0
-    world.statuses = <MPI_Status*>memory
-    world.capacity = capacity
-    return 1
-
-
-cdef bint table_has_room(World* world) noexcept nogil:
-    if world.active < world.capacity or grow_table(world):
-        return True
-    record_error(world, MPI_ERR_NO_MEM, -1)
-    return False
-
-
-cdef void watch(World* world, Node* node, MPI_Request request) noexcept nogil:
-    """Adds a request to those that poll tests; the caller made sure of the room."""
-    world.requests[world.active] = request
-    world.nodes[world.active] = node
-    world.active += 1
-
-
-cdef void push(World* world, int kind, int peer, int64_t token, int64_t nbytes,
-               Node* node) noexcept nogil:
-    cdef Queued* queued
-    cdef Queued* larger
-    cdef int64_t i
-    if world.queue_count == world.queue_room:
-        larger = <Queued*>malloc(2 * world.queue_room * sizeof(Queued))
-        if larger == NULL:
-            record_error(world, MPI_ERR_NO_MEM, peer)
-            return
-        for i in range(world.queue_count):
-            larger[i] = world.queue[(world.queue_first + i) & (world.queue_room - 1)]
-        free(world.queue)
-        world.queue = larger
-        world.queue_first = 0
-        world.queue_room *= 2
-    queued = &world.queue[(world.queue_first + world.queue_count) & (world.queue_room - 1)]
-    queued.event.kind = kind
-    queued.event.peer = peer
-    queued.event.token = token
-    queued.event.nbytes = nbytes
-    queued.event.payload = node.memory if node != NULL else NULL
-    queued.node = node
-    world.queue_count += 1
-
-
-# ---- channels -----------------------------------------------------------------------------
-
-cdef Channel* find_channel(World* world, int peer, int tag) noexcept nogil:
-    """The data channel of (peer, tag); a new one when it is not open; NULL without memory."""
-    cdef Channel* channel = world.data[peer]
-    while channel != NULL:
-        if channel.tag == tag:
-            return channel
-        channel = channel.next
-    channel = world.spare_channels
-    if channel != NULL:
-        world.spare_channels = channel.next
-    else:
-        channel = <Channel*>malloc(sizeof(Channel))
-        if channel == NULL:
-            record_error(world, MPI_ERR_NO_MEM, peer)
-            return NULL
-    memset(channel, 0, sizeof(Channel))
-    channel.tag = tag
-    channel.next = world.data[peer]
-    world.data[peer] = channel
-    return channel
-
-
-cdef void drop_channel(World* world, int peer, Channel* channel) noexcept nogil:
-    cdef Channel** link = &world.data[peer]
-    while link[0] != channel:
-        link = &link[0].next
-    link[0] = channel.next
-    channel.next = world.spare_channels
-    world.spare_channels = channel
-
-
-cdef inline Channel* channel_of(World* world, Node* node) noexcept nogil:
-    if node.kind == CONTROL_IN:
-        return &world.control[node.peer]
-    return find_channel(world, node.peer, node.tag)
-
-
-cdef inline void append(Channel* channel, Node* node) noexcept nogil:
-    node.next = NULL
-    if channel.head == NULL:
-        channel.head = node
-    else:
-        channel.tail.next = node
-    channel.tail = node
-
-
-cdef void post_control(World* world, Node* node) noexcept nogil:
-    """Posts a slot of the ring of control receives behind the others of its peer."""
-    cdef Channel* channel = &world.control[node.peer]
-    cdef MPI_Request request = MPI_REQUEST_NULL
-    if world.dead[node.peer]:
-        give_node(world, node)
-        return
-    node.refused = hopcoll_class(MPI_Irecv(
-        node.memory, <int>world.control_bytes_max, MPI_BYTE, node.peer, CONTROL_TAG, world.comm,
-        &request))
-    node.request = request
-    if channel.head == NULL and node.refused:
-        finish(world, node, node.refused, NULL, channel)
-        return
-    append(channel, node)
-    if channel.head == node and table_has_room(world):
-        watch(world, node, request)
-
-
-cdef void finish(World* world, Node* node, int error_class, const MPI_Status* status,
-                 Channel* channel) noexcept nogil:
-    """Turns the end of a request into its event and lets go of the node."""
-    cdef int count = 0
-    cdef int peer = node.peer
-    cdef bint death = False
-    if error_class:
-        death = hopcoll_class_is_death(error_class) or hopcoll_peer_failed(world.comm, peer)
-        if not death:
-            record_error(world, error_class, peer)
-    elif node.kind == CONTROL_IN or node.kind == DATA_IN:
-        MPI_Get_count(status, MPI_BYTE, &count)
-    if node.kind == CONTROL_IN:
-        if world.dead[peer]:
-            give_node(world, node)
-        elif not error_class:
-            push(world, EVENT_CONTROL, peer, 0, count, node)
-        elif death:
-            world.dead[peer] = 1
-            if world.error_peer == peer:      # the death explains that error
-                world.error_class = 0
-            push(world, EVENT_DEAD, peer, 0, 0, NULL)
-            give_node(world, node)
-        else:
-            # Not posted again: an error that stays would be met at every poll.
-            give_node(world, node)
-    elif node.kind == CONTROL_OUT:
-        give_node(world, node)
-    elif node.kind == DATA_OUT:
-        push(world, EVENT_LOST if error_class else EVENT_SENT, peer, node.token, 0, NULL)
-        give_node(world, node)
-    else:
-        if error_class:
-            channel.broken = 1
-        if channel.broken:
-            push(world, EVENT_LOST, peer, node.token, 0, NULL)
-        else:
-            push(world, EVENT_RECEIVED, peer, node.token, count, NULL)
-        give_node(world, node)
-
-
-cdef void settle(World* world, int place, int error_class, const MPI_Status* status) noexcept nogil:
-    """Ends the request at a place of the table and moves its channel's next one there."""
-    cdef Node* node = world.nodes[place]
-    cdef Channel* channel
-    if world.requests[place] != MPI_REQUEST_NULL:      # a failed one that MPI has kept
-        MPI_Request_free(&world.requests[place])
-    world.nodes[place] = NULL
-    if node.kind == CONTROL_OUT or node.kind == DATA_OUT:
-        finish(world, node, error_class, status, NULL)
-        return
-    channel = channel_of(world, node)
-    channel.head = node.next
-    finish(world, node, error_class, status, channel)
-    while channel.head != NULL:
-        node = channel.head
-        if not node.refused:
-            world.requests[place] = node.request
-            world.nodes[place] = node
-            return
-        channel.head = node.next
-        finish(world, node, node.refused, NULL, channel)
-    if node.kind == DATA_IN:
-        drop_channel(world, node.peer, channel)
-
-
-cdef void scan_vanished(World* world) noexcept nogil:
-    """Finds the requests that MPI_Testsome freed in its error path without reporting them."""
-    cdef int place
-    cdef Node* node
-    for place in range(world.active):
-        node = world.nodes[place]
-        while node != NULL and world.requests[place] == MPI_REQUEST_NULL:
-            # Without a class of its own: MPI's list of the dead decides.
-            settle(world, place, MPI_ERR_IN_STATUS, NULL)
-            node = world.nodes[place]
-
-
-cdef void compact(World* world) noexcept nogil:
-    cdef int place = 0
-    while place < world.active:
-        if world.nodes[place] != NULL:
-            place += 1
-            continue
-        world.active -= 1
-        world.nodes[place] = world.nodes[world.active]
-        world.requests[place] = world.requests[world.active]
-
-
-cdef void test_requests(World* world) noexcept nogil:
-    cdef int done = 0
-    cdef int i, place, rc, error_class
-    cdef long long now = hopcoll_coarse_clock()
-    cdef int before = world.active
-    if now != world.last_poll:
-        world.last_poll = now
-        for i in range(PROGRESS_ROUNDS):
-            hopcoll_progress()
-    rc = MPI_Testsome(world.active, world.requests, &done, world.indices, world.statuses)
-    if rc == MPI_SUCCESS:
-        if done <= 0:          # MPI_UNDEFINED is negative
-            return
-        for i in range(done):
-            settle(world, world.indices[i], 0, &world.statuses[i])
-    else:
-        if hopcoll_class(rc) != MPI_ERR_IN_STATUS and done <= 0:
-            record_error(world, hopcoll_class(rc), -1)
-        for i in range(done):
-            place = world.indices[i]
-            error_class = hopcoll_class(world.statuses[i].MPI_ERROR)
-            settle(world, place, error_class, &world.statuses[i])
-        scan_vanished(world)
-    compact(world)
-
-
-# ---- the table ----------------------------------------------------------------------------
-
-cdef void mpi_send_control(void* self, int dest, const void* head, int64_t head_bytes,
-                           const void* body, int64_t body_bytes) noexcept nogil:
-    cdef World* world = <World*>self
-    cdef MPI_Request request = MPI_REQUEST_NULL
-    cdef Node* node
-    cdef int error_class
-    cdef int complete = 0
-    if world.closed or world.dead[dest]:
-        return
-    if head_bytes + body_bytes > world.control_bytes_max:
-        record_error(world, MPI_ERR_COUNT, dest)
-        return
-    if not table_has_room(world):
-        return
-    node = take_node(world, True)
-    if node == NULL:
-        return
-    node.kind = CONTROL_OUT
-    node.peer = dest
-    node.tag = CONTROL_TAG
-    memcpy(node.memory, head, head_bytes)
-    if body_bytes:
-        memcpy(node.memory + head_bytes, body, body_bytes)
-    error_class = hopcoll_class(MPI_Isend(node.memory, <int>(head_bytes + body_bytes), MPI_BYTE,
-                                          dest, CONTROL_TAG, world.comm, &request))
-    if error_class == 0:
-        error_class = hopcoll_class(MPI_Test(&request, &complete, MPI_STATUS_IGNORE))
-        if error_class == 0 and not complete:
-            watch(world, node, request)
-            return
-    finish(world, node, error_class, NULL, NULL)
-
-
-cdef void mpi_send_data(void* self, int dest, int tag, const void* data, int64_t nbytes,
-                        int64_t token) noexcept nogil:
-    cdef World* world = <World*>self
-    cdef MPI_Request request = MPI_REQUEST_NULL
-    cdef Node* node
-    cdef int error_class
-    if nbytes > MESSAGE_BYTES_MAX:
-        record_error(world, MPI_ERR_COUNT, dest)
-    if world.closed or world.dead[dest] or nbytes > MESSAGE_BYTES_MAX:
-        push(world, EVENT_LOST, dest, token, 0, NULL)
-        return
-    node = take_node(world, False) if table_has_room(world) else NULL
-    if node == NULL:
-        push(world, EVENT_LOST, dest, token, 0, NULL)
-        return
-    node.kind = DATA_OUT
-    node.peer = dest
-    node.tag = tag
-    node.token = token
-    error_class = hopcoll_class(MPI_Isend(data, <int>nbytes, MPI_BYTE, dest, tag, world.comm,
-                                          &request))
-    if error_class:
-        finish(world, node, error_class, NULL, NULL)
-    else:
-        watch(world, node, request)
-
-
-cdef void mpi_recv_data(void* self, int source, int tag, void* data, int64_t nbytes,
-                        int64_t token) noexcept nogil:
-    cdef World* world = <World*>self
-    cdef MPI_Request request = MPI_REQUEST_NULL
-    cdef Channel* channel = NULL
-    cdef Node* node = NULL
-    if nbytes > MESSAGE_BYTES_MAX:
-        record_error(world, MPI_ERR_COUNT, source)
-    elif not world.closed and table_has_room(world):
-        channel = find_channel(world, source, tag)
-        if channel != NULL:
-            node = take_node(world, False)
-            if node == NULL and channel.head == NULL:
-                drop_channel(world, source, channel)
-    if node == NULL:
-        push(world, EVENT_LOST, source, token, 0, NULL)
-        return
-    node.kind = DATA_IN
-    node.peer = source
-    node.tag = tag
-    node.token = token
-    node.refused = hopcoll_class(MPI_Irecv(data, <int>nbytes, MPI_BYTE, source, tag, world.comm,
-                                           &request))
-    node.request = request
-    if channel.head == NULL and node.refused:
-        finish(world, node, node.refused, NULL, channel)
-        drop_channel(world, source, channel)
-        return
-    append(channel, node)
-    if channel.head == node:
-        watch(world, node, request)
-
-
-cdef int mpi_poll(void* self, Event* event) noexcept nogil:
-    cdef World* world = <World*>self
-    cdef Queued* queued
-    if world.lent != NULL:
-        if not world.closed:
-            post_control(world, world.lent)
-        world.lent = NULL
-    if world.queue_count == 0:
-        if world.active == 0 or world.closed:
-            return 0
-        test_requests(world)
-        if world.queue_count == 0:
-            return 0
-    queued = &world.queue[world.queue_first]
-    world.queue_first = (world.queue_first + 1) & (world.queue_room - 1)
-    world.queue_count -= 1
-    event[0] = queued.event
-    world.lent = queued.node
-    return 1
-
-
-cdef void* mpi_allocate(void* self, int64_t nbytes) noexcept nogil:
-    # Large blocks are left as they are: clearing them would cost as much as filling them.
-    if nbytes <= ZEROED_BYTES_MAX:
-        return calloc(1, nbytes if nbytes > 0 else 1)
-    return malloc(nbytes)
-
-
-cdef void mpi_release(void* self, void* memory) noexcept nogil:
-    free(memory)
 
 
 cdef int transport_error(const Transport* table, int* peer) noexcept nogil:
@@ -642,146 +38,20 @@ cdef int transport_error(const Transport* table, int* peer) noexcept nogil:
     return world.error_class
 
 
-# ---- beginning and end --------------------------------------------------------------------
-
-cdef double clock_s() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec + 1e-9 * now.tv_nsec
-
-
-cdef int wait_request(MPI_Request* request, int* complete, double until) noexcept nogil:
-    """Tests until the request is complete or the time has come; returns MPI's code."""
-    cdef int rc
-    while True:
-        rc = MPI_Test(request, complete, MPI_STATUS_IGNORE)
-        if rc != MPI_SUCCESS or complete[0] or clock_s() >= until:
-            return rc
-        sched_yield()
-
-
-cdef World* make_world(MPI_Comm comm, int64_t control_bytes_max) noexcept nogil:
-    """The state over a communicator that is ours, with all control receives posted; NULL without
-    memory."""
-    cdef World* world = <World*>calloc(1, sizeof(World))
-    cdef int peer, i
-    cdef Node* node
-    if world == NULL:
-        return NULL
-    world.comm = comm
-    world.error_peer = -1
-    world.control_bytes_max = control_bytes_max
-    MPI_Comm_rank(comm, &world.rank)
-    MPI_Comm_size(comm, &world.size)
-    world.capacity = 2 * world.size + 64
-    world.queue_room = 64
-    while world.queue_room < 4 * world.size:
-        world.queue_room *= 2
-    world.control = <Channel*>calloc(world.size, sizeof(Channel))
-    world.data = <Channel**>calloc(world.size, sizeof(Channel*))
-    world.dead = <unsigned char*>calloc(world.size, 1)
-    world.requests = <MPI_Request*>calloc(world.capacity, sizeof(MPI_Request))
-    world.nodes = <Node**>calloc(world.capacity, sizeof(Node*))
-    world.indices = <int*>calloc(world.capacity, sizeof(int))
-    world.statuses = <MPI_Status*>calloc(world.capacity, sizeof(MPI_Status))
-    world.queue = <Queued*>calloc(world.queue_room, sizeof(Queued))
-    if (world.control == NULL or world.data == NULL or world.dead == NULL
-            or world.requests == NULL or world.nodes == NULL or world.indices == NULL
-            or world.statuses == NULL or world.queue == NULL):
-        free_world(world)
-        return NULL
-    for peer in range(world.size):
-        if peer == world.rank:
-            continue
-        for i in range(RING):
-            node = take_node(world, True)
-            if node == NULL:
-                break            # MPI_ERR_NO_MEM is recorded; the constructor looks
-            node.kind = CONTROL_IN
-            node.peer = peer
-            node.tag = CONTROL_TAG
-            post_control(world, node)
-    return world
-
-
-cdef void free_world(World* world) noexcept nogil:
-    cdef Node* node = world.registered
-    cdef Node* next_node
-    cdef Channel* channel
-    cdef int peer
-    while node != NULL:
-        next_node = node.registered
-        free(node)
-        node = next_node
-    if world.data != NULL:
-        for peer in range(world.size):
-            while world.data[peer] != NULL:
-                channel = world.data[peer]
-                world.data[peer] = channel.next
-                free(channel)
-    while world.spare_channels != NULL:
-        channel = world.spare_channels
-        world.spare_channels = channel.next
-        free(channel)
-    free(world.control)
-    free(world.data)
-    free(world.dead)
-    free(world.requests)
-    free(world.nodes)
-    free(world.indices)
-    free(world.statuses)
-    free(world.queue)
-    free(world)
-
-
-cdef bint drain(World* world, double until) noexcept nogil:
-    """Cancels the control receives and waits for every request to end; whether all did."""
-    cdef int peer, complete
-    cdef Channel* channel
-    cdef Node* node
-    cdef int place
-    cdef bint all_ended = True
-    # Sends first: a peer may still need the last messages.
-    for place in range(world.active):
-        node = world.nodes[place]
-        if node.kind == CONTROL_OUT or node.kind == DATA_OUT:
-            complete = 0
-            if wait_request(&world.requests[place], &complete, until) == 0 and not complete:
-                all_ended = False
-        else:
-            node.request = world.requests[place]
-    for peer in range(world.size):
-        channel = &world.control[peer]
-        while channel != NULL:
-            node = channel.head
-            while node != NULL:
-                if not node.refused and node.request != MPI_REQUEST_NULL:
-                    # Posted receives only; one that has matched completes by itself.
-                    MPI_Cancel(&node.request)
-                    complete = 0
-                    if wait_request(&node.request, &complete, until) == 0 and not complete:
-                        all_ended = False
-                node = node.next
-            if channel == &world.control[peer]:
-                channel = world.data[peer]
-            else:
-                channel = channel.next
-    return all_ended
-
-
-cdef int hello_exchange(World* world, unsigned char* answered, const unsigned char* hello,
+cdef int hello_exchange(Transport* table, unsigned char* answered, const unsigned char* hello,
                         int64_t hello_bytes, bint first, double until) noexcept nogil:
     """Sends the hello (the first time) and takes answers until all are there or time is up.
 
     Only the first message of a peer is taken; one that follows it belongs to the protocol.  Returns
-    the number of peers without an answer, or minus the rank of a peer that is dead, minus 1.
+    the number of peers without an answer, or minus the rank of a peer that failed, minus 1.
     """
-    cdef int peer, complete, missing, error_class, place
+    cdef World* world = <World*>table.self
+    cdef int peer, complete, missing, place
     cdef Node* node
     if first:
         for peer in range(world.size):
             if peer != world.rank:
-                mpi_send_control(world, peer, hello, hello_bytes, NULL, 0)
+                table.send_control(world, peer, hello, hello_bytes, NULL, 0)
     while True:
         missing = 0
         # The table holds the oldest control receive of each peer, and hellos still under way.
@@ -791,31 +61,16 @@ cdef int hello_exchange(World* world, unsigned char* answered, const unsigned ch
                 continue
             peer = node.peer
             complete = 0
-            error_class = hopcoll_class(MPI_Test(&world.requests[place], &complete,
-                                                 &world.statuses[0]))
-            if error_class:
+            if MPI_Test(&world.requests[place], &complete, &world.statuses[0]) != MPI_SUCCESS:
                 return -1 - peer
             if not complete:
                 missing += 1
                 continue
             answered[peer] = 1
             settle(world, place, 0, &world.statuses[0])
-        compact(world)
         if missing == 0 or clock_s() >= until:
             return missing
         sched_yield()
-
-
-cdef take_hellos(World* world, list hellos):
-    """Moves the first message of each peer from the queue to the list."""
-    cdef Event event
-    cdef int64_t i, count = world.queue_count
-    for i in range(count):
-        mpi_poll(world, &event)
-        hellos[event.peer] = event.payload[:event.nbytes]
-    if world.lent != NULL:
-        post_control(world, world.lent)
-        world.lent = NULL
 
 
 cdef class MpiTransport:
@@ -851,7 +106,7 @@ cdef class MpiTransport:
     Raises
     ------
     TimeoutError
-        Names the ranks that did not answer.  Receives stay posted; the object is not made.
+        Names the ranks that did not answer.
     ConnectionError
         A rank died before it answered.
     RuntimeError
@@ -864,12 +119,7 @@ cdef class MpiTransport:
         cdef double deadline
         cdef double slice_end
         cdef int complete = 0
-        cdef int rc, missing
-        cdef bint first = True
-        cdef bytearray answered
-        cdef unsigned char* answered_bytes
-        cdef const unsigned char* hello_bytes
-        cdef int64_t hello_length
+        cdef int rc
         if self.world != NULL:
             raise RuntimeError("MpiTransport is initialised already")
         if not isinstance(comm, MPI.Intracomm):
@@ -900,32 +150,45 @@ cdef class MpiTransport:
         free(duplication)
         if self.world == NULL or self.world.error_class == MPI_ERR_NO_MEM:
             raise MemoryError("MpiTransport: no memory for the control messages")
+        fill_table(&self.table, self.world)
         self.fault_tolerant = hopcoll_fault_tolerant() != 0
         self.tag_max = hopcoll_world_attribute(MPI_TAG_UB, 32767)
-        fill_table(&self.table, self.world)
 
-        answered = bytearray(self.world.size)
-        answered_bytes = <unsigned char*>answered
-        answered_bytes[self.world.rank] = 1
-        hello_bytes = hello
-        hello_length = len(hello)
-        missing = 1
+        try:
+            self.meet(hello, deadline, connect_timeout_s)
+        except BaseException:
+            self.close(0.1)
+            raise
+
+    cdef meet(self, bytes hello, double deadline, connect_timeout_s):
+        """Exchanges hellos with every peer."""
+        cdef bytearray answered = bytearray(self.table.size)
+        cdef unsigned char* answered_bytes = answered
+        cdef const unsigned char* hello_bytes = hello
+        cdef int64_t hello_length = len(hello)
+        cdef int64_t i
+        cdef double slice_end
+        cdef int missing = 1
+        cdef bint first = True
+        cdef Event event
+        answered[self.table.rank] = 1
         while missing:
             slice_end = min(deadline, clock_s() + 1e-3 * SLICE_MS)
             with nogil:
-                missing = hello_exchange(self.world, answered_bytes, hello_bytes, hello_length,
+                missing = hello_exchange(&self.table, answered_bytes, hello_bytes, hello_length,
                                          first, slice_end)
             first = False
             PyErr_CheckSignals()
             if missing < 0:
                 raise ConnectionError(f"rank {-1 - missing} died before it was heard")
             if missing and clock_s() >= deadline:
-                absent = [peer for peer in range(self.world.size) if not answered[peer]]
+                absent = [peer for peer in range(self.table.size) if not answered[peer]]
                 raise TimeoutError(
                     f"ranks {absent} did not answer within {connect_timeout_s} s")
-        self.hellos = [b""] * self.world.size
-        self.hellos[self.world.rank] = hello
-        take_hellos(self.world, self.hellos)
+        self.hellos = [hello] * self.table.size
+        for i in range(self.world.queue_count):
+            self.table.poll(self.table.self, &event)
+            self.hellos[event.peer] = event.payload[:event.nbytes]
 
     def __dealloc__(self):
         # MPI may still write into what open requests point at: without close() it stays.
@@ -981,19 +244,6 @@ cdef class MpiTransport:
         if ended:
             self.world.closed = 2
         return ended
-
-
-cdef void fill_table(Transport* table, World* world) noexcept nogil:
-    table.self = world
-    table.rank = world.rank
-    table.size = world.size
-    table.control_bytes_max = world.control_bytes_max
-    table.send_control = mpi_send_control
-    table.send_data = mpi_send_data
-    table.recv_data = mpi_recv_data
-    table.poll = mpi_poll
-    table.allocate = mpi_allocate
-    table.release = mpi_release
 
 
 cdef str check_library():

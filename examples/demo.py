@@ -9,6 +9,7 @@ that is promised was seen.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -32,7 +33,7 @@ STEPS = 160
 CHECKPOINT_EVERY = 20
 ACCURACY_MIN = 0.95
 #: A job that takes longer has hung; an undisturbed one takes some 15 s on two cores.
-JOB_TIMEOUT_S = 150.0
+JOB_TIMEOUT_S = 200.0
 SCRIPT = Path(__file__).with_name("sgd_digits.py")
 
 
@@ -158,7 +159,8 @@ class Job:
         except subprocess.TimeoutExpired:
             raise DemoError(f"job '{self.name}' hung") from None
         finally:
-            kill_session(process)
+            if process.poll() is None:
+                kill_job(process)
         if returncode != 0:
             raise DemoError(f"job '{self.name}' ended with exit code {returncode}")
 
@@ -176,7 +178,7 @@ class Job:
                     continue
                 raise DemoError(f"job '{self.name}' ended by itself, with {returncode}")
         finally:
-            kill_session(process)
+            kill_job(process)
 
     def lines(self) -> list[dict[str, Any]]:
         """Return what the log says; a line that is still being written does not count."""
@@ -220,33 +222,45 @@ class Job:
         )
 
 
-def kill_session(process: subprocess.Popen[bytes]) -> None:
+def kill_job(launcher: subprocess.Popen[bytes]) -> None:
     """Kill a launcher and all that it has started, until nothing of it is left."""
+    sessions = {launcher.pid}
     deadline_s = time.monotonic() + 10
-    while pids := processes_of_session(process.pid):
+    while pids := find_processes(sessions):
         for pid in pids:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it was quicker
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it was quicker
-        process.poll()
+        launcher.poll()
         if time.monotonic() > deadline_s:
             raise DemoError(f"processes {pids} cannot be killed")
-    process.wait()
+    launcher.wait()
 
 
-def processes_of_session(session: int) -> list[int]:
-    """Return the processes of a session that are alive, as /proc has them."""
-    pids = []
+def find_processes(sessions: set[int]) -> list[int]:
+    """Return the living processes of some sessions and their descendants, as /proc has them.
+
+    The sessions of the descendants are added: by them those are found whose parent is gone.
+    """
+    table = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             # The name in brackets may hold spaces; behind it: state, parent, group, session.
-            state, _, _, of_session = path.read_text().rpartition(")")[2].split()[:4]
+            state, parent, _, session = path.read_text().rpartition(")")[2].split()[:4]
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended while we looked
-        if int(of_session) == session and state not in "ZX":
-            pids.append(int(path.parent.name))
-    return pids
+        if state not in "ZX":
+            table[int(path.parent.name)] = int(parent), int(session)
+    found: set[int] = set()
+    while True:
+        more = {
+            pid
+            for pid, (parent, session) in table.items()
+            if session in sessions or parent in found
+        }
+        sessions.update(table[pid][1] for pid in more)
+        if more == found:
+            return sorted(found)
+        found = more
 
 
 def identical(left: Job, right: Job) -> bool:

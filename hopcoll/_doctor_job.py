@@ -1,8 +1,8 @@
 """The tiny jobs of `hopcoll doctor`; a program of three ranks, one of which kills itself.
 
 ``_doctor_job.py mpi`` uses nothing but MPI, so that what it shows is the library's doing;
-``_doctor_job.py hopcoll`` loses a rank to an Allreduce. Each rank prints one line of JSON. Times are
-of the host's monotonic clock, which all ranks of one host share.
+``_doctor_job.py hopcoll`` loses a rank to an Allreduce. Each rank prints one line of JSON. Times
+are of the monotonic clock, which all ranks of one host share.
 """
 
 from __future__ import annotations

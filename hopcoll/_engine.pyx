@@ -141,8 +141,8 @@ cdef bint engine_quiet(const Engine* engine) noexcept nogil:
 
 
 cdef void engine_leave(Engine* engine) noexcept nogil:
+    """Says good-bye, also to those who said it before us: they wait for ours."""
     cdef int r
-    cdef Mask out = mask_or(&engine.dead, &engine.left)
     for r in range(engine.size):
-        if r != engine.rank and not mask_has(&out, r):
+        if r != engine.rank and not mask_has(&engine.dead, r):
             send_message(engine, r, MSG_BYE, engine.done, NULL, NULL, 0)

@@ -1,6 +1,7 @@
-"""Runs the program of one rank under `hopcoll run` and marks its end. Executed, not imported, there.
+"""The program of one rank under `hopcoll run`: runs the user's script and marks its end.
 
-It stands alone: nothing of hopcoll or MPI is loaded before the program asks for it.
+Ranks execute this file by its path, so nothing of hopcoll or MPI is loaded before the script asks
+for it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 
 #: What a rank writes to its stderr when the interpreter ends, with whatever exit code. One write
 #: that is shorter than PIPE_BUF arrives in one piece.
-END_MARK = b"\x1ehopcoll-end\x1e\n"
+END_MARK = b"\x1ehopcoll-end\n"
 
 
 def main() -> None:

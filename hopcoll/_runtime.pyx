@@ -10,13 +10,14 @@ import threading
 
 from libc.stdint cimport int64_t, int32_t, uint8_t, uint64_t, uintptr_t
 from libc.stdlib cimport malloc, calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from libc.stdio cimport snprintf
 from cpython.exc cimport PyErr_CheckSignals
 from cython_kernels.transport cimport Transport, Event
 from cython_kernels.mpi_transport cimport MpiTransport, transport_error
 from cython_kernels.reduction cimport itemsize_of
 from hopcoll._state cimport *
+from hopcoll._state cimport Engine as EngineState
 from hopcoll._engine cimport (
     control_bytes_of, engine_new, engine_free, engine_event, engine_tick, engine_leave,
     engine_quiet)
@@ -287,7 +288,7 @@ cdef int plant_faults(Runtime* rt, int rank) except -1:
         path = os.fsencode(f"{prefix}.{rank}")
         if len(path) >= RECORD_PATH_MAX:
             raise ValueError("HOPCOLL_FAULT_RECORD: the path is too long")
-        rt.record_path = path
+        memcpy(rt.record_path, <const char*>path, len(path) + 1)
     rt.engine.fault_context = rt
     rt.engine.fire = fire
     return 0
@@ -484,6 +485,16 @@ cdef class Engine_:
         out["transport_error"] = transport_error(self.rt.transport, NULL)
         return out
 
+    def describe(self):
+        """Where this rank stands, in one line: for the reader of a hang."""
+        cdef EngineState* e = self.rt.engine
+        return (f"rank {self.rank}: epoch {e.epoch} promised {e.promised >> 32}."
+                f"{e.promised & 0x7fffffff} frozen {e.frozen} balloting {e.balloting} called "
+                f"{e.next_seq} done {e.done} finished {e.finished} stable {e.stable} freed "
+                f"{e.freed} outlets {e.outlets_used} dead {ranks_of(&e.dead, self.size)} left "
+                f"{ranks_of(&e.left, self.size)} answered {ranks_of(&e.answered, self.size)} "
+                f"peers {[e.peer_done[r] for r in range(self.size)]} broken {e.broken}")
+
     cdef int check(self) except -1:
         if self.abandoned or self.closed:
             raise ClosedError("the communicator is closed")
@@ -631,7 +642,7 @@ cdef class Engine_:
         while not self.rt.engine.broken and clock_us() < until:
             with nogil:
                 turn(&self.rt)
-                members = mask_full(self.rt.engine.size)
+                members = members_of(self.rt.engine, self.rt.engine.epoch)
                 out = gone(self.rt.engine)
                 mask_add(&out, self.rt.engine.rank)
                 last = mask_within(&members, &out)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from hopcoll import launcher
+from hopcoll import __version__, launcher
 
 __all__ = ["main"]
 
@@ -40,7 +40,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="hopcoll", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="hopcoll", message="%(prog)s %(version)s")
 def main() -> None:
     """MPI collectives that go on when a rank is killed.
 

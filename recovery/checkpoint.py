@@ -488,9 +488,9 @@ def _compare(
     for name, value in attributes.items():
         # By way of JSON, as the saved ones went: a tuple is a list there.
         value = json.loads(json.dumps(value))
-        there = checkpoint.attributes.get(name)
-        if there != value:
-            problems.append(f"attribute {name!r} is {there!r}, wanted {value!r}")
+        saved_value = checkpoint.attributes.get(name)
+        if saved_value != value:
+            problems.append(f"attribute {name!r} is {saved_value!r}, wanted {value!r}")
     if problems:
         raise CheckpointMismatchError(
             f"{checkpoint.path} is of another job: {'; '.join(problems)}", checkpoint.path

@@ -13,10 +13,11 @@ import json
 import os
 import random
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -148,6 +149,11 @@ class _Job:
                 self.log("stable", op=other)
 
 
+def _describe(comm: hopcoll.Communicator, stacks: TextIO) -> None:
+    stacks.write(comm._engine.describe() + "\n")
+    stacks.flush()
+
+
 def main(folder: Path, deadline_s: float) -> None:
     """Do the run of a folder, as one of its ranks; collective over the world."""
     stacks = open(folder / f"stacks.{os.getpid()}", "w")  # noqa: SIM115 - open until the end
@@ -155,6 +161,9 @@ def main(folder: Path, deadline_s: float) -> None:
     faulthandler.dump_traceback_later(deadline_s * 0.5, file=stacks)
     run = Run.load(folder / "run.json")
     comm = hopcoll.init(on_failure=run.on_failure)
+    watchdog = threading.Timer(deadline_s * 0.55, _describe, (comm, stacks))
+    watchdog.daemon = True
+    watchdog.start()
     job = _Job(run, comm, folder)
     job.log("start", pid=os.getpid(), size=comm.size)
     try:
@@ -164,7 +173,7 @@ def main(folder: Path, deadline_s: float) -> None:
         job.log("exception", text=traceback.format_exc())
         raise
     job.log("finished", alive=list(comm.alive), epoch=comm.epoch, counters=comm.counters())
-    faulthandler.cancel_dump_traceback_later()
+    # Both stay armed: the end of the process, too, can hang.
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ nothing of the engine: the value order below is written down a second time, from
 What it demands of the ranks that were not killed:
 
 - they end, and their job ends with exit code 0 and leaves no process behind (else: ``hang``,
-  ``exit_code``, ``lost_rank``, ``left_behind``);
+  ``exit_code``, ``crash``, ``lost_rank``, ``left_behind``);
 - they made and finished all operations (``unfinished``, ``exception``), with the same status,
   contributors, epoch and bytes at all of them (``disagreement``);
 - every result is, to the last bit, the one that its contributors' inputs give (``wrong_value``);
@@ -58,6 +58,11 @@ _UFUNCS = {
     "BXOR": np.bitwise_xor,
 }
 _IN_FLIGHT = (0.05, 0.95)
+_CRASH_SIGNS = (
+    "Process received signal",
+    "Traceback (most recent call last)",
+    "Fatal Python error",
+)
 
 
 def _fold(operation: Operation, pieces: list[np.ndarray]) -> np.ndarray:
@@ -169,7 +174,7 @@ def judge(folder: Path) -> dict[str, Any]:
     Parameters
     ----------
     folder : Path
-        Holds run.json, log.RANK, fault.RANK of each victim, and launcher.json.
+        Holds run.json, log.RANK, fault.RANK of each victim, launcher.json and output.
 
     Returns
     -------
@@ -183,6 +188,7 @@ def judge(folder: Path) -> dict[str, Any]:
         records[int(record["rank"])] = record
     logs = {rank: _Log.read(folder / f"log.{rank}") for rank in range(run.size)}
     launcher = json.loads((folder / "launcher.json").read_text())
+    launcher["output"] = (folder / "output").read_text(errors="replace")
     case = _Case(run, logs, records)
     _check_end(case, launcher)
     agreed = _check_agreement(case)
@@ -209,6 +215,10 @@ def _check_end(case: _Case, launcher: dict[str, Any]) -> None:
         case.problem("exit_code", f"the launcher ended with {launcher['returncode']}")
     if launcher["left_behind"]:
         case.problem("left_behind", f"processes {launcher['left_behind']} outlived the launcher")
+    # A rank may crash after its last line, and its job still end with 0: a death is survived.
+    for sign in _CRASH_SIGNS:
+        if sign in launcher["output"]:
+            case.problem("crash", f"{sign!r} in the output of the job")
     planned = {fault.rank for fault in case.run.faults}
     for rank in case.dead:
         if rank not in planned:
@@ -280,12 +290,12 @@ def _check_status(case: _Case, number: int, entry: dict[str, Any]) -> None:
 
 def _check_contributors(case: _Case, agreed: dict[int, dict[str, Any]]) -> None:
     before: set[int] = set(range(case.run.size))
-    epoch = 0
+    epoch_before = epoch = 0
     for number, entry in agreed.items():
         if entry["epoch"] < epoch:
             case.problem("contributors", f"op {number}: the epoch went back from {epoch}")
+        epoch = max(epoch, entry["epoch"])
         if entry["status"] != "ok":
-            epoch = max(epoch, entry["epoch"])
             continue
         contributors = set(entry["contributors"])
         if len(contributors) != len(entry["contributors"]):
@@ -294,9 +304,9 @@ def _check_contributors(case: _Case, agreed: dict[int, dict[str, Any]]) -> None:
             case.problem("contributors", f"op {number}: survivors {sorted(missing)} left out")
         if grown := contributors - before:
             case.problem("contributors", f"op {number}: {sorted(grown)} came back")
-        elif contributors != before and entry["epoch"] <= epoch:
+        elif contributors != before and entry["epoch"] <= epoch_before:
             case.problem("contributors", f"op {number}: others than before, in the same epoch")
-        before, epoch = contributors, max(epoch, entry["epoch"])
+        before, epoch_before = contributors, entry["epoch"]
         _check_causality(case, number, entry)
 
 

@@ -1,4 +1,4 @@
-"""Run by test_checkpoint.py as ``checkpoint_child.py FOLDER HOW MOMENT``: saves until it is killed.
+"""The child of test_checkpoint.py: ``checkpoint_child.py FOLDER HOW MOMENT``.
 
 For k = 1, 2, ... a process is forked that saves the states of some steps to FOLDER/k/store and gets
 SIGKILL at its k-th call that changes the disk, until one comes through. FOLDER/k/killed then names

@@ -12,6 +12,7 @@ import pytest
 
 from hopcoll.errors import CheckpointNotFoundError
 from recovery import load_latest, save
+from tests import launch
 
 CHILD = Path(__file__).with_name("checkpoint_child.py")
 STEPS = (1, 2, 3, 4)
@@ -20,13 +21,11 @@ STEPS = (1, 2, 3, 4)
 @pytest.mark.parametrize("how", ["save", "submit"])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_at_every_call(tmp_path: Path, how: str, moment: str) -> None:
-    # One thread: the child forks.
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run(
         [sys.executable, str(CHILD), str(tmp_path), how, moment],
         check=True,
         timeout=120,
-        env=environment,
+        env=launch.environment(),  # one thread, as the child forks
     )
     folders = sorted(tmp_path.iterdir(), key=lambda folder: int(folder.name))
     *killed, unharmed = folders

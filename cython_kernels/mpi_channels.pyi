@@ -1,0 +1,1 @@
+# Nothing for Python: channels of MPI requests, for mpi_transport.

@@ -1,0 +1,17 @@
+"""What every test stands on: no setting of the caller's shell changes what a test means."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.launch import SETTINGS_PREFIX
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the caller's `HOPCOLL_*` away, for the test and for the jobs that it starts."""
+    for name in list(os.environ):
+        if name.startswith(SETTINGS_PREFIX):
+            monkeypatch.delenv(name)
