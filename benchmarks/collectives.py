@@ -52,11 +52,15 @@ def main() -> None:
         sys.exit(code)
     report = json.loads(options.json.read_text())
     print(table(report, markdown=options.markdown))
-    if options.plot is not None:
+    print(f"\nfigures: {options.json}")
+    plot = options.plot or options.json.with_suffix(".png")
+    try:
         from benchmarks.plotting import plot_collectives
-
-        plot_collectives(report, options.plot)
-        print(f"\nfigures: {options.json}\nplot: {options.plot}")
+    except ModuleNotFoundError:
+        print("plot: none without matplotlib; pip install 'hopcoll[bench]' brings it along")
+    else:
+        plot_collectives(report, plot)
+        print(f"plot: {plot}")
 
 
 def _parse() -> argparse.Namespace:
@@ -68,7 +72,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), metavar="BYTES")
     parser.add_argument("--turns", type=int, default=21, help="batches of each library and size")
     parser.add_argument("--json", type=Path, default=RESULTS / "collectives.json", metavar="FILE")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="needs matplotlib")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="by default beside FILE")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -24,7 +24,7 @@ from cython_kernels.mpi_channels cimport clock_s
 from cython_kernels.mpi_transport cimport MpiTransport, transport_error
 from cython_kernels.reduction cimport itemsize_of, reduce_into, supported
 from cython_kernels.stream cimport (
-    CHUNK_FINAL, Grid, Sink, Spring, chunk_length, make_grid, send_voids, sink_arrived,
+    CHUNK_FINAL, Grid, Sink, Spring, chunk_length, make_grid, sink_arrived,
     sink_credit_due, sink_idle, sink_open, sink_post, spring_close, spring_push)
 from cython_kernels.transport cimport (
     Event, Transport, EVENT_CONTROL, EVENT_DEAD, EVENT_LOST, EVENT_RECEIVED, EVENT_SENT)
@@ -206,12 +206,12 @@ cdef void take_note(Line* line, int peer, const Note* note) noexcept nogil:
     cdef End* end = find_spring(line, peer, note.tag, note.ordinal)
     cdef Counter* counter
     if end == NULL:
-        if note.kind == STOP:
-            return                       # everything had been sent
         counter = counter_of(line, peer, note.tag)
+        if counter == NULL or (note.kind == STOP and note.ordinal < counter.sends):
+            return                       # everything had been sent
         end = add_end(line, 0, peer, note.tag, note.ordinal)
-        if counter == NULL or end == NULL:
-            return                       # the receiver will time out
+        if end == NULL:
+            return                       # no memory: the receiver will time out
         # A send of this number that was called already, and is not there, was given up.
         end.state = CLOSED if note.ordinal < counter.sends else WAITING
     end.wire_tag = note.wire_tag
@@ -222,8 +222,6 @@ cdef void take_note(Line* line, int peer, const Note* note) noexcept nogil:
         end.spring.limit = note.limit
     if note.kind == STOP:
         end.cut = 1
-        if end.state == WAITING:
-            end.transfer = NULL
     if note.kind == STOP or end.state == CLOSED or (end.state == ACTIVE and not fits(end)):
         answer_with_voids(line, end)
 
@@ -266,13 +264,13 @@ cdef void take_event(Line* line, const Event* event) noexcept nogil:
         line.dead[event.peer] = 1
         return
     end = <End*><intptr_t>event.token
+    if event.kind == EVENT_LOST:
+        line.dead[event.peer] = 1        # DEAD may come later
     if end.inbound:
         take_chunk(line, end, event.nbytes, event.kind == EVENT_LOST)
         return
     end.spring.in_flight -= 1
-    if event.kind == EVENT_LOST:
-        end.cut = 1
-    elif end.state == ACTIVE and not end.cut:
+    if event.kind == EVENT_SENT and end.state == ACTIVE and not end.cut:
         end.whole += 1
         count_chunk(line)
 
@@ -458,7 +456,7 @@ cdef class Pipeline:
             raise ValueError(f"chunk_bytes: a positive multiple of 16 to 1 GiB, not {chunk_bytes}")
         if not 0 < window <= 65536:
             raise ValueError(f"window: 1 to 65536 chunks, not {window}")
-        if transport.table.control_bytes_max < sizeof(Note):
+        if transport.table.control_bytes_max < <int64_t>sizeof(Note):
             raise ValueError(f"transport: control messages of {sizeof(Note)} bytes are needed, "
                              f"not of {transport.table.control_bytes_max}")
         if self.transport is not None:
@@ -547,7 +545,7 @@ cdef class Pipeline:
         when `source` fails, `dests` get what had arrived and then `PeerGaveUpError`.
         """
         memory = _Memory("buffer", buffer, True)
-        dests = (dests,) if isinstance(dests, int) else tuple(dests)
+        dests = tuple(dests) if hasattr(dests, "__iter__") else (dests,)
         self.transfer(memory, None, source, dests, tag, timeout_s, -1, -1)
 
     def reduce(self, own, result, int source, dest, int dtype, int op, int tag=0, timeout_s=None):
@@ -655,10 +653,11 @@ cdef class Pipeline:
         self.sweep()
         memset(&transfer, 0, sizeof(Transfer))
         springs = <End**>calloc(count + 1, sizeof(End*))
-        if springs == NULL or (source >= 0 and count):
+        if source >= 0 and count:
             transfer.states = <uint8_t*>calloc(grid.chunks + 1, 1)
         if springs == NULL or (source >= 0 and count and transfer.states == NULL):
             free(springs)
+            free(transfer.states)
             raise MemoryError("Pipeline: no memory for the transfer")
         transfer.dtype = dtype
         transfer.op = op
@@ -703,6 +702,8 @@ cdef class Pipeline:
         end.base = <unsigned char*>memory.view.buf
         end.transfer = transfer
         sink_open(&end.sink, source, end.wire_tag, 0, grid.chunks)
+        if grid.chunks == 0:
+            send_note(&self.line, end, GRANT, 0)     # a sender of more should know
         return end
 
     cdef End* open_spring(self, int dest, int tag, Grid grid, _Memory memory,
@@ -730,7 +731,7 @@ cdef class Pipeline:
             if end.sink.arrived < end.grid.chunks or end.sink.broken:
                 end.sink.open = 0
                 send_note(&self.line, end, STOP, end.sink.posted)
-        elif end.whole < end.grid.chunks:
+        elif end.whole < end.grid.chunks or (end.peer_chunk_bytes and not fits(end)):
             end.state = CLOSED
             answer_with_voids(&self.line, end)
         else:
@@ -757,7 +758,7 @@ cdef class Pipeline:
         cdef int64_t watermark = min(end.whole * end.grid.chunk_bytes, end.grid.nbytes)
         what = "from" if end.inbound else "to"
         where = f"{watermark} of {end.grid.nbytes} bytes {what} rank {end.peer}"
-        if end.whole == end.grid.chunks:
+        if end.whole == end.grid.chunks and (end.inbound or not end.peer_chunk_bytes or fits(end)):
             return
         if self.line.dead[end.peer]:
             raise PeerDiedError(f"rank {end.peer} died after {where}", end.peer, watermark)

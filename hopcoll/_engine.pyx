@@ -6,9 +6,9 @@ from cython_kernels.transport cimport (
     Transport, Event, EVENT_CONTROL, EVENT_SENT, EVENT_RECEIVED, EVENT_LOST, EVENT_DEAD)
 from hopcoll._state cimport *
 from hopcoll._membership cimport on_dead, on_bye, on_membership_message, coordinate
-from hopcoll._operation cimport (
-    send_message, merge_watermarks, on_operation_message, on_data_event, settle, flush_watermark,
-    announce_stuck)
+from hopcoll._chunks cimport on_data_event
+from hopcoll._operation cimport on_operation_message, settle, flush_watermark
+from hopcoll._records cimport announce_stuck, merge_watermarks, send_message
 
 
 cdef int64_t status_bytes_of(const Settings* settings, int size) noexcept nogil:

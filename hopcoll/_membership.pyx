@@ -17,7 +17,8 @@ opens a higher ballot, and takes over what any living member has adopted.
 from libc.stdint cimport int64_t, int32_t, int16_t, uint32_t
 from libc.string cimport memcpy, memmove, memset
 from hopcoll._state cimport *
-from hopcoll._operation cimport claim, send_message, enter_epoch, settle
+from hopcoll._operation cimport enter_epoch, settle
+from hopcoll._records cimport claim, send_message
 
 
 cdef void send_ballot(Engine* engine, int dest, int type, const void* body, int64_t nbytes) noexcept nogil:

@@ -96,7 +96,7 @@ class Request:
     Not to be used by two threads at once.
     """
 
-    __slots__ = ("__weakref__", "_communicator", "_error", "_kind", "_operation", "_outcome",
+    __slots__ = ("__weakref__", "_communicator", "_failed", "_kind", "_operation", "_outcome",
                  "_raises", "_root", "_timeout_s")  # fmt: skip
 
     def __init__(
@@ -116,13 +116,14 @@ class Request:
         self._raises = raises
         self._timeout_s = timeout_s
         self._outcome: Outcome | None = None
-        self._error: Exception | None = None
+        # The error itself is made anew each time: a kept one would keep the caller's frames.
+        self._failed = False
 
     def __repr__(self) -> str:
         if self._outcome is not None:
             state = repr(self._outcome)
         else:
-            state = "under way" if self._error is None else "failed"
+            state = "failed" if self._failed else "under way"
         return f"<Request {self._name()}: {state}>"
 
     @property
@@ -205,8 +206,8 @@ class Request:
         return f"{KIND_NAMES[self._kind]} (operation {self._operation.seq} of this communicator)"
 
     def _check(self) -> None:
-        if self._error is not None:
-            raise self._error.with_traceback(None)
+        if self._failed:
+            self._finish()
         if self._communicator._forked:
             raise ClosedError(FORKED)
 
@@ -217,15 +218,14 @@ class Request:
         if status == OK or (status == ROOT_LOST and self._kind == REDUCE and not self._raises):
             self._outcome = Outcome(operation)
             return self._outcome
+        self._failed = True
         if status in (ROOT_LOST, RANK_FAILED):
-            self._error = self._rank_failed()
-        elif status == MISMATCH:
-            self._error = ValueError(operation.message)
-        elif status == CLOSED:
-            self._error = ClosedError(f"{self._name()} was under way when its communicator closed")
-        else:
-            self._error = MpiError(operation.message or f"{self._name()} failed inside MPI")
-        raise self._error
+            raise self._rank_failed()
+        if status == MISMATCH:
+            raise ValueError(operation.message)
+        if status == CLOSED:
+            raise ClosedError(f"{self._name()} was under way when its communicator closed")
+        raise MpiError(operation.message or f"{self._name()} failed inside MPI")
 
     def _rank_failed(self) -> RankFailedError:
         failed = tuple(self._operation.failed)

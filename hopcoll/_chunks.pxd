@@ -1,0 +1,16 @@
+# cython: language_level=3
+"""The streams of a large operation; see _chunks.pyx."""
+from libc.stdint cimport int64_t
+from cython_kernels.transport cimport Event
+from hopcoll._state cimport *
+
+cdef int prepare_blocks(Engine* engine, Operation* op) noexcept nogil
+cdef void pump_chunks(Engine* engine, Operation* op) noexcept nogil
+cdef bint needs_watermark(const Engine* engine, const Operation* op) noexcept nogil
+cdef void on_data_event(Engine* engine, const Event* event) noexcept nogil
+cdef void on_grant(Engine* engine, int peer, const Head* head, const GrantBody* body) noexcept nogil
+cdef void on_credit(Engine* engine, int peer, const Head* head,
+                    const CreditBody* body) noexcept nogil
+cdef void check_chunk_faults(Engine* engine, Operation* op) noexcept nogil
+cdef void end_streams(Engine* engine) noexcept nogil
+cdef void rerun_chunks(Engine* engine, Operation* op, int previous) noexcept nogil

@@ -1,0 +1,39 @@
+# cython: language_level=3
+"""Every order of everything; see _explorer.pyx."""
+from libc.stdint cimport int64_t, int32_t, uint64_t
+from hopcoll._world cimport World, Choice
+
+cdef enum:
+    CHOICES_MAX = 160
+    TAGS_MAX = 256
+
+cdef enum Reduction:
+    REDUCE_DIGEST = 1         # equal up to history: one state
+    REDUCE_SLEEP = 2          # steps of different ranks: one order
+    REDUCE_ORDER = 4          # canonical order of deliveries and calls; only deaths are free
+
+cdef struct Explorer:
+    World* world
+    int64_t world_bytes
+    int32_t reduction
+    int32_t stopped           # 1: states_max, 2: depth_max
+    int32_t trace_count
+    int32_t stack_room
+    int64_t states
+    int64_t transitions
+    int64_t ends
+    int64_t states_max
+    int64_t seen_room
+    uint64_t* seen
+    uint64_t* sleeping        # of the state in the same slot
+    uint64_t end_digest       # sum over the outcomes of ends: a set of verdicts
+    Choice* trace
+    Choice* choices           # CHOICES_MAX per depth
+    unsigned char* stack      # saved worlds, by depth
+    # renaming, of the state at hand
+    int32_t tag_count[8]
+    int32_t tags[8][TAGS_MAX]
+    int32_t outlet_count[8]
+    int32_t outlet_name[8][128]
+
+cdef void explore(Explorer* x) noexcept nogil

@@ -1,0 +1,512 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Every order of everything: a depth-first search over the worlds that choices lead to.
+
+States are recognised by a 64-bit digest, so that one of n states is taken for another with
+probability n * n / 2**65.
+"""
+from libc.stdint cimport int64_t, int32_t, uint64_t, uint8_t, uint32_t
+from libc.string cimport memcpy, memset
+from cython_kernels.stream cimport Sink
+from hopcoll._state cimport *
+from hopcoll._network cimport (
+    Network, Port, Channel, Late, Posted, DataMessage, channel_of, first_of_tag, first_of_token,
+    DELAY_LATE)
+from hopcoll._world cimport *
+
+cdef enum:
+    TOKEN_KIND_SINK = 1
+    TICK_US = 300000
+
+
+# ---- choices ------------------------------------------------------------------------------
+
+cdef void put_choice(Choice* out, int* count, int action, int a, int b, int c) noexcept nogil:
+    out[count[0]].action = action
+    out[count[0]].a = a
+    out[count[0]].b = b
+    out[count[0]].c = c
+    out[count[0]].budget = -1
+    count[0] += 1
+
+
+cdef int list_choices(World* world, Choice* out, bint canonical) noexcept nogil:
+    """All that can happen next; canonical: of all but deaths and detections only the first."""
+    cdef int count = 0, n = world.size
+    cdef int i, j, k
+    cdef Channel* channel
+    for i in range(n):
+        if can_call(world, i):
+            put_choice(out, &count, ACT_CALL, i, 0, 0)
+    for i in range(n):
+        for k in range(world.network.ports[i].late_count):
+            if first_of_token(&world.network.ports[i], k):
+                put_choice(out, &count, ACT_LATE, i, k, 0)
+    for i in range(n):
+        for j in range(n):
+            if not is_here(world, j):
+                continue
+            channel = channel_of(&world.network, i, j)
+            if channel.used:
+                put_choice(out, &count, ACT_CONTROL, i, j, 0)
+            for k in range(channel.data_count):
+                if first_of_tag(channel, k):
+                    put_choice(out, &count, ACT_DATA, i, j, k)
+    for i in range(n):
+        if can_leave(world, i):
+            put_choice(out, &count, ACT_LEAVE, i, 0, 0)
+    if canonical and count > 1:
+        count = 1
+    for i in range(n):
+        for j in range(n):
+            if can_detect(world, i, j):
+                put_choice(out, &count, ACT_DETECT, i, j, 0)
+    if count == 0:
+        # Everything waits: only the clocks go on.  Two rounds without any effect are the end.
+        while world.ticked < 2 * n and not is_here(world, world.ticked % n):
+            world.ticked += 1
+        if world.ticked < 2 * n:
+            put_choice(out, &count, ACT_TICK, world.ticked % n, TICK_US, 0)
+    if world.deaths_left > 0 and world.alive > 1:
+        for i in range(n):
+            if is_here(world, i):
+                put_choice(out, &count, ACT_KILL, i, 0, 0)
+    return count
+
+
+cdef int actor_of(const Choice* choice) noexcept nogil:
+    return choice.b if choice.action == ACT_CONTROL or choice.action == ACT_DATA else choice.a
+
+
+# ---- saving -------------------------------------------------------------------------------
+
+cdef inline unsigned char* put(unsigned char* at, const void* data, int64_t nbytes) noexcept nogil:
+    memcpy(at, data, nbytes)
+    return at + ((nbytes + 15) & ~15)
+
+
+cdef inline const unsigned char* get(void* data, const unsigned char* at, int64_t nbytes,
+                                     bint wanted) noexcept nogil:
+    if wanted:
+        memcpy(data, at, nbytes)
+    return at + ((nbytes + 15) & ~15)
+
+
+cdef int64_t head_bytes(World* world) noexcept nogil:
+    return <unsigned char*>(world.network.channels + world.size * world.size) - <unsigned char*>world
+
+
+cdef void save(World* world, unsigned char* at) noexcept nogil:
+    cdef int i
+    cdef Port* port
+    cdef Channel* channel
+    at = put(at, world, head_bytes(world))
+    for i in range(world.size):
+        port = &world.network.ports[i]
+        at = put(at, port.region.base, port.region.used)
+        at = put(at, port.posted, port.posted_count * sizeof(Posted))
+        at = put(at, port.late, port.late_count * sizeof(Late))
+    for i in range(world.size * world.size):
+        channel = &world.network.channels[i]
+        at = put(at, channel.bytes, channel.used)
+        at = put(at, channel.data, channel.data_count * sizeof(DataMessage))
+
+
+cdef void restore(World* world, const unsigned char* at, int actor, int also) noexcept nogil:
+    """Undoes one step of `actor`, which may have left something with `also`."""
+    cdef int i
+    cdef bint wanted
+    cdef Port* port
+    cdef Channel* channel
+    at = get(world, at, head_bytes(world), True)
+    for i in range(world.size):
+        port = &world.network.ports[i]
+        wanted = i == actor or i == also
+        at = get(port.region.base, at, port.region.used, i == actor)
+        at = get(port.posted, at, port.posted_count * sizeof(Posted), wanted)
+        at = get(port.late, at, port.late_count * sizeof(Late), wanted)
+    for i in range(world.size * world.size):
+        channel = &world.network.channels[i]
+        wanted = i // world.size == actor or i % world.size == actor
+        at = get(channel.bytes, at, channel.used, wanted)
+        at = get(channel.data, at, channel.data_count * sizeof(DataMessage), wanted)
+
+
+# ---- the digest ---------------------------------------------------------------------------
+#
+# Two worlds with one digest behave alike from here on, because what is left out is never read
+# again or read only by comparing:
+#  - addresses: the memory behind them is hashed by its contents;
+#  - counters, and faults, which are off;
+#  - tags of streams: only compared, and unique per receiver: renamed in the order in which they
+#    are met; outlets: named by their place in their lists instead of by their slot;
+#  - clocks: only differences count, up to the longest delay that a rank waits for;
+#  - the statuses of a ballot that is not open, the outbox, what a closed stream had been;
+#  - everything about a dead rank but what it sent, in its channels.
+
+cdef inline uint64_t mix(uint64_t h, uint64_t word) noexcept nogil:
+    h = (h ^ word) * 0xff51afd7ed558ccdULL
+    return h ^ (h >> 32)
+
+
+cdef uint64_t mix_bytes(uint64_t h, const void* data, int64_t nbytes) noexcept nogil:
+    cdef const uint64_t* words = <const uint64_t*>data
+    cdef const uint8_t* tail = <const uint8_t*>data
+    cdef uint64_t last = 0
+    cdef int64_t i
+    for i in range(nbytes >> 3):
+        h = (h ^ words[i]) * 0xff51afd7ed558ccdULL
+        h ^= h >> 32
+    for i in range(nbytes & ~7, nbytes):
+        last = last << 8 | tail[i]
+    return mix(h, last ^ <uint64_t>nbytes << 32)
+
+
+cdef uint64_t tag_name(Explorer* x, int receiver, int tag) noexcept nogil:
+    cdef int i
+    for i in range(x.tag_count[receiver]):
+        if x.tags[receiver][i] == tag:
+            return i
+    if x.tag_count[receiver] == TAGS_MAX:
+        x.stopped = 3
+        return 0
+    x.tags[receiver][x.tag_count[receiver]] = tag
+    x.tag_count[receiver] += 1
+    return x.tag_count[receiver] - 1
+
+
+cdef uint64_t token_name(Explorer* x, int rank, int64_t token) noexcept nogil:
+    cdef int kind = <int>(token >> 60)
+    if kind <= TOKEN_KIND_SINK:
+        return token
+    return <uint64_t>kind << 60 | x.outlet_name[rank][(token >> 8) & 0x7fffffff]
+
+
+cdef int64_t waited(int64_t since, int64_t now, int64_t limit) noexcept nogil:
+    return now - since if now - since < limit else limit
+
+
+cdef uint64_t mix_block(Explorer* x, uint64_t h, int rank, const Block* block) noexcept nogil:
+    cdef const Sink* sink
+    cdef int phase
+    h = mix(h, block.finals)
+    h = mix(h, <uint64_t>block.epoch << 32 | block.in_flight)
+    for phase in range(2):
+        sink = &block.sink[phase]
+        if not sink.open and sink.arrived == sink.posted:
+            h = mix(h, 0xC105ED ^ <uint64_t>sink.broken)
+            continue
+        h = mix(h, <uint64_t>sink.source << 32 | <uint64_t>sink.open << 8 | <uint64_t>sink.broken)
+        h = mix(h, tag_name(x, rank, sink.tag))
+        h = mix(h, <uint64_t>sink.first << 32 | <uint64_t>sink.end)
+        h = mix(h, <uint64_t>sink.posted << 32 | <uint64_t>sink.arrived)
+        h = mix(h, <uint64_t>sink.told << 32 | <uint64_t>block.sink_attempt[phase])
+    return h
+
+
+cdef uint64_t mix_outlets(Explorer* x, uint64_t h, int rank, const Engine* engine,
+                          int32_t index) noexcept nogil:
+    cdef const Outlet* outlet
+    while index >= 0:
+        outlet = &engine.outlets[index]
+        x.outlet_name[rank][index] = x.outlet_count[rank]
+        x.outlet_count[rank] += 1
+        h = mix(h, 0x0071E7 ^ <uint64_t>outlet.epoch << 32 ^ <uint64_t>outlet.early << 60)
+        h = mix(h, <uint64_t>outlet.spring.dest << 32
+                | tag_name(x, outlet.spring.dest, outlet.spring.tag))
+        h = mix(h, <uint64_t>outlet.spring.next << 32 | <uint64_t>outlet.spring.end)
+        h = mix(h, <uint64_t>outlet.spring.limit << 32 | <uint64_t>outlet.spring.in_flight)
+        index = outlet.next
+    return mix(h, 0xE0D)
+
+
+cdef uint64_t mix_operation(Explorer* x, uint64_t h, int rank, const Engine* engine,
+                            const Operation* op) noexcept nogil:
+    cdef Operation copy
+    cdef int64_t whole = <const unsigned char*>&op.block[0] - <const unsigned char*>op
+    cdef int b
+    memcpy(&copy, op, whole)
+    copy.called_us = waited(op.called_us, engine.now_us, engine.settings.announce_us) \
+        if op.called else 0
+    copy.moved_chunks = copy.moved_bytes = 0
+    copy.send = NULL
+    copy.base = copy.scratch = copy.undo = copy.retained = copy.inbox = NULL
+    copy.states = NULL
+    copy.result = NULL
+    if not op.standing:
+        memset(copy.holder, 0, sizeof(copy.holder))
+    h = mix_bytes(h, &copy, whole)
+    h = mix(h, (op.send != NULL) | (op.base != NULL) << 1 | (op.scratch != NULL) << 2
+            | (op.undo != NULL) << 3 | (op.retained != NULL) << 4 | (op.inbox != NULL) << 5
+            | (op.result != NULL) << 6)
+    if op.nbytes:
+        if op.base != NULL:
+            h = mix_bytes(h, op.base, op.nbytes)
+        if op.send != NULL:
+            h = mix_bytes(h, op.send, op.nbytes)
+        if op.retained != NULL:
+            h = mix_bytes(h, op.retained, op.nbytes)
+        if op.inbox != NULL:
+            h = mix_bytes(h, op.inbox, op.nbytes * (1 if op.sig.kind == BCAST else engine.size))
+    if op.states != NULL:
+        h = mix_bytes(h, op.states, op.chunks)
+    for b in range(BLOCKS_MAX):
+        if b < op.blocks:
+            h = mix_block(x, h, rank, &op.block[b])
+        if op.block[b].outlets[0] >= 0 or op.block[b].outlets[1] >= 0:
+            h = mix_outlets(x, h + b, rank, engine, op.block[b].outlets[0])
+            h = mix_outlets(x, h, rank, engine, op.block[b].outlets[1])
+    return h
+
+
+cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine) noexcept nogil:
+    cdef Engine copy
+    cdef int64_t whole = <const unsigned char*>&engine.faults - <const unsigned char*>engine
+    cdef const StatusBody* status
+    cdef int64_t seq
+    cdef int r
+    memcpy(&copy, engine, whole)
+    copy.transport = NULL
+    memset(&copy.settings, 0, sizeof(Settings))
+    copy.history = NULL
+    copy.statuses = copy.outbox = NULL
+    copy.groups = NULL
+    copy.ring = NULL
+    copy.peer_done = NULL
+    copy.outlets = NULL
+    copy.outlet_free = copy.next_tag = 0
+    copy.watermark_us = waited(engine.watermark_us, engine.now_us, engine.settings.flush_us)
+    copy.now_us = 0
+    if not engine.balloting:
+        copy.ballot = 0
+        copy.answered = mask_none()
+    if not engine.poisoned:
+        copy.grouped = mask_none()
+    h = mix_bytes(h, &copy, whole)
+    h = mix_bytes(h, engine.history, engine.epoch * sizeof(Entry))
+    h = mix_bytes(h, engine.peer_done, engine.size * sizeof(int64_t))
+    if engine.poisoned:
+        h = mix_bytes(h, engine.groups, engine.size * sizeof(Signature))
+    if engine.balloting:
+        for r in range(engine.size):
+            if mask_has(&engine.answered, r):
+                status = <const StatusBody*>(engine.statuses + r * engine.status_bytes)
+                h = mix_bytes(h, status, sizeof(StatusBody) + status.entries * sizeof(Entry)
+                              + status.operations * sizeof(OperationStatus))
+    for seq in range(engine.freed, engine.freed + engine.settings.ring):
+        if engine.ring[seq % engine.settings.ring].seq == seq:
+            h = mix_operation(x, h, rank, engine, &engine.ring[seq % engine.settings.ring])
+    return h
+
+
+cdef uint64_t mix_rank(Explorer* x, uint64_t h, int rank) noexcept nogil:
+    cdef World* world = x.world
+    cdef Port* port = &world.network.ports[rank]
+    cdef Rank* one = &world.ranks[rank]
+    cdef int i
+    if port.dead:
+        return mix(h, 0xDEAD)
+    h = mix(h, port.left | <uint64_t>one.called << 8 | <uint64_t>one.checked << 16)
+    for i in range(one.checked):
+        h = mix(h, <uint64_t>one.results[i].status << 32 | <uint64_t>one.results[i].epoch)
+        h = mix(h, one.results[i].contributors.word[0])
+        h = mix(h, one.results[i].failed.word[0])
+    if port.left:
+        return h
+    h = mix(h, port.detected.word[0])
+    h = mix_engine(x, h, rank, one.engine)
+    for i in range(port.posted_count):
+        h = mix(h, <uint64_t>port.posted[i].peer << 32
+                | tag_name(x, rank, port.posted[i].tag))
+        h = mix(h, port.posted[i].token)
+    h = mix(h, port.posted_count)
+    for i in range(port.late_count):
+        h = mix(h, <uint64_t>port.late[i].event.kind << 32 | <uint64_t>port.late[i].event.peer)
+        h = mix(h, token_name(x, rank, port.late[i].event.token))
+        if port.late[i].dest != NULL:
+            h = mix_bytes(h, port.late[i].copy, port.late[i].event.nbytes)
+    return mix(h, port.late_count)
+
+
+cdef uint64_t mix_channel(Explorer* x, uint64_t h, int source, int dest) noexcept nogil:
+    cdef Channel* channel = channel_of(&x.world.network, source, dest)
+    cdef const unsigned char* at = channel.bytes
+    cdef const unsigned char* end = channel.bytes + channel.used
+    cdef const Head* head
+    cdef DataMessage* message
+    cdef int64_t total
+    cdef GrantBody grant
+    cdef CreditBody credit
+    cdef int i
+    while at < end:
+        total = (<const int64_t*>at)[0]
+        at += 8
+        head = <const Head*>at
+        h = mix_bytes(h, head, sizeof(Head))
+        if head.type == MSG_GRANT:
+            grant = (<const GrantBody*>(at + sizeof(Head)))[0]
+            grant.tag = <int32_t>tag_name(x, source, grant.tag)
+            h = mix_bytes(h, &grant, sizeof(grant))
+        elif head.type == MSG_CREDIT:
+            credit = (<const CreditBody*>(at + sizeof(Head)))[0]
+            credit.tag = <int32_t>tag_name(x, source, credit.tag)
+            h = mix_bytes(h, &credit, sizeof(credit))
+        else:
+            h = mix_bytes(h, at + sizeof(Head), total - <int64_t>sizeof(Head))
+        at += (total + 7) & ~7
+    h = mix(h, channel.data_count)
+    for i in range(channel.data_count):
+        message = &channel.data[i]
+        h = mix(h, tag_name(x, dest, message.tag) << 32 | <uint64_t>message.eager << 24
+                | <uint64_t>message.nbytes)
+        # A dead sender, or one that has its SENT, has no use for the token any more.
+        if not message.eager and not x.world.network.ports[source].dead:
+            h = mix(h, token_name(x, source, message.token))
+        h = mix_bytes(h, message.copy, message.nbytes)
+    return h
+
+
+cdef uint64_t digest(Explorer* x) noexcept nogil:
+    cdef World* world = x.world
+    cdef int i, j
+    cdef uint64_t h
+    for i in range(world.size):
+        x.tag_count[i] = 0
+        x.outlet_count[i] = 0
+    h = mix(0x51ED270B, <uint64_t>world.deaths_left << 32 | <uint64_t>world.ticked)
+    for i in range(world.size):
+        h = mix_rank(x, h, i)
+    for i in range(world.size):
+        for j in range(world.size):
+            h = mix_channel(x, h + j, i, j)
+    return h if h else 1
+
+
+cdef uint64_t raw_digest(Explorer* x) noexcept nogil:
+    """Without any renaming: equal bytes only (addresses are fixed in one exploration)."""
+    cdef World* world = x.world
+    cdef uint64_t h = 0x51ED270B
+    cdef int i
+    cdef int64_t controls = world.network.controls
+    for i in range(world.size):
+        memset(&world.ranks[i].engine.counters, 0, sizeof(Counters))
+    world.network.sends = 0
+    world.network.controls = 0
+    h = mix_bytes(h, world, head_bytes(world))
+    world.network.controls = controls
+    for i in range(world.size):
+        h = mix_bytes(h, world.network.ports[i].region.base, world.network.ports[i].region.used)
+        h = mix_bytes(h, world.network.ports[i].posted,
+                      world.network.ports[i].posted_count * sizeof(Posted))
+        h = mix_bytes(h, world.network.ports[i].late,
+                      world.network.ports[i].late_count * sizeof(Late))
+    for i in range(world.size * world.size):
+        h = mix_bytes(h, world.network.channels[i].bytes, world.network.channels[i].used)
+        h = mix_bytes(h, world.network.channels[i].data,
+                      world.network.channels[i].data_count * sizeof(DataMessage))
+    return h if h else 1
+
+
+# ---- the search ---------------------------------------------------------------------------
+
+cdef bint visit(Explorer* x) noexcept nogil:
+    """Whether this world is new."""
+    cdef uint64_t h = digest(x) if x.reduction & REDUCE_DIGEST else raw_digest(x)
+    cdef uint64_t slot = h & (x.seen_room - 1)
+    while x.seen[slot]:
+        if x.seen[slot] == h:
+            return False
+        slot = (slot + 1) & (x.seen_room - 1)
+    if x.states >= x.states_max:
+        x.stopped = 1
+        return False
+    x.seen[slot] = h
+    x.states += 1
+    return True
+
+
+cdef uint64_t verdict(World* world) noexcept nogil:
+    """The outcomes at an end: who is alive and what each one got back."""
+    cdef uint64_t h = 0x7E12D1C7
+    cdef int r, k
+    for r in range(world.size):
+        h = mix(h, world.network.ports[r].dead | world.network.ports[r].left << 1)
+        if world.network.ports[r].dead:
+            continue
+        for k in range(world.ranks[r].checked):
+            h = mix(h, world.ranks[r].results[k].status)
+            h = mix(h, world.ranks[r].results[k].contributors.word[0])
+            h = mix(h, world.ranks[r].results[k].failed.word[0])
+    return h
+
+
+cdef void note_end(Explorer* x) noexcept nogil:
+    """Keeps the set of verdicts, as a sum over its members."""
+    cdef uint64_t h = verdict(x.world) | 1
+    cdef uint64_t slot = h & (x.seen_room - 1)
+    x.ends += 1
+    while x.sleeping[slot]:
+        if x.sleeping[slot] == h:
+            return
+        slot = (slot + 1) & (x.seen_room - 1)
+    x.sleeping[slot] = h
+    x.end_digest += h
+
+
+cdef void explore_from(Explorer* x, int depth) noexcept nogil:
+    cdef World* world = x.world
+    cdef Choice* choices
+    cdef unsigned char* saved
+    cdef int count, i, sends, budget, actor, also
+    cdef bint may_die, stepped = False
+    cdef Choice choice
+    if world.violation != FINE or x.stopped:
+        return
+    if depth >= x.stack_room:
+        x.stopped = 2
+        return
+    choices = x.choices + depth * CHOICES_MAX
+    count = list_choices(world, choices, x.reduction & REDUCE_ORDER)
+    if not visit(x):
+        return
+    for i in range(count):
+        if choices[i].action != ACT_KILL:
+            stepped = True
+    if not stepped:
+        x.trace_count = depth
+        note_end(x)
+        check_end(world)
+        if world.violation != FINE:
+            return
+    saved = x.stack + depth * x.world_bytes
+    save(world, saved)
+    may_die = world.deaths_left > 0 and world.alive > 1
+    for i in range(count):
+        choice = choices[i]
+        actor = actor_of(&choice)
+        also = choice.a if choice.action == ACT_DATA else -1
+        sends = 0
+        # Dying before the first send is dying before the step: that is ACT_KILL, except that data
+        # may have been taken from their sender.
+        budget = -1
+        while True:
+            choice.budget = budget
+            x.trace[depth] = choice
+            x.trace_count = depth + 1
+            x.transitions += 1
+            perform(world, &choice)
+            if budget < 0:
+                sends = world.network.sends
+            explore_from(x, depth + 1)
+            if world.violation != FINE or x.stopped:
+                return
+            restore(world, saved, actor, also)
+            if budget < 0:
+                budget = 0 if choice.action == ACT_DATA else 1
+            else:
+                budget += 1
+            if not may_die or budget >= sends or choice.action == ACT_KILL:
+                break
+
+
+cdef void explore(Explorer* x) noexcept nogil:
+    explore_from(x, 0)

@@ -1,0 +1,18 @@
+# cython: language_level=3
+"""Records, messages, signatures and fates of operations; see _records.pyx."""
+from libc.stdint cimport int64_t
+from hopcoll._state cimport *
+
+cdef void send_message(Engine* engine, int dest, int type, int64_t seq, const Signature* sig,
+                       const void* body, int64_t nbytes) noexcept nogil
+cdef void merge_watermarks(Engine* engine, int peer, const Head* head) noexcept nogil
+cdef Operation* claim(Engine* engine, int64_t seq) noexcept nogil
+cdef void release_memory(Engine* engine, void* memory) noexcept nogil
+cdef void free_records(Engine* engine) noexcept nogil
+cdef Mask attempt_members(const Engine* engine, const Operation* op) noexcept nogil
+cdef int fate_of(const Engine* engine, const Operation* op, Mask* failed) noexcept nogil
+cdef void refresh_attempt(Engine* engine, Operation* op) noexcept nogil
+cdef void complain(Engine* engine, Operation* op) noexcept nogil
+cdef bint compare_signature(Engine* engine, Operation* op, int peer,
+                            const Signature* sig) noexcept nogil
+cdef void announce_stuck(Engine* engine) noexcept nogil

@@ -1,0 +1,168 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The records of operations, and what the history of memberships makes of each.
+
+Below the streams and the small path: messages, records, signatures, attempts and fates.
+"""
+from libc.stdint cimport int64_t, int32_t
+from libc.string cimport memset
+from cython_kernels.stream cimport sink_idle
+from hopcoll._state cimport *
+
+
+# ---- messages -----------------------------------------------------------------------------
+
+cdef void send_message(Engine* engine, int dest, int type, int64_t seq, const Signature* sig,
+                       const void* body, int64_t nbytes) noexcept nogil:
+    cdef Head head
+    memset(&head, 0, sizeof(Head))
+    head.type = type
+    head.epoch = engine.epoch
+    head.seq = seq
+    head.done = engine.done
+    head.stable = engine.stable
+    if sig != NULL:
+        head.sig = sig[0]
+    engine.counters.controls_sent += 1
+    engine.transport.send_control(engine.transport.self, dest, &head, sizeof(Head), body, nbytes)
+
+
+cdef void merge_watermarks(Engine* engine, int peer, const Head* head) noexcept nogil:
+    if head.done > engine.peer_done[peer]:
+        engine.peer_done[peer] = head.done
+    if head.stable > engine.stable:
+        engine.stable = head.stable
+
+
+# ---- records ------------------------------------------------------------------------------
+
+cdef Operation* claim(Engine* engine, int64_t seq) noexcept nogil:
+    """The record of operation `seq`, made when it is new; NULL when its slot is taken."""
+    cdef Operation* op = slot_of(engine, seq)
+    cdef int b
+    if op.seq == seq:
+        return op
+    if op.seq >= 0 or seq < engine.freed or seq >= engine.freed + engine.settings.ring:
+        return NULL
+    memset(op, 0, sizeof(Operation))
+    op.seq = seq
+    op.sig_from = -1
+    op.attempt = -1
+    for b in range(BLOCKS_MAX):
+        op.holder[b] = NOBODY
+        op.block[b].epoch = -1
+        op.block[b].outlets[0] = -1
+        op.block[b].outlets[1] = -1
+    return op
+
+
+cdef void release_memory(Engine* engine, void* memory) noexcept nogil:
+    if memory != NULL:
+        engine.transport.release(engine.transport.self, memory)
+
+
+cdef bint record_quiet(const Operation* op) noexcept nogil:
+    cdef int b
+    if op.in_flight or op.in_flight_retained:
+        return False
+    for b in range(BLOCKS_MAX):
+        if (op.block[b].outlets[0] >= 0 or op.block[b].outlets[1] >= 0
+                or not sink_idle(&op.block[b].sink[0]) or not sink_idle(&op.block[b].sink[1])):
+            return False
+    return True
+
+
+cdef void free_records(Engine* engine) noexcept nogil:
+    cdef Operation* op
+    while engine.freed < engine.finished and engine.freed < engine.stable:
+        op = find_operation(engine, engine.freed)
+        if op != NULL:
+            if not record_quiet(op):
+                return
+            if op.retained != NULL:
+                engine.retained_bytes -= op.nbytes
+            release_memory(engine, op.scratch)
+            release_memory(engine, op.undo)
+            release_memory(engine, op.retained)
+            release_memory(engine, op.inbox)
+            release_memory(engine, op.states)
+            memset(op, 0, sizeof(Operation))
+            op.seq = -1
+        engine.freed += 1
+
+
+# ---- what membership means for an operation -----------------------------------------------
+
+cdef Mask attempt_members(const Engine* engine, const Operation* op) noexcept nogil:
+    return members_of(engine, op.attempt)
+
+
+cdef int fate_of(const Engine* engine, const Operation* op, Mask* failed) noexcept nogil:
+    """The status that the history of memberships gives to an operation: alike at all ranks."""
+    cdef int i
+    cdef Mask before, lost, members = attempt_members(engine, op)
+    cdef int status = STATUS_OK
+    failed[0] = mask_none()
+    for i in range(op.attempt):
+        if engine.history[i].kind == ENTRY_MISMATCH and engine.history[i].cut <= op.seq:
+            return STATUS_MISMATCH
+    if op.sig.flags & FLAG_RAISE:
+        for i in range(op.attempt):
+            if (engine.history[i].kind == ENTRY_DEATH and engine.history[i].cut <= op.seq
+                    and engine.history[i].cut > op.previous_raise):
+                before = members_of(engine, i)
+                lost = mask_without(&before, &engine.history[i].members)
+                failed[0] = mask_or(failed, &lost)
+                status = STATUS_RANK_FAILED
+        if status != STATUS_OK:
+            return status
+    if op.sig.kind == BCAST and not mask_has(&members, op.sig.root):
+        mask_add(failed, op.sig.root)
+        return STATUS_RANK_FAILED
+    if op.sig.kind == REDUCE and not mask_has(&members, op.sig.root):
+        return STATUS_ROOT_LOST
+    return STATUS_OK
+
+
+cdef void refresh_attempt(Engine* engine, Operation* op) noexcept nogil:
+    cdef Mask failed
+    op.attempt = attempt_of(engine, op.seq)
+    op.status = fate_of(engine, op, &failed)
+    if op.status != STATUS_OK:
+        op.complete = 1
+
+
+# ---- signatures ---------------------------------------------------------------------------
+
+cdef void complain(Engine* engine, Operation* op) noexcept nogil:
+    cdef int coordinator = coordinator_of(engine)
+    if op.complained == engine.epoch + 1 or engine.poisoned:
+        return
+    op.complained = engine.epoch + 1
+    if coordinator == engine.rank:
+        engine.complaint = 1
+    else:
+        send_message(engine, coordinator, MSG_COMPLAIN, op.seq, &op.sig, NULL, 0)
+
+
+cdef bint compare_signature(Engine* engine, Operation* op, int peer, const Signature* sig) noexcept nogil:
+    if op.sig_from < 0:
+        op.sig = sig[0]
+        op.sig_from = peer
+        return True
+    if signature_equal(&op.sig, sig):
+        return True
+    complain(engine, op)
+    return False
+
+
+cdef void announce_stuck(Engine* engine) noexcept nogil:
+    """An operation that does not get on tells the coordinator what we called it for: ranks that
+    wait for each other in different operations learn of it that way."""
+    cdef Operation* op = find_operation(engine, engine.done)
+    cdef int coordinator = coordinator_of(engine)
+    if (op == NULL or not op.called or op.complete or op.announced == engine.epoch + 1
+            or engine.now_us - op.called_us < engine.settings.announce_us):
+        return
+    op.announced = engine.epoch + 1
+    if coordinator != engine.rank:
+        send_message(engine, coordinator, MSG_ANNOUNCE, op.seq, &op.sig, NULL, 0)

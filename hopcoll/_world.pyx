@@ -1,0 +1,401 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""A simulated world: every rank's engine over the simulated network, its caller, and the checkers.
+
+Inputs are made so that a result shows what went into it: item i of rank r's input is bit r, rotated
+by i, and a sum of such items is the set of its contributors; an input counted twice carries.  As
+soon as an operation has returned, its caller overwrites the buffers: what the protocol may still
+need it must have kept.
+
+The checkers state what a user may rely on, apart from how the protocol goes about it.
+"""
+from libc.stdint cimport int64_t, int32_t, uint64_t, intptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from cython_kernels.transport cimport Event
+from hopcoll._state cimport *
+from hopcoll._engine cimport (
+    engine_new, engine_event, engine_tick, engine_quiet, engine_leave, control_bytes_of)
+from hopcoll._operation cimport start_operation
+from hopcoll._network cimport (
+    Rooms, Port, NETWORK_FINE, UNEXPECTED_DATA, BORROWED_CHANGED, BORROWED_FREED, network_init,
+    network_bytes, network_clear, region_allocate, deliver_control, deliver_data, deliver_late,
+    kill_port, leave_port, detect_death, check_borrowed, channel_of, port_poll)
+
+cdef enum:
+    UINT64 = 7
+    SUM = 0
+    NONE = 11
+    GARBAGE = 0xA5
+
+
+cdef inline uint64_t rotate(uint64_t x, int64_t by) noexcept nogil:
+    by &= 63
+    return (x << by) | (x >> (64 - by)) if by else x
+
+
+cdef uint64_t bcast_item(int seq, int root, int64_t i) noexcept nogil:
+    return (<uint64_t>(seq + 1) * 0x9E3779B97F4A7C15ULL) ^ (<uint64_t>root << 48) ^ <uint64_t>i
+
+
+cdef const Step* step_of(const World* world, int rank, int k) noexcept nogil:
+    """What a rank calls as its operation k."""
+    if rank == world.odd_rank and k == world.odd_step:
+        return &world.odd
+    return &world.script[k]
+
+
+cdef bint is_here(const World* world, int rank) noexcept nogil:
+    """Neither dead nor gone."""
+    return not world.network.ports[rank].dead and not world.network.ports[rank].left
+
+
+# ---- making a world -----------------------------------------------------------------------
+
+cdef void fill_buffers(World* world, int rank) noexcept nogil:
+    cdef Rank* one = &world.ranks[rank]
+    cdef const Step* step
+    cdef int k
+    cdef int64_t i
+    for k in range(one.steps):
+        step = step_of(world, rank, k)
+        for i in range(step.count):
+            one.send[k][i] = rotate((<uint64_t>1) << rank, i)
+            one.recv[k][i] = 0
+            if step.kind == BCAST and step.root == rank:
+                one.recv[k][i] = bcast_item(k, rank, i)
+            elif step.flags & FLAG_IN_PLACE:
+                one.recv[k][i] = rotate((<uint64_t>1) << rank, i)
+
+
+cdef World* make_world(const World* plan, int64_t* total) noexcept nogil:
+    """A new world, one piece of `total` bytes, or NULL."""
+    cdef int n = plan.size, r, k
+    cdef int64_t items = plan.odd.count, ranks_at
+    cdef Rooms rooms
+    cdef World* world
+    cdef Rank* one
+    cdef const Settings* settings = &plan.settings
+    for k in range(plan.steps_count):
+        items += plan.script[k].count
+    memset(&rooms, 0, sizeof(Rooms))
+    rooms.region_bytes = (sizeof(Engine) + control_bytes_of(settings, n) * (n + 1)
+                          + (n + 4) * (sizeof(Entry) + 64)
+                          + settings.ring * (sizeof(Operation) + n * (settings.eager_bytes + 48))
+                          + settings.outlets_max * sizeof(Outlet) + items * 8 * 6
+                          + plan.steps_count * (512 + sizeof(Result)) + 2048)
+    if plan.fixed:
+        rooms.channel_bytes = 4096
+        rooms.data = 16
+        rooms.posted = 32
+        rooms.events = 48
+        rooms.late = 16
+    ranks_at = (sizeof(World) + 15) & ~15
+    total[0] = ranks_at + n * sizeof(Rank) + 64 + network_bytes(n, &rooms)
+    world = <World*>calloc(1, total[0])
+    if world == NULL:
+        return NULL
+    memcpy(world, plan, sizeof(World))
+    world.network.fixed = plan.fixed
+    world.alive = n
+    world.ranks = <Rank*>(<unsigned char*>world + ranks_at)
+    network_init(&world.network, n, &rooms, control_bytes_of(settings, n),
+                 <unsigned char*>(world.ranks + n))
+    for r in range(n):
+        one = &world.ranks[r]
+        one.steps = plan.early_steps if r == plan.early_leaver else plan.steps_count
+        one.results = <Result*>region_allocate(&world.network.ports[r].region,
+                                               (plan.steps_count + 1) * sizeof(Result))
+        for k in range(one.steps):
+            items = step_of(world, r, k).count
+            one.send[k] = <uint64_t*>region_allocate(&world.network.ports[r].region, items * 8)
+            one.recv[k] = <uint64_t*>region_allocate(&world.network.ports[r].region, items * 8)
+        fill_buffers(world, r)
+        one.engine = engine_new(&world.network.ports[r].table, settings)
+        if one.engine == NULL:
+            world.violation = OUT_OF_ROOM
+        one.baseline_bytes = world.network.ports[r].region.live_bytes
+    return world
+
+
+cdef void free_world(World* world) noexcept nogil:
+    if world != NULL:
+        network_clear(&world.network)
+        free(world)
+
+
+# ---- steps --------------------------------------------------------------------------------
+
+cdef void drain(World* world, int rank) noexcept nogil:
+    """The rank's engine handles its events; then the rank dies, or is checked."""
+    cdef Port* port = &world.network.ports[rank]
+    cdef Event event
+    while not world.network.dying and port_poll(port, &event):
+        engine_event(world.ranks[rank].engine, &event)
+    if world.network.dying:
+        world.network.dying = 0
+        die(world, rank)
+        return
+    check_borrowed(&world.network, rank)
+    check_rank(world, rank)
+
+
+cdef void die(World* world, int rank) noexcept nogil:
+    kill_port(&world.network, rank)
+    world.alive -= 1
+    world.deaths_left -= 1
+
+
+cdef bint can_call(World* world, int rank) noexcept nogil:
+    cdef Rank* one = &world.ranks[rank]
+    return (one.called < one.steps and is_here(world, rank)
+            and one.called - one.engine.finished < world.depth
+            and one.called < one.engine.freed + world.settings.ring // 2)
+
+
+cdef bint can_leave(World* world, int rank) noexcept nogil:
+    cdef Rank* one = &world.ranks[rank]
+    return (world.leaving and one.called == one.steps and is_here(world, rank)
+            and one.checked == one.steps and engine_quiet(one.engine))
+
+
+cdef bint can_detect(World* world, int observer, int peer) noexcept nogil:
+    cdef Port* port = &world.network.ports[peer]
+    if not is_here(world, observer) or mask_has(&world.network.ports[observer].detected, peer):
+        return False
+    if port.dead:
+        return True
+    # The process of a rank that left ends, when all that it sent has arrived.
+    return (world.exits and port.left and channel_of(&world.network, peer, observer).used == 0
+            and channel_of(&world.network, peer, observer).data_count == 0)
+
+
+cdef void call_next(World* world, int rank) noexcept nogil:
+    cdef Rank* one = &world.ranks[rank]
+    cdef int k = one.called
+    cdef const Step* step = step_of(world, rank, k)
+    cdef Signature sig
+    cdef unsigned char* send = <unsigned char*>one.send[k]
+    cdef unsigned char* recv = <unsigned char*>one.recv[k]
+    cdef int flags = step.flags & FLAG_IN_PLACE
+    memset(&sig, 0, sizeof(Signature))
+    sig.kind = step.kind
+    sig.dtype = UINT64
+    sig.redop = NONE if step.kind == BCAST or step.kind == BARRIER else SUM
+    sig.root = step.root
+    sig.flags = step.flags & FLAG_RAISE
+    sig.count = step.count
+    if step.kind == REDUCE and rank != step.root:
+        recv = NULL
+        flags = 0
+    elif step.kind == BCAST or flags:
+        send = NULL
+    one.called += 1
+    if start_operation(one.engine, &sig, 8, send, recv, flags, &one.results[k]) != START_OK:
+        world.violation = OUT_OF_ROOM
+
+
+cdef void perform(World* world, const Choice* choice) noexcept nogil:
+    """One step of one rank (data that arrive may end the sender's request in the same step)."""
+    cdef int actor = choice.a, also = -1
+    world.network.sends = 0
+    world.network.send_budget = choice.budget
+    world.network.dying = 0
+    world.ticked = world.ticked + 1 if choice.action == ACT_TICK else 0
+    if choice.action == ACT_CALL:
+        call_next(world, actor)
+    elif choice.action == ACT_CONTROL:
+        actor = choice.b
+        deliver_control(&world.network, choice.a, choice.b)
+    elif choice.action == ACT_DATA:
+        actor = choice.b
+        also = choice.a
+        deliver_data(&world.network, choice.a, choice.b, choice.c)
+    elif choice.action == ACT_LATE:
+        deliver_late(&world.network, actor, choice.b)
+    elif choice.action == ACT_DETECT:
+        detect_death(&world.network, actor, choice.b)
+    elif choice.action == ACT_KILL:
+        die(world, actor)
+        return
+    elif choice.action == ACT_TICK:
+        engine_tick(world.ranks[actor].engine, world.ranks[actor].engine.now_us + choice.b)
+    elif choice.action == ACT_LEAVE:
+        engine_leave(world.ranks[actor].engine)
+        if not world.network.dying:
+            leave_port(&world.network, actor)
+            return
+    drain(world, actor)
+    world.network.send_budget = -1
+    if also >= 0 and world.network.ports[also].events_count:
+        drain(world, also)
+    if world.network.error != NETWORK_FINE and world.violation == FINE:
+        if world.network.error == UNEXPECTED_DATA:
+            world.violation = BAD_UNEXPECTED_DATA
+        elif world.network.error == BORROWED_CHANGED:
+            world.violation = BAD_BORROWED_CHANGED
+        elif world.network.error == BORROWED_FREED:
+            world.violation = BAD_BORROWED_FREED
+        else:
+            world.violation = OUT_OF_ROOM
+    if world.network.controls > world.controls_max and world.violation == FINE:
+        world.violation = TOO_MANY_MESSAGES
+
+
+# ---- the checkers -------------------------------------------------------------------------
+
+cdef void report(World* world, int violation) noexcept nogil:
+    if world.violation == FINE:
+        world.violation = violation
+
+
+cdef bint has_result(const World* world, int rank, const Step* step) noexcept nogil:
+    return step.kind != BARRIER and not (step.kind == REDUCE and step.root != rank)
+
+
+cdef void check_value(World* world, int rank, int k) noexcept nogil:
+    """The bytes are those of the contributors, each once; the input is as it was."""
+    cdef Rank* one = &world.ranks[rank]
+    cdef const Result* result = &one.results[k]
+    cdef const Step* step = step_of(world, rank, k)
+    cdef uint64_t expected
+    cdef int64_t i
+    if result.status == STATUS_OK and has_result(world, rank, step):
+        for i in range(step.count):
+            if step.kind == BCAST:
+                expected = bcast_item(k, step.root, i)
+            else:
+                expected = rotate(result.contributors.word[0], i)
+            if one.recv[k][i] != expected:
+                report(world, WRONG_VALUE)
+    if (step.kind == REDUCE or step.kind == ALLREDUCE) and not (
+            step.flags & FLAG_IN_PLACE and has_result(world, rank, step)):
+        for i in range(step.count):
+            if one.send[k][i] != rotate((<uint64_t>1) << rank, i):
+                report(world, INPUT_CHANGED)
+
+
+cdef void check_status(World* world, int rank, int k) noexcept nogil:
+    """The status follows from who is dead, and from what was raised before."""
+    cdef Rank* one = &world.ranks[rank]
+    cdef const Result* result = &one.results[k]
+    cdef const Step* step = step_of(world, rank, k)
+    cdef Mask before = mask_full(world.size)
+    cdef bint shrank
+    cdef int i, r
+    for i in range(k):
+        if step_of(world, rank, i).flags & FLAG_RAISE:
+            before = one.results[i].contributors
+    shrank = step.flags & FLAG_RAISE and not mask_equal(&before, &result.contributors)
+    if result.status == STATUS_MISMATCH:
+        if world.odd_rank < 0 or k < world.odd_step:
+            report(world, WRONG_STATUS)
+        return
+    if k and one.results[k - 1].status == STATUS_MISMATCH:
+        report(world, WRONG_STATUS)
+    if shrank != (result.status == STATUS_RANK_FAILED) and not (
+            step.kind == BCAST and not mask_has(&result.contributors, step.root)):
+        report(world, RAISED_WRONGLY)
+    if step.kind == BCAST and not shrank:
+        if (result.status == STATUS_RANK_FAILED) == mask_has(&result.contributors, step.root):
+            report(world, WRONG_STATUS)
+    if result.status == STATUS_ROOT_LOST and (
+            step.kind != REDUCE or mask_has(&result.contributors, step.root)):
+        report(world, WRONG_STATUS)
+    if result.status == STATUS_RANK_FAILED:
+        if mask_empty(&result.failed):
+            report(world, RAISED_WRONGLY)
+        for r in range(world.size):
+            if mask_has(&result.failed, r) and is_here(world, r):
+                report(world, RAISED_WRONGLY)
+    for r in range(world.size):
+        # What a rank that left had called is stable: it stays in.
+        if not mask_has(&result.contributors, r) and not world.network.ports[r].dead and not (
+                world.network.ports[r].left and k >= world.ranks[r].steps):
+            report(world, LIVING_LEFT_OUT)
+    if k and not mask_within(&result.contributors, &one.results[k - 1].contributors):
+        report(world, CONTRIBUTORS_GREW)
+
+
+cdef void check_alike(World* world, int rank, int k) noexcept nogil:
+    """All ranks that have this outcome have the same one."""
+    cdef const Result* result = &world.ranks[rank].results[k]
+    cdef const Result* other
+    cdef int r
+    for r in range(world.size):
+        # A rank that died may have taken with it a result that nobody else had.
+        if world.ranks[r].checked <= k or r == rank or world.network.ports[r].dead:
+            continue
+        other = &world.ranks[r].results[k]
+        if world.odd_rank >= 0 and (other.status == STATUS_MISMATCH
+                                    or result.status == STATUS_MISMATCH):
+            continue           # who had returned before learns of it at its next call
+        if (other.status != result.status or other.epoch != result.epoch
+                or not mask_equal(&other.contributors, &result.contributors)
+                or not mask_equal(&other.failed, &result.failed)):
+            report(world, DIFFERENT_OUTCOMES)
+
+
+cdef void check_rank(World* world, int rank) noexcept nogil:
+    """After each step of a rank: what it got back, and what it believes."""
+    cdef Rank* one = &world.ranks[rank]
+    cdef Engine* engine = one.engine
+    cdef int64_t nbytes
+    cdef int r, k
+    if engine.broken:
+        report(world, ENGINE_BROKEN)
+    if engine.stable < one.stable:
+        report(world, STABLE_WENT_BACK)
+    one.stable = engine.stable
+    while one.checked < one.called and one.results[one.checked].complete:
+        k = one.checked
+        check_value(world, rank, k)
+        check_status(world, rank, k)
+        check_alike(world, rank, k)
+        one.checked += 1
+        nbytes = step_of(world, rank, k).count * 8
+        memset(one.send[k], GARBAGE, nbytes)
+        memset(one.recv[k], GARBAGE, nbytes)
+    for r in range(world.size):
+        if is_here(world, r) and world.ranks[r].engine.done < engine.stable:
+            report(world, STABLE_TOO_EARLY)
+
+
+cdef bint is_garbage(const uint64_t* items, int64_t count) noexcept nogil:
+    cdef int64_t i
+    for i in range(count):
+        if items[i] != <uint64_t>0xA5A5A5A5A5A5A5A5ULL:
+            return False
+    return True
+
+
+cdef void check_end(World* world) noexcept nogil:
+    """Nothing can happen any more: everyone alive must have everything, and owe nothing."""
+    cdef int r, k
+    cdef Rank* one
+    cdef bint odd_lives = world.odd_rank >= 0 and not world.network.ports[world.odd_rank].dead
+    for r in range(world.size):
+        one = &world.ranks[r]
+        if world.network.ports[r].dead:
+            continue
+        if one.checked < one.steps or one.engine.stable < one.steps:
+            report(world, HANG)
+            return
+        if world.leaving and not world.network.ports[r].left:
+            report(world, HANG)
+            return
+        for k in range(one.steps):
+            if not is_garbage(one.send[k], step_of(world, r, k).count) or not is_garbage(
+                    one.recv[k], step_of(world, r, k).count):
+                report(world, TOUCHED_AFTER_RETURN)
+            if one.results[k].status != STATUS_MISMATCH and not mask_has(
+                    &one.results[k].contributors, r):
+                report(world, LIVING_LEFT_OUT)
+        if odd_lives and world.alive > 1 and one.steps > world.odd_step + 1 and \
+                one.results[world.odd_step + 1].status != STATUS_MISMATCH:
+            report(world, MISMATCH_MISSED)
+        if world.network.ports[r].left:
+            continue
+        if (one.engine.freed < one.steps or one.engine.outlets_used or one.engine.retained_bytes
+                or world.network.ports[r].region.live_bytes != one.baseline_bytes
+                or world.network.ports[r].posted_count):
+            report(world, LEAK)
