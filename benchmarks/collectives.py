@@ -153,16 +153,16 @@ def _measure_one(world: Any, ours: Any, collective: str, nbytes: int, turns: int
             call()
         return (time.perf_counter() - begin_s) / length
 
-    # One length for all ranks and both libraries, from the slower one's warm time.
-    warm_s = max(min(batch(call, 2) for _ in range(3)) for call in calls.values())
-    length = int(world.bcast(min(_CALLS_MAX, max(1, round(_BATCH_S / warm_s)))))
-    for call in calls.values():
-        batch(call, length)
+    lengths = {}  # the same at all ranks, from rank 0's warm time
+    for name, call in calls.items():
+        warm_s = min(batch(call, 2) for _ in range(3))
+        lengths[name] = world.bcast(min(_CALLS_MAX, max(1, round(_BATCH_S / warm_s))))
+        batch(call, lengths[name])
     order = list(calls)
     times_s: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns):
         for name in order if turn % 2 == 0 else reversed(order):
-            times_s[name].append(batch(calls[name], length))
+            times_s[name].append(batch(calls[name], lengths[name]))
     slowest = {}
     for name, values in times_s.items():
         total = np.array(values)
@@ -173,7 +173,7 @@ def _measure_one(world: Any, ours: Any, collective: str, nbytes: int, turns: int
     return {
         "collective": collective,
         "nbytes": nbytes,
-        "calls_per_batch": length,
+        "calls_per_batch": lengths,
         "mpi4py_us": median(slowest["mpi4py"]) * 1e6,
         "hopcoll_us": median(slowest["hopcoll"]) * 1e6,
         "ratio": middle,

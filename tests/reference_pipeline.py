@@ -56,7 +56,8 @@ def reduce_twin_over(
     chunk_bytes: int,
 ) -> None:
     for chunk in chunks(own.nbytes, chunk_bytes):
-        incoming, mine = (np.empty_like(own).view(np.uint8)[chunk], own.view(np.uint8)[chunk])
+        mine = own.view(np.uint8)[chunk]
+        incoming = np.empty_like(mine)
         comm.Recv(incoming, source, tag)
         folded = reduce_twin(dtype, op, incoming.view(DTYPES[dtype]), mine.view(DTYPES[dtype]))
         result.view(np.uint8)[chunk] = folded.view(np.uint8)
