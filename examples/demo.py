@@ -52,6 +52,8 @@ def main() -> int:
     output.mkdir(parents=True, exist_ok=True)
     for name in ("summary.json", "demo.png"):
         (output / name).unlink(missing_ok=True)
+    # The jobs are in sessions of their own, so this end of the demo must become theirs.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     print(f"The kills fall where seed {seed} says; --seed {seed} repeats them.", flush=True)
     try:
         return demo(output, random.Random(seed), seed)
@@ -303,28 +305,34 @@ def plot(path: Path, undisturbed: Job, survived: Job, resumed: Job, kill: Kill) 
     figure, (top, bottom) = pyplot.subplots(
         2, 1, sharex=True, figsize=(9, 6), height_ratios=(2, 1), layout="constrained"
     )
+    gap_s = 0.2
     styles = [
-        (undisturbed, "undisturbed", "0.6", "-"),
-        (resumed, "killed as a whole, then resumed", "tab:blue", "--"),
-        (survived, f"rank {kill.record['rank']} killed", "tab:red", "-"),
+        (undisturbed, "undisturbed", "0.6", "-", 5),
+        (resumed, "killed as a whole, then resumed", "tab:blue", "--", 3),
+        (survived, f"rank {kill.record['rank']} killed", "tab:red", "-", 1.5),
     ]
-    for job, label, colour, line_style in styles:
+    for job, label, colour, line_style, width in styles:
         lines = [line for line in job.lines() if "step" in line]
         begin_ns = lines[0]["time_ns"]
         seconds = np.array([(line["time_ns"] - begin_ns) / 1e9 for line in lines])
         loss = np.array([line["loss"] for line in lines])
         ranks = np.array([len(line["contributors"]) for line in lines], float)
-        gaps = np.flatnonzero([b["step"] < a["step"] for a, b in itertools.pairwise(lines)]) + 1
-        # Nothing is there between the kill of a whole job and its resumption: no line, and none
-        # of the contributors.
-        seconds, loss = np.insert(seconds, gaps, np.nan), np.insert(loss, gaps, np.nan)
-        ranks = np.insert(ranks, gaps, np.nan)
+        killed_s = (kill.time_ns - begin_ns) / 1e9
+        for k, (before, after) in enumerate(itertools.pairwise(lines), 1):
+            if after["step"] <= before["step"]:
+                # Resumed: the next job's start takes longer than all the training, and no line
+                # leads from one job to the other.
+                seconds[k:] -= seconds[k] - seconds[k - 1] - gap_s
+                killed_s = seconds[k - 1]
+                seconds, loss, ranks = (np.insert(a, k, np.nan) for a in (seconds, loss, ranks))
         top.semilogy(seconds, loss, line_style, color=colour, label=label, linewidth=1.2)
-        bottom.step(seconds, ranks, line_style, where="pre", color=colour, linewidth=1.8)
-        if job is survived:
+        bottom.step(seconds, ranks, line_style, where="post", color=colour, linewidth=width)
+        if job is not undisturbed:
             for axes in (top, bottom):
-                axes.axvline((kill.time_ns - begin_ns) / 1e9, color=colour, alpha=0.4)
-            top.annotate("SIGKILL", ((kill.time_ns - begin_ns) / 1e9, loss[0]), color=colour)
+                axes.axvline(killed_s, color=colour, alpha=0.5, linewidth=1)
+            top.annotate(
+                "SIGKILL", (killed_s, loss[0]), color=colour, ha="right", va="top", rotation=90
+            )
     top.set_title(
         f"{STEPS} steps of SGD on digits; a rank killed in step {kill.step}, "
         f"the next step finished after {kill.recovery_ms:.0f} ms"
@@ -334,7 +342,7 @@ def plot(path: Path, undisturbed: Job, survived: Job, resumed: Job, kill: Kill) 
     bottom.set_ylabel("contributors")
     bottom.set_ylim(0, RANKS + 0.5)
     bottom.yaxis.set_major_locator(MaxNLocator(integer=True))
-    bottom.set_xlabel("seconds since the first step")
+    bottom.set_xlabel("seconds since the first step; the start of the resumed job is left out")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

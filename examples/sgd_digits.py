@@ -145,8 +145,7 @@ class Report:
         self.job = job
         self.arrays = {"parameters": state[0], "velocity": state[1]}
         self.first = first
-        # Made when this rank has something to report, which most ranks never have.
-        self.bar: tqdm[Any] | None = None
+        self.bar: tqdm[Any] | None = None  # made when this rank has something to report
         self.writer: recovery.AsyncWriter | None = None
 
     def step(self, step: int, loss: float, contributors: tuple[int, ...]) -> None:
@@ -163,7 +162,7 @@ class Report:
             try:
                 self.writer.submit(step, self.arrays, {**self.job, "contributors": contributors})
             except CheckpointError as error:
-                self.say(f"{error}; training goes on")
+                tqdm.write(f"{error}; training goes on", file=sys.stderr)
 
     def finish(self, step: int, accuracy: float, contributors: tuple[int, ...]) -> None:
         """Report the end; returns when the last state is durable."""
@@ -173,12 +172,12 @@ class Report:
             try:
                 self.writer.close()
             except CheckpointError as error:
-                self.say(f"{error}; the last state is still to come")
-        if self.options.checkpoint_dir:
-            attributes = {**self.job, "contributors": contributors}
-            recovery.save(self.options.checkpoint_dir, step, self.arrays, attributes)
+                tqdm.write(f"{error}; the last state is still to come", file=sys.stderr)
+        if folder := self.options.checkpoint_dir:
+            recovery.save(folder, step, self.arrays, {**self.job, "contributors": contributors})
         self.log(finished=step, first=self.first, accuracy=accuracy, contributors=contributors)
-        self.say(f"{step} steps, test accuracy {accuracy:.4f}, contributors {contributors}")
+        text = f"{step} steps, test accuracy {accuracy:.4f}, contributors {contributors}"
+        print(text, file=sys.stderr)
 
     def log(self, **fields: Any) -> None:
         """Append a line to the log, in one write: half a line helps nobody."""
@@ -186,10 +185,6 @@ class Report:
             fields.update(monotonic_s=time.monotonic(), time_ns=time.time_ns())
             with open(self.options.log, "ab", buffering=0) as file:
                 file.write(json.dumps(fields).encode() + b"\n")
-
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        tqdm.write(text, file=sys.stderr)
 
 
 def load_data(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -98,23 +98,21 @@ cdef Mask attempt_members(const Engine* engine, const Operation* op) noexcept no
 
 cdef int fate_of(const Engine* engine, const Operation* op, Mask* failed) noexcept nogil:
     """The status that the history of memberships gives to an operation: alike at all ranks."""
-    cdef int i
-    cdef Mask before, lost, members = attempt_members(engine, op)
-    cdef int status = STATUS_OK
+    cdef int i, epoch
+    cdef Mask before, members = attempt_members(engine, op)
     failed[0] = mask_none()
     for i in range(op.attempt):
         if engine.history[i].kind == ENTRY_MISMATCH and engine.history[i].cut <= op.seq:
             return STATUS_MISMATCH
     if op.sig.flags & FLAG_RAISE:
-        for i in range(op.attempt):
-            if (engine.history[i].kind == ENTRY_DEATH and engine.history[i].cut <= op.seq
-                    and engine.history[i].cut > op.previous_raise):
-                before = members_of(engine, i)
-                lost = mask_without(&before, &engine.history[i].members)
-                failed[0] = mask_or(failed, &lost)
-                status = STATUS_RANK_FAILED
-        if status != STATUS_OK:
-            return status
+        # It raises when ranks were lost since the last operation that could have raised.
+        epoch = op.attempt if op.previous_raise >= 0 else 0
+        while epoch > 0 and engine.history[epoch - 1].cut > op.previous_raise:
+            epoch -= 1
+        before = members_of(engine, epoch)
+        failed[0] = mask_without(&before, &members)
+        if not mask_empty(failed):
+            return STATUS_RANK_FAILED
     if op.sig.kind == BCAST and not mask_has(&members, op.sig.root):
         mask_add(failed, op.sig.root)
         return STATUS_RANK_FAILED

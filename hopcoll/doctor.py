@@ -52,7 +52,7 @@ with open("/proc/self/maps") as maps:
     mapped = {line[line.index("/"):].strip() for line in maps if "/" in line}
 libraries = sorted(path for path in mapped if os.path.basename(path).startswith("libmpi.so"))
 print(json.dumps({
-    "version": MPI.Get_library_version().split(",")[0].split("\\n")[0].strip("\\0 "),
+    "version": " ".join(MPI.Get_library_version().split(",")[0].splitlines()[0].split()),
     "vendor": MPI.get_vendor(),
     "libraries": libraries,
     "kernels": kernels,
@@ -178,10 +178,12 @@ def _library_findings(found: dict[str, Any]) -> list[Finding]:
     else:
         count = len(found["kernels"])
         findings.append(Finding("kernels", True, f"{count} modules, on mpi4py's MPI library"))
+    vendor = found["vendor"][0]
+    ok = found["ulfm"] and vendor == "Open MPI"
     detail = "the library has ULFM's calls" if found["ulfm"] else "the library lacks ULFM's calls"
-    findings.append(
-        Finding("ULFM", found["ulfm"], detail, "" if found["ulfm"] else _BRING_ALONG)
-    )
+    if found["ulfm"] and not ok:
+        detail += f", but mpi4py does not use those of {vendor}"
+    findings.append(Finding("ULFM", ok, detail, "" if ok else _BRING_ALONG))
     return findings
 
 
@@ -223,8 +225,12 @@ def _job(mpirun: launcher.Mpirun, what: str) -> tuple[list[dict[str, Any]], str]
     said = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     if process.returncode == 0:
         return said, ""
-    lines = [line for line in errors.splitlines() if line.strip(" -")]
-    return said, f"exit code {process.returncode}: {lines[-1] if lines else 'no message'}"
+    lines = [
+        line
+        for line in errors.splitlines()
+        if line.strip(" -") and not line.startswith(("hopcoll run:", "hopcoll:"))
+    ]
+    return said, ": ".join([f"exit code {process.returncode}", *lines[-1:]])
 
 
 def _mpi_death(mpirun: launcher.Mpirun) -> list[Finding]:

