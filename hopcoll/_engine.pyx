@@ -107,6 +107,8 @@ cdef void engine_event(Engine* engine, const Event* event) noexcept nogil:
         merge_watermarks(engine, event.peer, head)
         if head.type == MSG_BYE:
             on_bye(engine, event.peer)
+        elif head.type == MSG_READY:
+            mask_add(&engine.ready, event.peer)
         elif (head.type == MSG_PREPARE or head.type == MSG_STATUS or head.type == MSG_DECIDE
               or head.type == MSG_COMPLAIN):
             on_membership_message(engine, event.peer, head, body, nbytes)
@@ -132,6 +134,23 @@ cdef void engine_tick(Engine* engine, int64_t now_us) noexcept nogil:
         announce_stuck(engine)
         if not engine.balloting:
             coordinate(engine)
+
+
+cdef void engine_ready(Engine* engine) noexcept nogil:
+    """Tells everyone that we have heard from everyone: a rank that has all of these knows that any
+    two ranks have met, so that from now on a death is survived."""
+    cdef int r
+    for r in range(engine.size):
+        if r != engine.rank:
+            send_message(engine, r, MSG_READY, 0, NULL, NULL, 0)
+    mask_add(&engine.ready, engine.rank)
+
+
+cdef Mask engine_awaited(const Engine* engine) noexcept nogil:
+    """The living ranks that are not known to be ready."""
+    cdef Mask everyone = mask_full(engine.size)
+    cdef Mask known = mask_or(&engine.ready, &engine.dead)
+    return mask_without(&everyone, &known)
 
 
 cdef bint engine_quiet(const Engine* engine) noexcept nogil:

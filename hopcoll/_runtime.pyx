@@ -20,7 +20,7 @@ from hopcoll._state cimport *
 from hopcoll._state cimport Engine as EngineState
 from hopcoll._engine cimport (
     control_bytes_of, engine_new, engine_free, engine_event, engine_tick, engine_leave,
-    engine_quiet)
+    engine_quiet, engine_ready, engine_awaited)
 from hopcoll._operation cimport start_operation
 from hopcoll._plan cimport partial_source, final_source, is_finalizer, chain_after, chain_before
 
@@ -415,6 +415,7 @@ cdef class Engine_:
         pthread_mutex_init(&self.rt.mutex, NULL)
         self.rt.started_us = clock_us()
         self.rt.engine.now_us = self.rt.started_us
+        self.meet()
         if not _faults_planted and "HOPCOLL_FAULT" in os.environ:
             _faults_planted = True
             plant_faults(&self.rt, self.rank)
@@ -428,6 +429,27 @@ cdef class Engine_:
             if pthread_create(&self.rt.thread, NULL, progress, &self.rt) == 0:
                 self.rt.threaded = 1
             pthread_sigmask(SIG_SETMASK, &previous, NULL)
+
+    cdef int meet(self) except -1:
+        """Second round of the start: when it is over, everyone has heard from everyone."""
+        cdef Mask awaited
+        cdef int64_t until = clock_us() + <int64_t>(self.config.connect_timeout_s * 1e6)
+        with nogil:
+            engine_ready(self.rt.engine)
+        while True:
+            with nogil:
+                wait_for(&self.rt, NULL, clock_us())
+            awaited = engine_awaited(self.rt.engine)
+            if mask_empty(&awaited):
+                self.rt.started_us = clock_us()
+                return 0
+            if clock_us() > until:
+                raise TransferTimeoutError(
+                    f"ranks {ranks_of(&awaited, self.size)} were not ready within "
+                    f"{self.config.connect_timeout_s:g} s")
+            PyErr_CheckSignals()
+            with nogil:
+                sched_yield()
 
     def __dealloc__(self):
         if not self.abandoned:

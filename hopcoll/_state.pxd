@@ -185,6 +185,7 @@ cdef struct Engine:
     # membership
     Mask dead
     Mask left
+    Mask ready                # ranks that have heard from everyone at the start
     int32_t epoch             # = entries in history
     int32_t history_max
     Entry* history
@@ -247,6 +248,7 @@ cdef enum MessageType:
     MSG_ANNOUNCE = 10
     MSG_COMPLAIN = 11
     MSG_BYE = 12
+    MSG_READY = 13
 
 cdef struct Head:
     uint8_t type
