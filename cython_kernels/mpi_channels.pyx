@@ -42,7 +42,7 @@ cdef enum:
     CONTROL_TAG = 0
     MESSAGE_BYTES_MAX = 0x7FFFFFFF
     ZEROED_BYTES_MAX = 65536
-    PROGRESS_ROUNDS = 16
+    PROGRESS_ROUNDS = 1
 
 
 # ---- memory -------------------------------------------------------------------------------

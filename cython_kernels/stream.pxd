@@ -50,4 +50,5 @@ cdef int64_t spring_push(Spring* spring, Transport* transport, const Grid* grid,
                          const unsigned char* base, const uint8_t* states, int wanted,
                          int64_t token) noexcept nogil
 cdef int64_t spring_close(Spring* spring, Transport* transport, int64_t token) noexcept nogil
-cdef void send_voids(Transport* transport, int dest, int tag, int64_t count, int64_t token) noexcept nogil
+cdef void send_voids(Transport* transport, int dest, int tag, int64_t count,
+                     int64_t token) noexcept nogil

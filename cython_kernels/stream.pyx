@@ -81,7 +81,8 @@ cdef int64_t spring_push(Spring* spring, Transport* transport, const Grid* grid,
     return spring.next - before
 
 
-cdef void send_voids(Transport* transport, int dest, int tag, int64_t count, int64_t token) noexcept nogil:
+cdef void send_voids(Transport* transport, int dest, int tag, int64_t count,
+                     int64_t token) noexcept nogil:
     cdef int64_t i
     for i in range(count):
         transport.send_data(transport.self, dest, tag, NULL, 0, token)

@@ -45,5 +45,5 @@ cdef struct Transport:
     void (*recv_data)(void* self, int source, int tag, void* data, int64_t nbytes,
                       int64_t token) noexcept nogil
     int (*poll)(void* self, Event* event) noexcept nogil      # 1: an event was written, 0: none
-    void* (*allocate)(void* self, int64_t nbytes) noexcept nogil   # zeroed small, NULL when out of memory
+    void* (*allocate)(void* self, int64_t nbytes) noexcept nogil   # NULL when out of memory
     void (*release)(void* self, void* memory) noexcept nogil

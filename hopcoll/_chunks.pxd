@@ -13,4 +13,5 @@ cdef void on_credit(Engine* engine, int peer, const Head* head,
                     const CreditBody* body) noexcept nogil
 cdef void check_chunk_faults(Engine* engine, Operation* op) noexcept nogil
 cdef void end_streams(Engine* engine) noexcept nogil
+cdef void part_streams(Engine* engine, int peer) noexcept nogil
 cdef void rerun_chunks(Engine* engine, Operation* op, int previous) noexcept nogil

@@ -64,7 +64,8 @@ cdef void check_chunk_faults(Engine* engine, Operation* op) noexcept nogil:
             engine.fire(engine.fault_context, engine, &engine.fault[i], i)
 
 
-cdef inline void moved(Engine* engine, Operation* op, int64_t chunks, int64_t nbytes) noexcept nogil:
+cdef inline void moved(Engine* engine, Operation* op, int64_t chunks,
+                       int64_t nbytes) noexcept nogil:
     op.moved_chunks += chunks
     op.moved_bytes += nbytes
     if engine.faults:
@@ -158,7 +159,8 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
     if not sink.open:
         if not sink_idle(sink):
             return
-        source = partial_source(engine, op, b) if phase == PARTIAL_PHASE else final_source(engine, op, b)
+        source = (partial_source(engine, op, b) if phase == PARTIAL_PHASE
+                  else final_source(engine, op, b))
         if source < 0:
             return
         first = 0
@@ -223,7 +225,8 @@ cdef void pump_outlets(Engine* engine, Operation* op, int b, int phase) noexcept
     while index >= 0:
         outlet = &engine.outlets[index]
         next = outlet.next
-        if not outlet.early:
+        # What was asked for by another call is not given; the mismatch will be decided.
+        if not outlet.early and signature_equal(&outlet.sig, &op.sig):
             before = outlet.spring.next
             count = spring_push(&outlet.spring, engine.transport, &block.grid, base, states,
                                 CHUNK_FINAL if phase == FINAL_PHASE else CHUNK_PARTIAL,
@@ -378,11 +381,12 @@ cdef void close_outlet(Engine* engine, Operation* op, int32_t index) noexcept no
     retire_outlet(engine, op, index)
 
 
-cdef void on_grant(Engine* engine, int peer, const Head* head, const GrantBody* body) noexcept nogil:
+cdef void on_grant(Engine* engine, int peer, const Head* head,
+                   const GrantBody* body) noexcept nogil:
     cdef Operation* op
     cdef Outlet* outlet
     cdef int32_t index
-    if head.epoch < engine.epoch or mask_has(&engine.dead, peer):
+    if head.epoch < engine.epoch or mask_has(&engine.dead, peer) or engine.leaving:
         void_stream(engine, peer, body.tag, body.limit - body.first)
         return
     op = claim(engine, head.seq)
@@ -406,6 +410,7 @@ cdef void on_grant(Engine* engine, int peer, const Head* head, const GrantBody* 
     outlet.early = head.epoch > engine.epoch
     outlet.block = body.block
     outlet.phase = body.phase
+    outlet.sig = head.sig
     outlet.spring.dest = peer
     outlet.spring.tag = body.tag
     outlet.spring.next = body.first
@@ -416,7 +421,8 @@ cdef void on_grant(Engine* engine, int peer, const Head* head, const GrantBody* 
     pump_chunks(engine, op)
 
 
-cdef void on_credit(Engine* engine, int peer, const Head* head, const CreditBody* body) noexcept nogil:
+cdef void on_credit(Engine* engine, int peer, const Head* head,
+                    const CreditBody* body) noexcept nogil:
     cdef Operation* op = find_operation(engine, head.seq)
     cdef Outlet* outlet
     cdef int32_t index
@@ -457,6 +463,27 @@ cdef void end_streams(Engine* engine) noexcept nogil:
             close_outlet(engine, find_operation(engine, outlet.seq), index)
         elif outlet.epoch == engine.epoch:
             outlet.early = 0
+
+
+cdef void part_streams(Engine* engine, int peer) noexcept nogil:
+    """Ends the streams between us and one rank (all of them: peer -1) that leaves."""
+    cdef int64_t seq
+    cdef int32_t index
+    cdef int b, phase
+    cdef Operation* op
+    for seq in range(engine.freed, engine.freed + engine.settings.ring):
+        op = find_operation(engine, seq)
+        if op == NULL:
+            continue
+        for b in range(op.blocks):
+            for phase in range(2):
+                if peer < 0 or op.block[b].sink[phase].source == peer:
+                    if op.block[b].sink[phase].open:
+                        op.block[b].sink[phase].broken = 1
+                    close_sink(engine, op, b, phase)
+    for index in range(engine.settings.outlets_max):
+        if engine.outlets[index].used and (peer < 0 or engine.outlets[index].spring.dest == peer):
+            close_outlet(engine, find_operation(engine, engine.outlets[index].seq), index)
 
 
 cdef void rerun_chunks(Engine* engine, Operation* op, int previous) noexcept nogil:

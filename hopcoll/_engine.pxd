@@ -10,6 +10,7 @@ cdef void engine_free(Engine* engine) noexcept nogil
 cdef void engine_event(Engine* engine, const Event* event) noexcept nogil
 cdef void engine_tick(Engine* engine, int64_t now_us) noexcept nogil
 cdef void engine_leave(Engine* engine) noexcept nogil
+cdef bint engine_may_go(const Engine* engine) noexcept nogil
 cdef void engine_ready(Engine* engine) noexcept nogil
 cdef Mask engine_awaited(const Engine* engine) noexcept nogil
 cdef bint engine_quiet(const Engine* engine) noexcept nogil

@@ -6,7 +6,7 @@ from cython_kernels.transport cimport (
     Transport, Event, EVENT_CONTROL, EVENT_SENT, EVENT_RECEIVED, EVENT_LOST, EVENT_DEAD)
 from hopcoll._state cimport *
 from hopcoll._membership cimport on_dead, on_bye, on_membership_message, coordinate
-from hopcoll._chunks cimport on_data_event
+from hopcoll._chunks cimport on_data_event, part_streams
 from hopcoll._operation cimport on_operation_message, settle, flush_watermark
 from hopcoll._records cimport announce_stuck, merge_watermarks, send_message
 
@@ -109,6 +109,8 @@ cdef void engine_event(Engine* engine, const Event* event) noexcept nogil:
             on_bye(engine, event.peer)
         elif head.type == MSG_READY:
             mask_add(&engine.ready, event.peer)
+        elif head.type == MSG_BYE_HEARD:
+            mask_add(&engine.heard, event.peer)
         elif (head.type == MSG_PREPARE or head.type == MSG_STATUS or head.type == MSG_DECIDE
               or head.type == MSG_COMPLAIN):
             on_membership_message(engine, event.peer, head, body, nbytes)
@@ -162,6 +164,17 @@ cdef bint engine_quiet(const Engine* engine) noexcept nogil:
 cdef void engine_leave(Engine* engine) noexcept nogil:
     """Says good-bye, also to those who said it before us: they wait for ours."""
     cdef int r
+    engine.leaving = 1
+    part_streams(engine, -1)
     for r in range(engine.size):
         if r != engine.rank and not mask_has(&engine.dead, r):
             send_message(engine, r, MSG_BYE, engine.done, NULL, NULL, 0)
+
+
+cdef bint engine_may_go(const Engine* engine) noexcept nogil:
+    """Whether all living ranks have heard our good-bye, so that no request of theirs waits for us,
+    and have said theirs or still have operations of their own to do."""
+    cdef Mask known = mask_or(&engine.heard, &engine.dead)
+    cdef Mask members = mask_full(engine.size)
+    mask_add(&known, engine.rank)
+    return mask_within(&members, &known)

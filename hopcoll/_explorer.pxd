@@ -6,16 +6,18 @@ from hopcoll._world cimport World, Choice
 cdef enum:
     CHOICES_MAX = 160
     TAGS_MAX = 256
+    VERDICTS_ROOM = 1 << 14
 
-cdef enum Reduction:
-    REDUCE_DIGEST = 1         # equal up to history: one state
-    REDUCE_SLEEP = 2          # steps of different ranks: one order
-    REDUCE_ORDER = 4          # canonical order of deliveries and calls; only deaths are free
+cdef enum Order:
+    EVERY_ORDER = 0
+    LOWEST_FIRST = 1          # one order of calls and deliveries, all of deaths and detections
+    IN_TURNS = 2
 
 cdef struct Explorer:
     World* world
     int64_t world_bytes
-    int32_t reduction
+    int32_t order
+    int32_t canonical_states  # equal up to history: one state
     int32_t stopped           # 1: states_max, 2: depth_max
     int32_t trace_count
     int32_t stack_room
@@ -25,8 +27,9 @@ cdef struct Explorer:
     int64_t states_max
     int64_t seen_room
     uint64_t* seen
-    uint64_t* sleeping        # of the state in the same slot
-    uint64_t end_digest       # sum over the outcomes of ends: a set of verdicts
+    uint64_t* verdicts        # the set of outcomes at ends
+    int64_t verdicts_count
+    uint64_t verdicts_digest  # sum over that set
     Choice* trace
     Choice* choices           # CHOICES_MAX per depth
     unsigned char* stack      # saved worlds, by depth

@@ -29,48 +29,72 @@ cdef void put_choice(Choice* out, int* count, int action, int a, int b, int c) n
     count[0] += 1
 
 
-cdef int list_choices(World* world, Choice* out, bint canonical) noexcept nogil:
-    """All that can happen next; canonical: of all but deaths and detections only the first."""
-    cdef int count = 0, n = world.size
-    cdef int i, j, k
+cdef void list_steps(World* world, int rank, Choice* out, int* count) noexcept nogil:
+    """What this rank can do next, but learning of a death."""
+    cdef Port* port = &world.network.ports[rank]
     cdef Channel* channel
-    for i in range(n):
-        if can_call(world, i):
-            put_choice(out, &count, ACT_CALL, i, 0, 0)
-    for i in range(n):
-        for k in range(world.network.ports[i].late_count):
-            if first_of_token(&world.network.ports[i], k):
-                put_choice(out, &count, ACT_LATE, i, k, 0)
-    for i in range(n):
-        for j in range(n):
-            if not is_here(world, j):
-                continue
-            channel = channel_of(&world.network, i, j)
-            if channel.used:
-                put_choice(out, &count, ACT_CONTROL, i, j, 0)
-            for k in range(channel.data_count):
-                if first_of_tag(channel, k):
-                    put_choice(out, &count, ACT_DATA, i, j, k)
-    for i in range(n):
-        if can_leave(world, i):
-            put_choice(out, &count, ACT_LEAVE, i, 0, 0)
-    if canonical and count > 1:
-        count = 1
-    for i in range(n):
-        for j in range(n):
-            if can_detect(world, i, j):
-                put_choice(out, &count, ACT_DETECT, i, j, 0)
+    cdef int source, k
+    if not is_here(world, rank):
+        return
+    if can_call(world, rank):
+        put_choice(out, count, ACT_CALL, rank, 0, 0)
+    for k in range(port.late_count):
+        if first_of_token(port, k):
+            put_choice(out, count, ACT_LATE, rank, k, 0)
+    for source in range(world.size):
+        channel = channel_of(&world.network, source, rank)
+        if channel.used:
+            put_choice(out, count, ACT_CONTROL, source, rank, 0)
+        for k in range(channel.data_count):
+            if first_of_tag(channel, k):
+                put_choice(out, count, ACT_DATA, source, rank, k)
+    if can_leave(world, rank):
+        put_choice(out, count, ACT_LEAVE, rank, 0, 0)
+
+
+cdef void list_detections(World* world, int observer, Choice* out, int* count) noexcept nogil:
+    cdef int peer
+    for peer in range(world.size):
+        if can_detect(world, observer, peer):
+            put_choice(out, count, ACT_DETECT, observer, peer, 0)
+
+
+cdef void list_deaths(World* world, int rank, Choice* out, int* count) noexcept nogil:
+    if world.deaths_left > 0 and world.alive > 1 and is_here(world, rank):
+        put_choice(out, count, ACT_KILL, rank, 0, 0)
+
+
+cdef int list_choices(World* world, Choice* out) noexcept nogil:
+    """All that can happen next."""
+    cdef int count = 0, r
+    for r in range(world.size):
+        list_steps(world, r, out, &count)
+        list_detections(world, r, out, &count)
     if count == 0:
         # Everything waits: only the clocks go on.  Two rounds without any effect are the end.
-        while world.ticked < 2 * n and not is_here(world, world.ticked % n):
+        while world.ticked < 2 * world.size and not is_here(world, world.ticked % world.size):
             world.ticked += 1
-        if world.ticked < 2 * n:
-            put_choice(out, &count, ACT_TICK, world.ticked % n, TICK_US, 0)
-    if world.deaths_left > 0 and world.alive > 1:
-        for i in range(n):
-            if is_here(world, i):
-                put_choice(out, &count, ACT_KILL, i, 0, 0)
+        if world.ticked < 2 * world.size:
+            put_choice(out, &count, ACT_TICK, world.ticked % world.size, TICK_US, 0)
+    for r in range(world.size):
+        list_deaths(world, r, out, &count)
     return count
+
+
+cdef int list_canonical(World* world, bint turns, Choice* out) noexcept nogil:
+    """One order of calls and deliveries: the first thing that the first rank can do, counted from
+    rank 0 or, in turns, from the one that acted last.  It may die instead, or learn of a death
+    before: as both commute with the steps of others, no point in a rank's own life is left out."""
+    cdef int count = 0, i, rank
+    for i in range(world.size):
+        rank = (world.turn + i) % world.size if turns else i
+        list_steps(world, rank, out, &count)
+        if count:
+            count = 1
+            list_detections(world, rank, out, &count)
+            list_deaths(world, rank, out, &count)
+            return count
+    return list_choices(world, out)
 
 
 cdef int actor_of(const Choice* choice) noexcept nogil:
@@ -372,7 +396,8 @@ cdef uint64_t digest(Explorer* x) noexcept nogil:
     for i in range(world.size):
         x.tag_count[i] = 0
         x.outlet_count[i] = 0
-    h = mix(0x51ED270B, <uint64_t>world.deaths_left << 32 | <uint64_t>world.ticked)
+    h = mix(0x51ED270B, <uint64_t>world.deaths_left << 32 | <uint64_t>world.ticked << 8
+            | <uint64_t>(world.turn if x.order == IN_TURNS else 0))
     for i in range(world.size):
         h = mix_rank(x, h, i)
     for i in range(world.size):
@@ -410,7 +435,7 @@ cdef uint64_t raw_digest(Explorer* x) noexcept nogil:
 
 cdef bint visit(Explorer* x) noexcept nogil:
     """Whether this world is new."""
-    cdef uint64_t h = digest(x) if x.reduction & REDUCE_DIGEST else raw_digest(x)
+    cdef uint64_t h = digest(x) if x.canonical_states else raw_digest(x)
     cdef uint64_t slot = h & (x.seen_room - 1)
     while x.seen[slot]:
         if x.seen[slot] == h:
@@ -440,16 +465,17 @@ cdef uint64_t verdict(World* world) noexcept nogil:
 
 
 cdef void note_end(Explorer* x) noexcept nogil:
-    """Keeps the set of verdicts, as a sum over its members."""
+    """Adds to the set of verdicts."""
     cdef uint64_t h = verdict(x.world) | 1
-    cdef uint64_t slot = h & (x.seen_room - 1)
+    cdef uint64_t slot = h & (VERDICTS_ROOM - 1)
     x.ends += 1
-    while x.sleeping[slot]:
-        if x.sleeping[slot] == h:
+    while x.verdicts[slot]:
+        if x.verdicts[slot] == h:
             return
-        slot = (slot + 1) & (x.seen_room - 1)
-    x.sleeping[slot] = h
-    x.end_digest += h
+        slot = (slot + 1) & (VERDICTS_ROOM - 1)
+    x.verdicts[slot] = h
+    x.verdicts_count += 1
+    x.verdicts_digest += h
 
 
 cdef void explore_from(Explorer* x, int depth) noexcept nogil:
@@ -465,7 +491,10 @@ cdef void explore_from(Explorer* x, int depth) noexcept nogil:
         x.stopped = 2
         return
     choices = x.choices + depth * CHOICES_MAX
-    count = list_choices(world, choices, x.reduction & REDUCE_ORDER)
+    if x.order == EVERY_ORDER:
+        count = list_choices(world, choices)
+    else:
+        count = list_canonical(world, x.order == IN_TURNS, choices)
     if not visit(x):
         return
     for i in range(count):

@@ -9,8 +9,9 @@ reaches the end, or ``sys.exit(n)``   open communicators complete their own oper
                                       good-bye (bounded by a deadline), then mpi4py calls
                                       MPI_Finalize; the exit code is n
 ends with an uncaught exception       it says good-bye at once, waiting for nothing; the others go
-                                      on as after a death; the exit code is Python's (1). Without
-                                      fault tolerance the job is aborted with that code
+                                      on as after a death; the exit code is Python's (1; after a
+                                      KeyboardInterrupt the process ends by SIGINT). Without fault
+                                      tolerance the job is aborted with code 1
 forks                                 in the child every call raises `ClosedError` and MPI is never
                                       touched, its finalization at the child's exit included
 dies by a signal                      nothing here runs: the others learn it from MPI

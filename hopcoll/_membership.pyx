@@ -19,9 +19,11 @@ from libc.string cimport memcpy, memmove, memset
 from hopcoll._state cimport *
 from hopcoll._operation cimport enter_epoch, settle
 from hopcoll._records cimport claim, send_message
+from hopcoll._chunks cimport part_streams
 
 
-cdef void send_ballot(Engine* engine, int dest, int type, const void* body, int64_t nbytes) noexcept nogil:
+cdef void send_ballot(Engine* engine, int dest, int type, const void* body,
+                      int64_t nbytes) noexcept nogil:
     cdef int i
     for i in range(engine.faults):
         if (engine.fault[i].ballot and engine.ballots_seen >= engine.fault[i].ballot
@@ -85,7 +87,8 @@ cdef void answer(Engine* engine, int64_t ballot) noexcept nogil:
 
 # ---- coordinating -------------------------------------------------------------------------
 
-cdef void keep_status(Engine* engine, int peer, const unsigned char* body, int64_t nbytes) noexcept nogil:
+cdef void keep_status(Engine* engine, int peer, const unsigned char* body,
+                      int64_t nbytes) noexcept nogil:
     memcpy(engine.statuses + peer * engine.status_bytes, body, nbytes)
     mask_add(&engine.answered, peer)
 
@@ -161,7 +164,8 @@ cdef OperationStatus* operation_in(StatusBody* status, int64_t seq) noexcept nog
     return NULL
 
 
-cdef int64_t first_mismatch(Engine* engine, const Mask* alive, int64_t low, int64_t high) noexcept nogil:
+cdef int64_t first_mismatch(Engine* engine, const Mask* alive, int64_t low,
+                            int64_t high) noexcept nogil:
     """The first operation that living ranks called differently; -1: none.  Fills the groups."""
     cdef int64_t seq
     cdef int r
@@ -262,7 +266,8 @@ cdef void decide(Engine* engine, const Mask* alive) noexcept nogil:
         entries += 1
     if wrong >= 0:
         memset(&history[entries], 0, sizeof(Entry))
-        history[entries].cut = wrong if wrong > low else low
+        # Where it is done already it stands; who called it otherwise is refused at once.
+        history[entries].cut = wrong
         history[entries].kind = ENTRY_MISMATCH
         history[entries].members = alive[0]
         entries += 1
@@ -350,6 +355,8 @@ cdef void on_bye(Engine* engine, int peer) noexcept nogil:
     engine.told_done = -1
     engine.told_stable = -1
     engine.watermark_due = 1
+    part_streams(engine, peer)
+    send_message(engine, peer, MSG_BYE_HEARD, engine.done, NULL, NULL, 0)
     coordinate(engine)
 
 

@@ -142,7 +142,8 @@ cdef void complain(Engine* engine, Operation* op) noexcept nogil:
         send_message(engine, coordinator, MSG_COMPLAIN, op.seq, &op.sig, NULL, 0)
 
 
-cdef bint compare_signature(Engine* engine, Operation* op, int peer, const Signature* sig) noexcept nogil:
+cdef bint compare_signature(Engine* engine, Operation* op, int peer,
+                            const Signature* sig) noexcept nogil:
     if op.sig_from < 0:
         op.sig = sig[0]
         op.sig_from = peer

@@ -42,7 +42,7 @@ SABOTAGES = {"freeze": BREAK_FREEZE, "ballot_order": BREAK_BALLOT_ORDER,
              "ordered_cut": BREAK_ORDERED_CUT, "taint": BREAK_TAINT, "voids": BREAK_VOIDS,
              "retention": BREAK_RETENTION}
 DELAYS = {"none": DELAY_NONE, "eager": DELAY_EAGER, "late": DELAY_LATE, "any": DELAY_ANY}
-REDUCTIONS = {"digest": REDUCE_DIGEST, "sleep": REDUCE_SLEEP, "order": REDUCE_ORDER}
+ORDERS = {"every": EVERY_ORDER, "lowest": LOWEST_FIRST, "turns": IN_TURNS}
 IN_PLACE = FLAG_IN_PLACE
 RAISE = FLAG_RAISE
 
@@ -401,18 +401,19 @@ def simulate(int size, script, seed, *, int kill_every=60, want_trace=False, **o
         free(trace)
 
 
-def explore_all(int size, script, *, canonical=False, reductions=("digest", "sleep"),
-                int64_t states_max=1 << 22, int depth_max=600, **options):
+def explore_all(int size, script, *, order="every", raw=False, int64_t states_max=1 << 22,
+                int depth_max=600, **options):
     """Visits every order of everything.
 
     Parameters
     ----------
     size, script, **options
         As in `simulate`; sent and lost are not "any".
-    canonical : bool
-        Deliveries and calls in one order only; deaths and detections everywhere.
-    reductions : iterable of str
-        Which of `REDUCTIONS` to use; none of them loses an outcome.
+    order : str
+        "every", or one order of calls and deliveries ("lowest" rank first, or in "turns") with
+        every death and detection, at every point in the life of its rank.
+    raw : bool
+        Tell worlds apart by all their bytes: slow, to check the digest.
     states_max, depth_max : int
         Where to stop.
 
@@ -420,8 +421,8 @@ def explore_all(int size, script, *, canonical=False, reductions=("digest", "sle
     -------
     dict
         violation, states, transitions, ends (worlds in which nothing more can happen), verdicts
-        (a digest of the set of outcomes), complete (False when a bound stopped it), and the trace
-        of the violation.
+        (number and digest of the set of outcomes), complete (False when a bound stopped it), and
+        the trace of the violation.
     """
     cdef World plan
     cdef Explorer* x
@@ -448,22 +449,20 @@ def explore_all(int size, script, *, canonical=False, reductions=("digest", "sle
             x.seen_room *= 2
         x.states_max = states_max
         x.stack_room = depth_max
-        for name in reductions:
-            x.reduction |= REDUCTIONS[name]
-        if canonical:
-            x.reduction |= REDUCE_ORDER
+        x.order = ORDERS[order]
+        x.canonical_states = not raw
         x.seen = <uint64_t*>calloc(x.seen_room, sizeof(uint64_t))
-        x.sleeping = <uint64_t*>calloc(x.seen_room, sizeof(uint64_t))
+        x.verdicts = <uint64_t*>calloc(VERDICTS_ROOM, sizeof(uint64_t))
         x.stack = <unsigned char*>malloc(total * depth_max)
         x.trace = <Choice*>calloc(depth_max + 1, sizeof(Choice))
         x.choices = <Choice*>calloc(depth_max * CHOICES_MAX, sizeof(Choice))
-        if (x.world == NULL or x.seen == NULL or x.sleeping == NULL or x.stack == NULL
+        if (x.world == NULL or x.seen == NULL or x.verdicts == NULL or x.stack == NULL
                 or x.trace == NULL or x.choices == NULL):
             raise MemoryError("exploration: no memory for the worlds")
         with nogil:
             explore(x)
         out = {"violation": VIOLATIONS[x.world.violation], "states": x.states,
-               "transitions": x.transitions, "ends": x.ends, "verdicts": x.end_digest,
+               "transitions": x.transitions, "ends": x.ends, "verdicts": (x.verdicts_count, x.verdicts_digest),
                "complete": x.stopped == 0 and x.world.violation == FINE, "stopped": x.stopped}
         if x.world.violation != FINE or x.stopped == 2:
             out["trace"] = trace_of(x.trace, x.trace_count)
@@ -471,7 +470,7 @@ def explore_all(int size, script, *, canonical=False, reductions=("digest", "sle
         return out
     finally:
         free(x.seen)
-        free(x.sleeping)
+        free(x.verdicts)
         free(x.stack)
         free(x.trace)
         free(x.choices)

@@ -103,6 +103,7 @@ cdef struct Outlet:           # a Spring that serves one granted stream
     int32_t block
     int32_t phase
     int32_t early             # its epoch is ahead of ours
+    Signature sig             # what the other rank called
 
 cdef struct Block:
     Grid grid
@@ -186,6 +187,8 @@ cdef struct Engine:
     Mask dead
     Mask left
     Mask ready                # ranks that have heard from everyone at the start
+    Mask heard                # ranks that know that we leave and want nothing of us any more
+    int32_t leaving
     int32_t epoch             # = entries in history
     int32_t history_max
     Entry* history
@@ -249,6 +252,7 @@ cdef enum MessageType:
     MSG_COMPLAIN = 11
     MSG_BYE = 12
     MSG_READY = 13
+    MSG_BYE_HEARD = 14
 
 cdef struct Head:
     uint8_t type
@@ -297,7 +301,8 @@ cdef struct OperationStatus:
     int32_t blocks
     uint32_t held             # bit b: the final of block b is complete here
 
-cdef struct DecideBody:       # followed by Entry[entries], int16[holders][BLOCKS_MAX], Signature[groups]
+# Followed by Entry[entries], int16[holders][BLOCKS_MAX], Signature[groups].
+cdef struct DecideBody:
     int64_t ballot
     int64_t first_held        # holders start with this operation
     int32_t entries

@@ -82,6 +82,8 @@ cdef struct World:
     int32_t early_leaver      # calls only so many steps: -1: none
     int32_t early_steps
     int32_t fixed
+    int32_t turn              # the rank after the one that acted last
+    int32_t pad
     int64_t controls_max
     Step odd
     Settings settings

@@ -225,6 +225,8 @@ cdef void perform(World* world, const Choice* choice) noexcept nogil:
             leave_port(&world.network, actor)
             return
     drain(world, actor)
+    if choice.action != ACT_DETECT:
+        world.turn = (actor + 1) % world.size
     world.network.send_budget = -1
     if also >= 0 and world.network.ports[also].events_count:
         drain(world, also)

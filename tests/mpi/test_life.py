@@ -46,7 +46,7 @@ def alike(ended, expected=THREE):
         ("sys_exit", 3),
         ("killed", 0),
         ("killed_then_exit_code", 5),
-        ("interrupt_uncaught", 130),
+        ("interrupt_uncaught", 0),  # Python ends by SIGINT then, and a signal is a death
     ],
 )
 def test_the_others_go_on_without_a_rank_that_leaves(scene, code):

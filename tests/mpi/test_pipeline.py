@@ -1,4 +1,4 @@
-"""The verbs of the pipeline in real jobs: twins, wrong use, giving up, and SIGKILL in the middle."""
+"""The verbs of the pipeline in real jobs: twins, wrong use, giving up, SIGKILL in the middle."""
 
 from __future__ import annotations
 
