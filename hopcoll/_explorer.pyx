@@ -50,6 +50,8 @@ cdef void list_steps(World* world, int rank, Choice* out, int* count) noexcept n
                 put_choice(out, count, ACT_DATA, source, rank, k)
     if can_leave(world, rank):
         put_choice(out, count, ACT_LEAVE, rank, 0, 0)
+    if can_go(world, rank):
+        put_choice(out, count, ACT_GO, rank, 0, 0)
 
 
 cdef void list_detections(World* world, int observer, Choice* out, int* count) noexcept nogil:
@@ -329,7 +331,7 @@ cdef uint64_t mix_rank(Explorer* x, uint64_t h, int rank) noexcept nogil:
     cdef int i
     if port.dead:
         return mix(h, 0xDEAD)
-    h = mix(h, port.left | <uint64_t>one.called << 8 | <uint64_t>one.checked << 16)
+    h = mix(h, port.left | <uint64_t>one.leaving << 4 | <uint64_t>one.called << 8 | <uint64_t>one.checked << 16)
     for i in range(one.checked):
         h = mix(h, <uint64_t>one.results[i].status << 32 | <uint64_t>one.results[i].epoch)
         h = mix(h, one.results[i].contributors.word[0])

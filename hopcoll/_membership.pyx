@@ -303,6 +303,7 @@ cdef void adopt(Engine* engine, const DecideBody* body) noexcept nogil:
                                                and body.ballot < engine.promised):
         return
     engine.frozen = 0
+    engine.suspecting = 0
     if body.entries <= engine.epoch:
         settle(engine)         # nothing had changed
         return

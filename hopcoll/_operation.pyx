@@ -357,6 +357,8 @@ cdef void settle(Engine* engine) noexcept nogil:
             check_root_done(engine, op)
         if not op.complete or (engine.frozen and not engine.settings.sabotage & BREAK_FREEZE):
             break
+        if engine.suspecting and op.seq >= engine.suspect:
+            break
         mark_done(engine, op)
         until = engine.done + engine.settings.active
         for seq in range(engine.done, until if until < engine.next_seq else engine.next_seq):

@@ -136,6 +136,9 @@ cdef void complain(Engine* engine, Operation* op) noexcept nogil:
     if op.complained == engine.epoch + 1 or engine.poisoned:
         return
     op.complained = engine.epoch + 1
+    if not engine.suspecting or op.seq < engine.suspect:
+        engine.suspecting = 1
+        engine.suspect = op.seq
     if coordinator == engine.rank:
         engine.complaint = 1
     else:

@@ -36,7 +36,7 @@ VIOLATIONS = {
     LIVELOCK: "the world came back to where it was",
 }
 ACTIONS = {ACT_CALL: "call", ACT_CONTROL: "control", ACT_DATA: "data", ACT_LATE: "late",
-           ACT_DETECT: "detect", ACT_KILL: "kill", ACT_TICK: "tick", ACT_LEAVE: "leave"}
+           ACT_DETECT: "detect", ACT_KILL: "kill", ACT_TICK: "tick", ACT_LEAVE: "leave", ACT_GO: "go"}
 KINDS = {"bcast": BCAST, "reduce": REDUCE, "allreduce": ALLREDUCE, "barrier": BARRIER}
 SABOTAGES = {"freeze": BREAK_FREEZE, "ballot_order": BREAK_BALLOT_ORDER,
              "ordered_cut": BREAK_ORDERED_CUT, "taint": BREAK_TAINT, "voids": BREAK_VOIDS,
@@ -113,6 +113,8 @@ cdef bint choose_any(World* world, Choice* choice, int action) noexcept nogil:
             return True
         if action == ACT_LEAVE and can_leave(world, r):
             return True
+        if action == ACT_GO and can_go(world, r):
+            return True
         if action == ACT_DETECT:
             for peer in range(world.size):
                 if can_detect(world, r, peer):
@@ -142,7 +144,7 @@ cdef bint choose(World* world, const Mood* mood, Choice* choice) noexcept nogil:
         if choose_late(world, choice):
             return True
     elif dice < 23:
-        if choose_any(world, choice, ACT_LEAVE):
+        if choose_any(world, choice, ACT_LEAVE if dice == 20 else ACT_GO):
             return True
     if <int>(next_random(network) % 100) < mood.detect_percent:
         choice.a = next_random(network) % n
@@ -159,7 +161,8 @@ cdef bint choose(World* world, const Mood* mood, Choice* choice) noexcept nogil:
     choice.b = choice.c = 0
     return (choose_delivery(world, mood, choice, False) or choose_any(world, choice, ACT_CALL)
             or choose_delivery(world, mood, choice, True) or choose_late(world, choice)
-            or choose_any(world, choice, ACT_DETECT) or choose_any(world, choice, ACT_LEAVE))
+            or choose_any(world, choice, ACT_DETECT) or choose_any(world, choice, ACT_LEAVE)
+            or choose_any(world, choice, ACT_GO))
 
 
 cdef void choose_mood(World* world, Mood* mood, int kill_every) noexcept nogil:

@@ -199,6 +199,8 @@ cdef struct Engine:
     int64_t round
     int32_t complaint         # a mismatch was reported: a ballot is due
     int32_t poisoned          # a mismatch was decided
+    int32_t suspecting        # a mismatch was seen here: from `suspect` on nothing is done
+    int64_t suspect           # before it is decided
     int64_t poison_cut
     Mask answered
     unsigned char* statuses   # size x status_bytes

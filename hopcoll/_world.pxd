@@ -15,7 +15,8 @@ cdef enum Action:
     ACT_DETECT = 5            # a learns that b is dead
     ACT_KILL = 6              # a dies
     ACT_TICK = 7              # the clock of a goes on by b microseconds
-    ACT_LEAVE = 8             # a leaves
+    ACT_LEAVE = 8             # a says good-bye
+    ACT_GO = 9                # ... and ends, when it may
 
 cdef enum Violation:
     FINE = 0
@@ -59,7 +60,7 @@ cdef struct Rank:
     int32_t steps             # operations that it calls before it leaves
     int32_t called
     int32_t checked
-    int32_t pad
+    int32_t leaving           # it has said good-bye
     int64_t stable            # as last seen
     int64_t baseline_bytes    # of its memory, before any operation
     Result* results
@@ -96,5 +97,6 @@ cdef void perform(World* world, const Choice* choice) noexcept nogil
 cdef void check_end(World* world) noexcept nogil
 cdef bint can_call(World* world, int rank) noexcept nogil
 cdef bint can_leave(World* world, int rank) noexcept nogil
+cdef bint can_go(World* world, int rank) noexcept nogil
 cdef bint can_detect(World* world, int observer, int peer) noexcept nogil
 cdef bint is_here(const World* world, int rank) noexcept nogil

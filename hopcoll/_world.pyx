@@ -14,7 +14,7 @@ from libc.string cimport memcpy, memset
 from cython_kernels.transport cimport Event
 from hopcoll._state cimport *
 from hopcoll._engine cimport (
-    engine_new, engine_event, engine_tick, engine_quiet, engine_leave, control_bytes_of)
+    engine_new, engine_event, engine_tick, engine_leave, control_bytes_of)
 from hopcoll._operation cimport start_operation
 from hopcoll._network cimport (
     Rooms, Port, NETWORK_FINE, UNEXPECTED_DATA, BORROWED_CHANGED, BORROWED_FREED, network_init,
@@ -153,9 +153,23 @@ cdef bint can_call(World* world, int rank) noexcept nogil:
 
 
 cdef bint can_leave(World* world, int rank) noexcept nogil:
+    """Others may still be asking this rank for operations that it does not call: a rank waits for
+    quiet only so long."""
     cdef Rank* one = &world.ranks[rank]
-    return (world.leaving and one.called == one.steps and is_here(world, rank)
-            and one.checked == one.steps and engine_quiet(one.engine))
+    return (world.leaving and not one.leaving and one.called == one.steps and is_here(world, rank)
+            and one.checked == one.steps and one.engine.stable >= one.steps
+            and one.engine.finished == one.steps
+            and not one.engine.frozen and not one.engine.balloting)
+
+
+cdef bint can_go(World* world, int rank) noexcept nogil:
+    """All others have heard the good-bye, or have said theirs (they may have gone since)."""
+    cdef const Engine* engine = world.ranks[rank].engine
+    cdef Mask known = gone(engine), everyone = mask_full(world.size)
+    known = mask_or(&known, &engine.heard)
+    mask_add(&known, rank)
+    return (world.ranks[rank].leaving and is_here(world, rank)
+            and mask_within(&everyone, &known))
 
 
 cdef bint can_detect(World* world, int observer, int peer) noexcept nogil:
@@ -220,10 +234,11 @@ cdef void perform(World* world, const Choice* choice) noexcept nogil:
     elif choice.action == ACT_TICK:
         engine_tick(world.ranks[actor].engine, world.ranks[actor].engine.now_us + choice.b)
     elif choice.action == ACT_LEAVE:
+        world.ranks[actor].leaving = 1
         engine_leave(world.ranks[actor].engine)
-        if not world.network.dying:
-            leave_port(&world.network, actor)
-            return
+    elif choice.action == ACT_GO:
+        leave_port(&world.network, actor)
+        return
     drain(world, actor)
     if choice.action != ACT_DETECT:
         world.turn = (actor + 1) % world.size
@@ -307,12 +322,12 @@ cdef void check_status(World* world, int rank, int k) noexcept nogil:
         if mask_empty(&result.failed):
             report(world, RAISED_WRONGLY)
         for r in range(world.size):
-            if mask_has(&result.failed, r) and is_here(world, r):
+            if mask_has(&result.failed, r) and is_here(world, r) and not world.ranks[r].leaving:
                 report(world, RAISED_WRONGLY)
     for r in range(world.size):
         # What a rank that left had called is stable: it stays in.
         if not mask_has(&result.contributors, r) and not world.network.ports[r].dead and not (
-                world.network.ports[r].left and k >= world.ranks[r].steps):
+                world.ranks[r].leaving and k >= world.ranks[r].steps):
             report(world, LIVING_LEFT_OUT)
     if k and not mask_within(&result.contributors, &one.results[k - 1].contributors):
         report(world, CONTRIBUTORS_GREW)
@@ -331,6 +346,8 @@ cdef void check_alike(World* world, int rank, int k) noexcept nogil:
         if world.odd_rank >= 0 and (other.status == STATUS_MISMATCH
                                     or result.status == STATUS_MISMATCH):
             continue           # who had returned before learns of it at its next call
+        if k == world.odd_step and (rank == world.odd_rank or r == world.odd_rank):
+            continue           # each failed, or succeeded alone, for what it had called
         if (other.status != result.status or other.epoch != result.epoch
                 or not mask_equal(&other.contributors, &result.contributors)
                 or not mask_equal(&other.failed, &result.failed)):
@@ -358,7 +375,8 @@ cdef void check_rank(World* world, int rank) noexcept nogil:
         memset(one.send[k], GARBAGE, nbytes)
         memset(one.recv[k], GARBAGE, nbytes)
     for r in range(world.size):
-        if is_here(world, r) and world.ranks[r].engine.done < engine.stable:
+        if (is_here(world, r) and not world.ranks[r].leaving
+                and world.ranks[r].engine.done < engine.stable):
             report(world, STABLE_TOO_EARLY)
 
 
@@ -392,8 +410,11 @@ cdef void check_end(World* world) noexcept nogil:
             if one.results[k].status != STATUS_MISMATCH and not mask_has(
                     &one.results[k].contributors, r):
                 report(world, LIVING_LEFT_OUT)
-        if odd_lives and world.alive > 1 and one.steps > world.odd_step + 1 and \
-                one.results[world.odd_step + 1].status != STATUS_MISMATCH:
+        # An operation that fails at once, because a rank is lost, is not compared.
+        if (odd_lives and world.alive > 1 and one.steps > world.odd_step + 1
+                and one.results[world.odd_step].status == STATUS_OK
+                and world.ranks[world.odd_rank].results[world.odd_step].status == STATUS_OK
+                and one.results[world.odd_step + 1].status != STATUS_MISMATCH):
             report(world, MISMATCH_MISSED)
         if world.network.ports[r].left:
             continue

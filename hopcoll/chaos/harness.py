@@ -97,7 +97,8 @@ def run_job(run: plan.Run, folder: Path, deadline_s: float) -> None:
     folder : Path
         Made by the call; gets run.json, log.RANK, fault.RANK, output and launcher.json.
     deadline_s : float
-        After so many seconds the job has hung: its stacks are in stacks.PID, and it is ended.
+        After so many seconds the job has hung, and is ended. Its stacks are in stacks.PID then,
+        and its processes in "processes".
     """
     folder.mkdir(parents=True)
     run.save(folder / "run.json")
@@ -125,6 +126,7 @@ def run_job(run: plan.Run, folder: Path, deadline_s: float) -> None:
             process.wait(deadline_s)
         except subprocess.TimeoutExpired:
             timed_out = True
+            (folder / "processes").write_text(_processes_below(process.pid))
         finally:
             if process.poll() is None:
                 _end_session(process)
@@ -136,6 +138,29 @@ def run_job(run: plan.Run, folder: Path, deadline_s: float) -> None:
         "left_behind": [] if timed_out else left_behind,
     }
     (folder / "launcher.json").write_text(json.dumps(result) + "\n")
+
+
+def _processes_below(ancestor: int) -> str:
+    """Return what a process and its descendants are doing, one line each, for who reads a hang."""
+    lines = {}
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            waits_in = (entry / "wchan").read_text()
+        except (FileNotFoundError, PermissionError, ProcessLookupError):
+            continue  # it ended meanwhile, or is not ours
+        lines[int(entry.name)] = f"{entry.name} state {state} in {waits_in}: {words[:200]}"
+        children.setdefault(int(parent), []).append(int(entry.name))
+    shown, todo = [], [ancestor]
+    while todo:
+        pid = todo.pop()
+        shown.append(lines.get(pid, f"{pid} is gone"))
+        todo += children.get(pid, [])
+    return "\n".join(shown) + "\n"
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,128 @@
+"""Random runs of the protocol over the simulated network, by seed.
+
+A seed decides everything: the number of ranks, what they call, the settings, and then the order of
+every call, delivery, death and detection.  ``hopcoll simulate --seed N`` (or ``python -m
+hopcoll.simulate --seed N``) replays a run that failed and shows what the ranks were at.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Iterable
+
+import click
+
+from hopcoll import _simulation
+
+SMALL_SIZES = (1, 2, 2, 3, 3, 4, 5, 6, 8, 11, 16)
+LARGE_SIZES = (24, 32, 48, 64)
+MODES = ("plain", "plain", "leave", "mismatch")
+
+
+def random_step(rng: random.Random, size: int) -> tuple[str, int, int, int]:
+    """One operation: kind, items, root and flags."""
+    kind = rng.choice(("allreduce", "allreduce", "bcast", "reduce", "barrier"))
+    count = 0 if kind == "barrier" else rng.choice((0, 1, 1, 3, 5, 9, 20, 50))
+    root = rng.randrange(size) if kind in ("bcast", "reduce") else 0
+    flags = rng.choice((0, 0, _simulation.IN_PLACE, _simulation.RAISE))
+    if kind in ("bcast", "barrier"):
+        flags &= _simulation.RAISE
+    return kind, count, root, flags
+
+
+def random_case(seed: int, *, size: int | None = None, mode: str | None = None) -> dict[str, Any]:
+    """The arguments of `hopcoll._simulation.simulate` that belong to a seed.
+
+    Parameters
+    ----------
+    seed : int
+        Decides everything that is not given.
+    size : int, optional
+        Number of ranks; chosen from `SMALL_SIZES` otherwise.
+    mode : {"plain", "leave", "mismatch"}, optional
+        leave: ranks leave when they are through, one of them possibly early; mismatch: one rank
+        calls something else.
+    """
+    rng = random.Random(seed)
+    size = size or rng.choice(SMALL_SIZES)
+    mode = mode or rng.choice(MODES)
+    script = [random_step(rng, size) for _ in range(rng.randint(1, 8 if size <= 16 else 3))]
+    case: dict[str, Any] = {
+        "size": size,
+        "script": script,
+        "seed": seed,
+        "deaths": rng.randint(0, size - 1) if rng.randrange(8) else 0,
+        "depth": rng.choice((1, 2, 3, 4)),
+        "ring": rng.choice((8, 16)),
+        "window": rng.choice((1, 2, 4)),
+        "active": rng.choice((1, 2, 4)),
+        "kill_every": rng.choice((10, 40, 100, 400)) * (1 if size <= 16 else size // 4),
+        "sent": rng.choice(("none", "eager", "late", "any")),
+        "lost": rng.choice(("none", "late", "any")),
+    }
+    if mode == "leave":
+        case["leaving"] = True
+        case["exits"] = rng.random() < 0.5
+        if rng.random() < 0.5:
+            case["early"] = (rng.randrange(size), rng.randrange(len(script) + 1))
+    if mode == "mismatch" and size > 1:
+        step = rng.randrange(len(script))
+        odd = random_step(rng, size)
+        if _signature(odd) != _signature(script[step]):
+            case["odd"] = (rng.randrange(size), step, odd)
+    return case
+
+
+def _signature(step: tuple[str, int, int, int]) -> tuple[str, int, int, int]:
+    kind, count, root, flags = step
+    return kind, count, root, flags & _simulation.RAISE
+
+
+def run(seed: int, *, sabotage: Iterable[str] = (), size: int | None = None,
+        mode: str | None = None, want_trace: bool = False) -> dict[str, Any]:
+    """Runs the case of a seed; returns what `simulate` returns, and the case.
+
+    Local, no MPI; milliseconds for 16 ranks, a second for 64.
+    """
+    case = random_case(seed, size=size, mode=mode)
+    arguments = dict(case)
+    outcome = _simulation.simulate(
+        arguments.pop("size"), arguments.pop("script"), arguments.pop("seed"),
+        sabotage=tuple(sabotage), want_trace=want_trace, **arguments)
+    return {**outcome, "case": case}
+
+
+@click.command("simulate")
+@click.option("--seed", type=int, default=0, show_default=True, help="The first seed.")
+@click.option("--count", type=click.IntRange(1), default=1, show_default=True,
+              help="How many seeds, from the first one on.")
+@click.option("--size", type=click.IntRange(1, 64), help="Ranks; otherwise the seed decides.")
+@click.option("--mode", type=click.Choice(sorted(set(MODES))), help="Otherwise the seed decides.")
+@click.option("--sabotage", type=click.Choice(sorted(_simulation.SABOTAGES)), multiple=True,
+              help="Switch a rule off.")
+@click.option("--trace", is_flag=True, help="Show every step of a violation.")
+def command(seed: int, count: int, size: int | None, mode: str | None,
+            sabotage: tuple[str, ...], trace: bool) -> None:
+    """Run the protocol over the simulated network, by seed."""
+    violations = 0
+    for one in range(seed, seed + count):
+        outcome = run(one, sabotage=sabotage, size=size, mode=mode)
+        if outcome["violation"] is None:
+            continue
+        violations += 1
+        click.echo(f"seed {one}: {outcome['violation']} (after {outcome['steps']} steps, "
+                   f"{outcome['deaths']} deaths)")
+        if count == 1:
+            click.echo(f"  {outcome['case']}")
+            for line in outcome["ranks"]:
+                click.echo(f"  {line}")
+            if trace:
+                for step in outcome["trace"]:
+                    click.echo(f"  {step}")
+    click.echo(f"{count} seeds, {violations} violations")
+    if violations:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    command()
