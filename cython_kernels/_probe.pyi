@@ -1,12 +1,13 @@
-from typing import Protocol
+from typing import Protocol, final
 
 from typing_extensions import Buffer
 
-class TableOwner(Protocol):
+class _TableOwner(Protocol):
     def table_address(self) -> int: ...
 
+@final
 class Probe:
-    def __init__(self, owner: TableOwner) -> None: ...
+    def __init__(self, owner: _TableOwner) -> None: ...
     @property
     def rank(self) -> int: ...
     @property

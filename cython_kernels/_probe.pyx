@@ -1,6 +1,7 @@
 # cython: language_level=3
 """Any transport's table of functions, one call at a time from Python: what its contract is tested
 with."""
+cimport cython
 from libc.stdint cimport int64_t, uintptr_t
 
 from cython_kernels.transport cimport (
@@ -10,6 +11,7 @@ NAMES = {EVENT_CONTROL: "control", EVENT_SENT: "sent", EVENT_RECEIVED: "received
          EVENT_LOST: "lost", EVENT_DEAD: "dead"}
 
 
+@cython.final
 cdef class Probe:
     """Python's hand on a transport.
 

@@ -1,5 +1,8 @@
+from typing import final
+
 from mpi4py import MPI
 
+@final
 class MpiTransport:
     hellos: list[bytes]
     fault_tolerant: bool

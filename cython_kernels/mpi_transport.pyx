@@ -4,6 +4,7 @@
 Everything is a nonblocking request on a duplicate of the caller's communicator.  Nothing collective
 is called after construction, and no function of the table waits.
 """
+cimport cython
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
@@ -73,6 +74,7 @@ cdef int hello_exchange(Transport* table, unsigned char* answered, const unsigne
         sched_yield()
 
 
+@cython.final
 cdef class MpiTransport:
     """One rank's end of the transport over MPI.
 

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import final
 
 from typing_extensions import Buffer
 
@@ -16,6 +17,7 @@ class TransferTimeout(TimeoutError):
     watermark_bytes: int
     def __init__(self, message: str, peer: int, watermark_bytes: int) -> None: ...
 
+@final
 class Pipeline:
     transport: MpiTransport
     def __init__(

@@ -4,6 +4,7 @@
 transfer.pyx is the machine, this its Python side: arguments, memory, signals, errors.  Memory that
 a request may still touch stays referenced until the request has ended; see `Pipeline.settle`.
 """
+cimport cython
 from libc.stdint cimport int64_t, intptr_t, uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -84,13 +85,14 @@ class TransferTimeout(TimeoutError):
 _left_open = []
 
 
+@cython.final
 cdef class Pipeline:
     """Chunked transfers between the ranks of a transport.
 
     Calls block, release the GIL, and are for one thread at a time.  All take `timeout_s`, a bound
-    in seconds or None.  A sender waits until the receiver has said what it expects, also for no bytes.
-    After an error the pipeline goes on working with every other peer, and, unless it died, with the
-    same one.
+    in seconds or None.  A sender waits until the receiver has said what it expects, also for no
+    bytes.  After an error the pipeline goes on working with every other peer, and, unless it died,
+    with the same one.
 
     Faults tolerated: the death of any rank.  Cost of a block of n chunks: n + 1 chunk times for
     each hop that it takes.
@@ -104,8 +106,8 @@ cdef class Pipeline:
     window : int
         How many receives stay posted ahead.
     kill_after_chunks : int
-        A fault for tests: the rank sends itself SIGKILL when it has moved that many chunks (received
-        and sent, counted together).
+        A fault for tests: the rank sends itself SIGKILL when it has moved that many chunks
+        (received and sent, counted together).
 
     Raises
     ------
@@ -222,8 +224,8 @@ cdef class Pipeline:
     def reduce(self, own, result, int source, dest, int dtype, int op, int tag=0, timeout_s=None):
         """Add a block to the one that comes in, chunk by chunk while the next one arrives.
 
-        Blocking.  ``result[i] = incoming[i] op own[i]``; every chunk of it goes on to `dest` as soon
-        as it is there, unless `dest` is None.
+        Blocking.  ``result[i] = incoming[i] op own[i]``; every chunk of it goes on to `dest` as
+        soon as it is there, unless `dest` is None.
 
         Parameters
         ----------

@@ -161,8 +161,8 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
             return
         source = (partial_source(engine, op, b) if phase == PARTIAL_PHASE
                   else final_source(engine, op, b))
-        if source < 0:
-            return
+        if source < 0 or mask_has(&engine.dead, source) or mask_has(&engine.left, source):
+            return             # nobody would answer: a ballot will name another source
         first = 0
         if phase == PARTIAL_PHASE:
             while first < chunks and states[first] != CHUNK_NONE:

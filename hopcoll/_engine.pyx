@@ -172,9 +172,9 @@ cdef void engine_leave(Engine* engine) noexcept nogil:
 
 
 cdef bint engine_may_go(const Engine* engine) noexcept nogil:
-    """Whether all living ranks have heard our good-bye, so that no request of theirs waits for us,
-    and have said theirs or still have operations of their own to do."""
-    cdef Mask known = mask_or(&engine.heard, &engine.dead)
+    """Whether all who are still there have heard our good-bye: no request of theirs waits for us."""
+    cdef Mask out = gone(engine)
+    cdef Mask known = mask_or(&engine.heard, &out)
     cdef Mask members = mask_full(engine.size)
     mask_add(&known, engine.rank)
     return mask_within(&members, &known)

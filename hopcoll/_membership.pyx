@@ -101,7 +101,6 @@ cdef Mask living(const Engine* engine) noexcept nogil:
 cdef bint ballot_due(Engine* engine) noexcept nogil:
     cdef Mask members = members_of(engine, engine.epoch)
     cdef Mask lost = mask_and(&members, &engine.dead)
-    cdef Operation* op
     if engine.complaint and not engine.poisoned:
         return True
     if not mask_empty(&lost):
@@ -109,10 +108,8 @@ cdef bint ballot_due(Engine* engine) noexcept nogil:
     if engine.frozen and <int>(engine.promised >> 32) != engine.rank:
         return True            # the coordinator that froze us is gone
     lost = mask_and(&members, &engine.left)
-    if not mask_empty(&lost):  # ranks that left are only missed by an operation
-        op = find_operation(engine, engine.done)
-        return op != NULL and op.called
-    return False
+    # Ranks that left are missed only where something is unfinished.
+    return not mask_empty(&lost) and engine.stable < engine.next_seq
 
 
 cdef void coordinate(Engine* engine) noexcept nogil:
@@ -155,8 +152,12 @@ cdef Entry* entries_of(StatusBody* status) noexcept nogil:
     return <Entry*>(<unsigned char*>status + sizeof(StatusBody))
 
 
+cdef OperationStatus* first_operation(StatusBody* status) noexcept nogil:
+    return <OperationStatus*>(entries_of(status) + status.entries)
+
+
 cdef OperationStatus* operation_in(StatusBody* status, int64_t seq) noexcept nogil:
-    cdef OperationStatus* item = <OperationStatus*>(entries_of(status) + status.entries)
+    cdef OperationStatus* item = first_operation(status)
     cdef int i
     for i in range(status.operations):
         if item[i].seq == seq:
@@ -196,13 +197,14 @@ cdef int64_t first_mismatch(Engine* engine, const Mask* alive, int64_t low,
 cdef void decide(Engine* engine, const Mask* alive) noexcept nogil:
     cdef int r, b, longest = engine.rank, entries, count
     cdef int64_t low = -1, high = 0, oldest = -1, cut, seq, wrong = -1
+    cdef int64_t reported             # the first operation of which anyone still has a record
     cdef StatusBody* status
     cdef OperationStatus* item
     cdef Head* head
     cdef Entry* history
     cdef DecideBody* out = <DecideBody*>engine.outbox
     cdef int16_t* holders
-    cdef Mask members
+    cdef Mask members, remaining
     cdef int attempt
     cdef uint32_t covered, full
     cdef int64_t done, nbytes
@@ -220,6 +222,12 @@ cdef void decide(Engine* engine, const Mask* alive) noexcept nogil:
             oldest = done
         if status.next_seq > high:
             high = status.next_seq
+    reported = oldest
+    for r in range(engine.size):
+        if mask_has(alive, r) and status_of(engine, r).operations:
+            item = first_operation(status_of(engine, r))
+            if item.seq < reported:
+                reported = item.seq
     memset(out, 0, sizeof(DecideBody))
     out.ballot = engine.ballot
     history = <Entry*>(engine.outbox + sizeof(DecideBody))
@@ -257,19 +265,20 @@ cdef void decide(Engine* engine, const Mask* alive) noexcept nogil:
         count += 1
         cut = seq + 1
     if not engine.poisoned:
-        wrong = first_mismatch(engine, alive, oldest, high)
-    if not mask_equal(&members, alive):
+        wrong = first_mismatch(engine, alive, reported, high)
+    remaining = mask_and(&members, alive)      # a membership never grows again
+    if not mask_equal(&members, &remaining):
         memset(&history[entries], 0, sizeof(Entry))
         history[entries].cut = cut
         history[entries].kind = ENTRY_DEATH
-        history[entries].members = alive[0]
+        history[entries].members = remaining
         entries += 1
     if wrong >= 0:
         memset(&history[entries], 0, sizeof(Entry))
         # Where it is done already it stands; who called it otherwise is refused at once.
         history[entries].cut = wrong
         history[entries].kind = ENTRY_MISMATCH
-        history[entries].members = alive[0]
+        history[entries].members = remaining
         entries += 1
         out.groups = engine.size
         out.grouped = engine.grouped

@@ -77,7 +77,7 @@ cdef int start_operation(Engine* engine, const Signature* sig, int64_t item_byte
     if op == NULL:
         return START_AGAIN
     mismatch = op.sig_from >= 0 and not signature_equal(&op.sig, sig)
-    if mismatch and op.inbox != NULL:      # it was laid out for the other signature
+    if mismatch:                           # what came was laid out for the other signature
         release_memory(engine, op.inbox)
         op.inbox = NULL
         op.have = mask_none()
@@ -200,7 +200,7 @@ cdef void pump(Engine* engine, Operation* op) noexcept nogil:
 
 cdef void check_root_done(Engine* engine, Operation* op) noexcept nogil:
     if op.called and not op.complete and not op.small and needs_watermark(engine, op):
-        if op.standing or engine.peer_done[op.sig.root] > op.seq:
+        if op.standing or op.root_done:
             op.complete = 1
 
 
@@ -244,7 +244,11 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
         return
     if not compare_signature(engine, op, peer, &head.sig):
         return
-    if head.type == MSG_EAGER:
+    if head.type == MSG_ANNOUNCE:
+        engine.complaint = 1      # a ballot compares what everyone called
+    elif head.type == MSG_ROOT_DONE:
+        op.root_done = 1
+    elif head.type == MSG_EAGER:
         if not mask_has(&op.have, peer) and not op.done:
             if op.called and nbytes != op.nbytes:
                 return
@@ -281,7 +285,7 @@ cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
             out = gone(engine)
             for r in range(engine.size):
                 if r != engine.rank and not mask_has(&out, r):
-                    send_message(engine, r, MSG_WATERMARK, op.seq, NULL, NULL, 0)
+                    send_message(engine, r, MSG_ROOT_DONE, op.seq, &op.sig, NULL, 0)
 
 
 cdef bint may_finish(const Engine* engine, const Operation* op) noexcept nogil:
@@ -401,6 +405,7 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
         if attempt_of(engine, seq) != old and not (
                 engine.settings.sabotage & BREAK_ORDERED_CUT and op.complete):
             op.complete = 0
+            op.root_done = 0
             refresh_attempt(engine, op)
             engine.counters.reruns += 1
             if op.status == STATUS_OK:

@@ -168,3 +168,5 @@ cdef void announce_stuck(Engine* engine) noexcept nogil:
     op.announced = engine.epoch + 1
     if coordinator != engine.rank:
         send_message(engine, coordinator, MSG_ANNOUNCE, op.seq, &op.sig, NULL, 0)
+    else:
+        engine.complaint = 1

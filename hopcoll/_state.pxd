@@ -136,6 +136,7 @@ cdef struct Operation:
     int32_t fetched           # epoch + 1 in which the result was asked for
     int32_t in_flight         # sends from the caller's memory
     int32_t in_flight_retained
+    int32_t root_done         # of a Reduce: the root said that it has the result
     int32_t keeps_nothing     # no other rank can need anything of it from us
     int32_t born              # the epoch in which it was called
     int64_t item_bytes
@@ -255,6 +256,7 @@ cdef enum MessageType:
     MSG_BYE = 12
     MSG_READY = 13
     MSG_BYE_HEARD = 14
+    MSG_ROOT_DONE = 15
 
 cdef struct Head:
     uint8_t type
@@ -401,9 +403,11 @@ cdef inline Mask gone(const Engine* engine) noexcept nogil:
     return mask_or(&engine.dead, &engine.left)
 
 cdef inline int coordinator_of(const Engine* engine) noexcept nogil:
-    """The lowest rank that is not known to be dead or to have left."""
+    """The lowest rank that is not known to be dead, to have left, or to be leaving."""
     cdef Mask out = gone(engine)
     cdef int r
+    if engine.leaving:
+        mask_add(&out, engine.rank)
     for r in range(engine.size):
         if not mask_has(&out, r):
             return r

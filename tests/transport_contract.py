@@ -102,7 +102,7 @@ class Rank:
             self.say(peer, b"met")
         for peer in peers:
             said = yield from self.hear(peer)
-            assert said == b"met", f"a control message of rank {peer} that nobody waited for: {said!r}"
+            assert said == b"met", f"rank {peer} said what nobody waited for: {said!r}"
         assert self.probe.open_count == 0
 
 
