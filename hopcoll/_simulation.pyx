@@ -37,6 +37,7 @@ VIOLATIONS = {
 }
 ACTIONS = {ACT_CALL: "call", ACT_CONTROL: "control", ACT_DATA: "data", ACT_LATE: "late",
            ACT_DETECT: "detect", ACT_KILL: "kill", ACT_TICK: "tick", ACT_LEAVE: "leave", ACT_GO: "go"}
+ACTION_NAMES = {name: action for action, name in ACTIONS.items()}
 KINDS = {"bcast": BCAST, "reduce": REDUCE, "allreduce": ALLREDUCE, "barrier": BARRIER}
 SABOTAGES = {"freeze": BREAK_FREEZE, "ballot_order": BREAK_BALLOT_ORDER,
              "ordered_cut": BREAK_ORDERED_CUT, "taint": BREAK_TAINT, "voids": BREAK_VOIDS,
@@ -50,8 +51,9 @@ RAISE = FLAG_RAISE
 # ---- random runs --------------------------------------------------------------------------
 
 cdef struct Mood:             # what one random run favours
-    uint64_t slow             # ranks that get their messages late
+    uint64_t slow             # ranks that call late and whose messages come late
     int32_t slow_percent
+    int32_t slow_pair         # one link that is slower still, or -1
     int32_t detect_percent
     int32_t kill_every
     int32_t aim_percent       # deaths in the middle of a ballot
@@ -69,7 +71,7 @@ cdef bint choose_delivery(World* world, const Mood* mood, Choice* choice, bint a
         if channel.used == 0 and channel.data_count == 0:
             continue
         dest = i % n
-        if not is_here(world, dest):
+        if not is_here(world, dest) or (i == mood.slow_pair and not anything):
             continue
         if (not anything and (mood.slow >> dest & 1 or mood.slow >> (i // n) & 1)
                 and <int>(next_random(network) % 100) < mood.slow_percent):
@@ -138,7 +140,7 @@ cdef bint choose(World* world, const Mood* mood, Choice* choice) noexcept nogil:
     if dice < 12:
         choice.a = next_random(network) % n
         choice.action = ACT_CALL
-        if can_call(world, choice.a):
+        if can_call(world, choice.a) and not mood.slow >> choice.a & 1:
             return True
     elif dice < 20:
         if choose_late(world, choice):
@@ -160,6 +162,7 @@ cdef bint choose(World* world, const Mood* mood, Choice* choice) noexcept nogil:
             return True
     choice.b = choice.c = 0
     return (choose_delivery(world, mood, choice, False) or choose_any(world, choice, ACT_CALL)
+            or (mood.slow_pair >= 0 and choose_any(world, choice, ACT_DETECT))
             or choose_delivery(world, mood, choice, True) or choose_late(world, choice)
             or choose_any(world, choice, ACT_DETECT) or choose_any(world, choice, ACT_LEAVE)
             or choose_any(world, choice, ACT_GO))
@@ -172,6 +175,8 @@ cdef void choose_mood(World* world, Mood* mood, int kill_every) noexcept nogil:
     if next_random(network) & 1:
         mood.slow = next_random(network) & next_random(network)
         mood.slow_percent = 100 if next_random(network) & 1 else 90
+    mood.slow_pair = next_random(network) % (world.size * world.size) \
+        if next_random(network) & 1 else -1
     mood.detect_percent = 8
     if next_random(network) % 3 == 0:
         mood.detect_percent = 50 if next_random(network) & 1 else 0
@@ -181,13 +186,16 @@ cdef void choose_mood(World* world, Mood* mood, int kill_every) noexcept nogil:
         mood.tick_percent = 5
 
 
-cdef int random_run(World* world, Choice* trace, int* trace_count, int kill_every) noexcept nogil:
+cdef int random_run(World* world, Choice* trace, int* trace_count, int kill_every,
+                    int aim_percent) noexcept nogil:
     """One run by the world's own random numbers; returns the number of steps."""
     cdef int steps = 0, quiet = 0, actor
     cdef Choice choice
     cdef Mood mood
     cdef Engine* engine
     choose_mood(world, &mood, kill_every)
+    if aim_percent >= 0:
+        mood.aim_percent = aim_percent
     while world.violation == FINE and steps < STEPS_MAX:
         if choose(world, &mood, &choice):
             quiet = 0 if choice.action != ACT_TICK else quiet
@@ -208,8 +216,8 @@ cdef int random_run(World* world, Choice* trace, int* trace_count, int kill_ever
             engine = world.ranks[actor].engine
             if next_random(&world.network) % (4 * kill_every) == 0:
                 choice.budget = next_random(&world.network) % 4
-            elif (engine.balloting and <int>(next_random(&world.network) % 100)
-                    < mood.aim_percent):
+            elif ((engine.balloting or (choice.action == ACT_CALL and next_random(&world.network) & 1))
+                    and <int>(next_random(&world.network) % 100) < mood.aim_percent):
                 choice.budget = next_random(&world.network) % world.size
         if trace_count[0] < TRACE_MAX:
             trace[trace_count[0]] = choice
@@ -290,6 +298,36 @@ cdef list trace_of(const Choice* trace, int count):
             for i in range(count)]
 
 
+cdef void check_choice(World* world, const Choice* choice) except *:
+    """Refuses a step that cannot happen: a trace of another version."""
+    cdef Network* network = &world.network
+    cdef int action = choice.action, a = choice.a, b = choice.b
+    cdef bint fits = 0 <= a < world.size
+    if action == ACT_TICK:
+        fits = fits and is_here(world, a)
+    elif action == ACT_CALL:
+        fits = fits and can_call(world, a)
+    elif action == ACT_KILL:
+        fits = fits and is_here(world, a) and world.deaths_left > 0
+    elif action == ACT_LATE:
+        fits = fits and 0 <= b < network.ports[a].late_count
+    elif action == ACT_LEAVE:
+        fits = fits and can_leave(world, a)
+    elif action == ACT_GO:
+        fits = fits and can_go(world, a)
+    elif not (fits and 0 <= b < world.size):
+        fits = False
+    elif action == ACT_DETECT:
+        fits = can_detect(world, a, b)
+    elif action == ACT_CONTROL:
+        fits = channel_of(network, a, b).used > 0 and is_here(world, b)
+    else:
+        fits = (0 <= choice.c < channel_of(network, a, b).data_count and is_here(world, b)
+                and first_of_tag(channel_of(network, a, b), choice.c))
+    if not fits:
+        raise ValueError(f"first: {ACTIONS[action]} {a} {b} {choice.c} cannot happen")
+
+
 cdef list describe(World* world):
     """What each rank is at, for the reader of a violation."""
     cdef int r, b, k
@@ -342,7 +380,8 @@ cdef list describe(World* world):
     return out
 
 
-def simulate(int size, script, seed, *, int kill_every=60, want_trace=False, **options):
+def simulate(int size, script, seed, *, int kill_every=60, int aim_percent=-1, first=(),
+             want_trace=False, **options):
     """Runs one random order of everything, chosen by `seed`.
 
     Parameters
@@ -355,6 +394,10 @@ def simulate(int size, script, seed, *, int kill_every=60, want_trace=False, **o
         Decides everything; the same seed gives the same run.
     kill_every : int
         One step in so many kills a rank, as long as `deaths` lasts.
+    aim_percent : int
+        So many of the steps of a rank that coordinates a ballot kill it; -1: the seed decides.
+    first : list of (action, a, b, c, budget)
+        Steps to begin with, as a trace names them; the rest is random.
     want_trace : bool
         Also return every choice, not only after a violation.
     **options
@@ -375,15 +418,24 @@ def simulate(int size, script, seed, *, int kill_every=60, want_trace=False, **o
     cdef int64_t total = 0
     cdef int trace_count = 0, steps, r
     cdef Choice* trace
+    cdef Choice choice
     fill_plan(&plan, size, script, options)
     plan.network.random = <uint64_t>(seed & 0xffffffffffffffff)
     world = make_world(&plan, &total)
     trace = <Choice*>malloc(TRACE_MAX * sizeof(Choice))
     try:
-        if world == NULL or trace == NULL:
+        if world == NULL or trace == NULL or world.violation != FINE:
             raise MemoryError("simulation: no memory for the world")
+        for item in first:
+            choice.action = ACTION_NAMES[item[0]]
+            choice.a, choice.b, choice.c, choice.budget = item[1:]
+            if world.violation == FINE:
+                check_choice(world, &choice)
+                trace[trace_count] = choice
+                trace_count += 1
+                perform(world, &choice)
         with nogil:
-            steps = random_run(world, trace, &trace_count, kill_every)
+            steps = random_run(world, trace, &trace_count, kill_every, aim_percent)
         counters = {}
         epochs = 0
         for r in range(size):

@@ -16,7 +16,7 @@ from hopcoll import _simulation
 
 SMALL_SIZES = (1, 2, 2, 3, 3, 4, 5, 6, 8, 11, 16)
 LARGE_SIZES = (24, 32, 48, 64)
-MODES = ("plain", "plain", "leave", "mismatch")
+MODES = ("plain", "plain", "ballots", "leave", "mismatch")
 
 
 def random_step(rng: random.Random, size: int) -> tuple[str, int, int, int]:
@@ -39,8 +39,8 @@ def random_case(seed: int, *, size: int | None = None, mode: str | None = None) 
         Decides everything that is not given.
     size : int, optional
         Number of ranks; chosen from `SMALL_SIZES` otherwise.
-    mode : {"plain", "leave", "mismatch"}, optional
-        leave: ranks leave when they are through, one of them possibly early; mismatch: one rank
+    mode : {"plain", "ballots", "leave", "mismatch"}, optional
+        ballots: coordinators die while they decide; leave: ranks leave when they are through, one of them possibly early; mismatch: one rank
         calls something else.
     """
     rng = random.Random(seed)
@@ -60,6 +60,14 @@ def random_case(seed: int, *, size: int | None = None, mode: str | None = None) 
         "sent": rng.choice(("none", "eager", "late", "any")),
         "lost": rng.choice(("none", "late", "any")),
     }
+    if mode == "ballots":
+        case["size"] = size = max(size, 4) if size <= 8 else size
+        small = ("allreduce", 1, 0, 0)
+        case["script"] = [small if rng.random() < 0.5 else random_step(rng, size)
+                          for _ in range(rng.randint(1, 3))]
+        case["deaths"] = rng.randint(2, size - 1)
+        case["kill_every"] = rng.choice((3, 10, 30))
+        case["aim_percent"] = rng.choice((10, 30, 60))
     if mode == "leave":
         case["leaving"] = True
         case["exits"] = rng.random() < 0.5
