@@ -156,9 +156,16 @@ cdef Mask engine_awaited(const Engine* engine) noexcept nogil:
 
 
 cdef bint engine_quiet(const Engine* engine) noexcept nogil:
-    """Whether nobody can need anything of this rank any more."""
-    return (engine.stable >= engine.next_seq and engine.finished == engine.next_seq
-            and not engine.frozen and not engine.balloting and engine.outlets_used == 0)
+    """Whether nobody can need anything of this rank any more, of what it has called."""
+    cdef int32_t index
+    if (engine.stable < engine.next_seq or engine.finished < engine.next_seq
+            or engine.frozen or engine.balloting):
+        return False
+    if engine.outlets_used:
+        for index in range(engine.settings.outlets_max):
+            if engine.outlets[index].used and engine.outlets[index].seq < engine.next_seq:
+                return False
+    return True
 
 
 cdef void engine_leave(Engine* engine) noexcept nogil:

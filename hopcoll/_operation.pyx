@@ -279,6 +279,12 @@ cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
             engine.retained_bytes += op.nbytes
     engine.done = op.seq + 1
     engine.peer_done[engine.rank] = engine.done
+    if op.status == STATUS_MISMATCH:
+        # Others may have it, and wait until nobody needs it any more.
+        out = gone(engine)
+        for r in range(engine.size):
+            if r != engine.rank and not mask_has(&out, r):
+                send_message(engine, r, MSG_WATERMARK, engine.done, NULL, NULL, 0)
     if not op.small:
         engine.watermark_due = 1
         if op.sig.kind == REDUCE and op.sig.root == engine.rank and op.status == STATUS_OK:

@@ -651,12 +651,10 @@ cdef class Engine_:
         return self.closed or self.abandoned
 
     def finalize(self, timeout_s):
-        """Leaves: waits, bounded, until nobody needs this rank, says good-bye, and lets the others
-        say theirs.  False when the time was too short."""
+        """Leaves: waits, bounded, until nobody needs this rank, says good-bye, and stays until the
+        others have heard it.  False when the time was too short."""
         cdef int64_t until = clock_us() + <int64_t>(min(timeout_s, 1e9) * 1e6)
-        cdef bint quiet = False, last = False, heard = False
-        cdef int64_t last_us
-        cdef Mask members, out
+        cdef bint quiet = False, heard = False
         if self.closed or self.abandoned:
             return True
         while not self.rt.engine.broken:
@@ -675,16 +673,11 @@ cdef class Engine_:
             engine_leave(self.rt.engine)
         # Others may wait for something of ours: they are given voids until they have heard.
         until = max(until, clock_us() + 5000000)
-        last_us = clock_us() + <int64_t>(min(timeout_s, 1e9) * 1e6)
         while not self.rt.engine.broken and clock_us() < until:
             with nogil:
                 turn(&self.rt)
                 heard = engine_may_go(self.rt.engine)
-                members = members_of(self.rt.engine, self.rt.engine.epoch)
-                out = gone(self.rt.engine)
-                mask_add(&out, self.rt.engine.rank)
-                last = mask_within(&members, &out)
-            if last or (heard and clock_us() >= last_us):
+            if heard:
                 break
             with nogil:
                 sleep_us(20)

@@ -411,7 +411,7 @@ def simulate(int size, script, seed, *, int kill_every=60, int aim_percent=-1, f
     -------
     dict
         violation (None or what was broken), steps, deaths, epochs, counters; after a violation
-        also the trace and what the ranks were at.
+        also blamed (rank, operation), the trace and what the ranks were at.
     """
     cdef World plan
     cdef World* world
@@ -448,6 +448,7 @@ def simulate(int size, script, seed, *, int kill_every=60, int aim_percent=-1, f
                "statuses": [[world.ranks[r].results[k].status
                              for k in range(world.ranks[r].checked)] for r in range(size)]}
         if want_trace or world.violation != FINE:
+            out["blamed"] = (world.blamed_rank, world.blamed_step)
             out["trace"] = trace_of(trace, trace_count)
             out["ranks"] = describe(world)
         return out

@@ -84,6 +84,8 @@ cdef struct World:
     int32_t early_steps
     int32_t fixed
     int32_t turn              # the rank after the one that acted last
+    int32_t blamed_rank       # where the violation showed
+    int32_t blamed_step
     int32_t pad
     int64_t controls_max
     Step odd

@@ -260,9 +260,11 @@ cdef void perform(World* world, const Choice* choice) noexcept nogil:
 
 # ---- the checkers -------------------------------------------------------------------------
 
-cdef void report(World* world, int violation) noexcept nogil:
+cdef void report(World* world, int violation, int rank, int step) noexcept nogil:
     if world.violation == FINE:
         world.violation = violation
+        world.blamed_rank = rank
+        world.blamed_step = step
 
 
 cdef bint has_result(const World* world, int rank, const Step* step) noexcept nogil:
@@ -283,12 +285,12 @@ cdef void check_value(World* world, int rank, int k) noexcept nogil:
             else:
                 expected = rotate(result.contributors.word[0], i)
             if one.recv[k][i] != expected:
-                report(world, WRONG_VALUE)
+                report(world, WRONG_VALUE, rank, k)
     if (step.kind == REDUCE or step.kind == ALLREDUCE) and not (
             step.flags & FLAG_IN_PLACE and has_result(world, rank, step)):
         for i in range(step.count):
             if one.send[k][i] != rotate((<uint64_t>1) << rank, i):
-                report(world, INPUT_CHANGED)
+                report(world, INPUT_CHANGED, rank, k)
 
 
 cdef void check_status(World* world, int rank, int k) noexcept nogil:
@@ -305,32 +307,32 @@ cdef void check_status(World* world, int rank, int k) noexcept nogil:
     shrank = step.flags & FLAG_RAISE and not mask_equal(&before, &result.contributors)
     if result.status == STATUS_MISMATCH:
         if world.odd_rank < 0 or k < world.odd_step:
-            report(world, WRONG_STATUS)
+            report(world, WRONG_STATUS, rank, k)
         return
     if k and one.results[k - 1].status == STATUS_MISMATCH:
-        report(world, WRONG_STATUS)
+        report(world, WRONG_STATUS, rank, k)
     if shrank != (result.status == STATUS_RANK_FAILED) and not (
             step.kind == BCAST and not mask_has(&result.contributors, step.root)):
-        report(world, RAISED_WRONGLY)
+        report(world, RAISED_WRONGLY, rank, k)
     if step.kind == BCAST and not shrank:
         if (result.status == STATUS_RANK_FAILED) == mask_has(&result.contributors, step.root):
-            report(world, WRONG_STATUS)
+            report(world, WRONG_STATUS, rank, k)
     if result.status == STATUS_ROOT_LOST and (
             step.kind != REDUCE or mask_has(&result.contributors, step.root)):
-        report(world, WRONG_STATUS)
+        report(world, WRONG_STATUS, rank, k)
     if result.status == STATUS_RANK_FAILED:
         if mask_empty(&result.failed):
-            report(world, RAISED_WRONGLY)
+            report(world, RAISED_WRONGLY, rank, k)
         for r in range(world.size):
             if mask_has(&result.failed, r) and is_here(world, r) and not world.ranks[r].leaving:
-                report(world, RAISED_WRONGLY)
+                report(world, RAISED_WRONGLY, rank, k)
     for r in range(world.size):
         # What a rank that left had called is stable: it stays in.
         if not mask_has(&result.contributors, r) and not world.network.ports[r].dead and not (
                 world.ranks[r].leaving and k >= world.ranks[r].steps):
-            report(world, LIVING_LEFT_OUT)
+            report(world, LIVING_LEFT_OUT, rank, k)
     if k and not mask_within(&result.contributors, &one.results[k - 1].contributors):
-        report(world, CONTRIBUTORS_GREW)
+        report(world, CONTRIBUTORS_GREW, rank, k)
 
 
 cdef void check_alike(World* world, int rank, int k) noexcept nogil:
@@ -346,12 +348,13 @@ cdef void check_alike(World* world, int rank, int k) noexcept nogil:
         if world.odd_rank >= 0 and (other.status == STATUS_MISMATCH
                                     or result.status == STATUS_MISMATCH):
             continue           # who had returned before learns of it at its next call
-        if k == world.odd_step and (rank == world.odd_rank or r == world.odd_rank):
+        if world.odd_rank >= 0 and k >= world.odd_step and (rank == world.odd_rank
+                                                            or r == world.odd_rank):
             continue           # each failed, or succeeded alone, for what it had called
         if (other.status != result.status or other.epoch != result.epoch
                 or not mask_equal(&other.contributors, &result.contributors)
                 or not mask_equal(&other.failed, &result.failed)):
-            report(world, DIFFERENT_OUTCOMES)
+            report(world, DIFFERENT_OUTCOMES, rank, k)
 
 
 cdef void check_rank(World* world, int rank) noexcept nogil:
@@ -361,9 +364,9 @@ cdef void check_rank(World* world, int rank) noexcept nogil:
     cdef int64_t nbytes
     cdef int r, k
     if engine.broken:
-        report(world, ENGINE_BROKEN)
+        report(world, ENGINE_BROKEN, rank, one.checked)
     if engine.stable < one.stable:
-        report(world, STABLE_WENT_BACK)
+        report(world, STABLE_WENT_BACK, rank, one.checked)
     one.stable = engine.stable
     while one.checked < one.called and one.results[one.checked].complete:
         k = one.checked
@@ -377,7 +380,7 @@ cdef void check_rank(World* world, int rank) noexcept nogil:
     for r in range(world.size):
         if (is_here(world, r) and not world.ranks[r].leaving
                 and world.ranks[r].engine.done < engine.stable):
-            report(world, STABLE_TOO_EARLY)
+            report(world, STABLE_TOO_EARLY, rank, one.checked)
 
 
 cdef bint is_garbage(const uint64_t* items, int64_t count) noexcept nogil:
@@ -388,37 +391,52 @@ cdef bint is_garbage(const uint64_t* items, int64_t count) noexcept nogil:
     return True
 
 
+cdef bint succeeds_alone(const World* world, int rank) noexcept nogil:
+    """The operation in question needs no other rank here: the root has its data, and where a loss
+    is raised, or a root is lost, nobody is asked."""
+    cdef const Step* step = step_of(world, rank, world.odd_step)
+    return ((step.kind == BCAST and step.root == rank)
+            or world.ranks[rank].results[world.odd_step].status == STATUS_RANK_FAILED
+            or world.ranks[rank].results[world.odd_step].status == STATUS_ROOT_LOST)
+
+
 cdef void check_end(World* world) noexcept nogil:
     """Nothing can happen any more: everyone alive must have everything, and owe nothing."""
     cdef int r, k
     cdef Rank* one
+    cdef bint noticed = False
+    cdef int others = 0
     cdef bint odd_lives = world.odd_rank >= 0 and not world.network.ports[world.odd_rank].dead
     for r in range(world.size):
         one = &world.ranks[r]
         if world.network.ports[r].dead:
             continue
         if one.checked < one.steps or one.engine.stable < one.steps:
-            report(world, HANG)
+            report(world, HANG, r, one.checked)
             return
         if world.leaving and not world.network.ports[r].left:
-            report(world, HANG)
+            report(world, HANG, r, one.checked)
             return
         for k in range(one.steps):
             if not is_garbage(one.send[k], step_of(world, r, k).count) or not is_garbage(
                     one.recv[k], step_of(world, r, k).count):
-                report(world, TOUCHED_AFTER_RETURN)
+                report(world, TOUCHED_AFTER_RETURN, r, one.checked)
             if one.results[k].status != STATUS_MISMATCH and not mask_has(
                     &one.results[k].contributors, r):
-                report(world, LIVING_LEFT_OUT)
-        # An operation that fails at once, because a rank is lost, is not compared.
-        if (odd_lives and world.alive > 1 and one.steps > world.odd_step + 1
-                and one.results[world.odd_step].status == STATUS_OK
-                and world.ranks[world.odd_rank].results[world.odd_step].status == STATUS_OK
-                and one.results[world.odd_step + 1].status != STATUS_MISMATCH):
-            report(world, MISMATCH_MISSED)
+                report(world, LIVING_LEFT_OUT, r, one.checked)
+        if odd_lives and r != world.odd_rank:
+            noticed = noticed or one.results[one.steps - 1].status == STATUS_MISMATCH
+            others += 1
         if world.network.ports[r].left:
             continue
         if (one.engine.freed < one.steps or one.engine.outlets_used or one.engine.retained_bytes
                 or world.network.ports[r].region.live_bytes != one.baseline_bytes
                 or world.network.ports[r].posted_count):
-            report(world, LEAK)
+            report(world, LEAK, r, one.checked)
+    # Whoever had returned from it learns of it at its next call: ranks that call nothing more, or
+    # only what they can do alone, may never.
+    if odd_lives and others and not noticed and not succeeds_alone(world, world.odd_rank):
+        for k in range(world.odd_step, world.ranks[world.odd_rank].steps):
+            if world.ranks[world.odd_rank].results[k].status == STATUS_MISMATCH:
+                return
+        report(world, MISMATCH_MISSED, world.odd_rank, world.odd_step)

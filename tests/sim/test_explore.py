@@ -1,0 +1,125 @@
+"""Every order of everything: deliveries, calls, deaths at every send, detections at every observer.
+
+Three ranks of which two die are exhausted for every kind of operation, five ranks of which two die
+in one order of deliveries.  Nothing is left out that could end differently; what makes two worlds
+equal is in hopcoll/_explorer.pyx, and is itself compared to telling them apart by all bytes.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from hopcoll._simulation import IN_PLACE, RAISE, explore_all
+
+SMALL = {"depth": 1, "ring": 4, "window": 1, "active": 1}
+TWO = {**SMALL, "depth": 2, "active": 2}
+#: Requests end long after their messages, in any order; the windows are wider.
+LATE = {**SMALL, "window": 2, "sent": "late", "lost": "late"}
+
+
+def exhaust(size, script, deaths, **options):
+    found = explore_all(size, script, deaths=deaths, **options)
+    assert found["violation"] is None, (found["violation"], found["blamed"], found["trace"])
+    assert found["complete"], f"stopped after {found['states']} states"
+    assert found["ends"] > 0
+    return found
+
+
+@pytest.mark.parametrize("root", range(3))
+@pytest.mark.parametrize("kind", ["bcast", "reduce"])
+@pytest.mark.parametrize("count", [1, 6], ids=["small", "chunks"])
+def test_rooted(kind, root, count):
+    exhaust(3, [(kind, count, root, 0)], deaths=2, **SMALL)
+
+
+@pytest.mark.parametrize("root", [0, 2])
+@pytest.mark.parametrize("kind", ["bcast", "reduce"])
+def test_rooted_with_late_requests(kind, root):
+    exhaust(3, [(kind, 6, root, 0)], deaths=2, **LATE)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [("allreduce", 1, 0, 0), ("barrier", 0, 0, 0), ("allreduce", 0, 0, RAISE)],
+    ids=["allreduce", "barrier", "empty"],
+)
+def test_all_to_all(step):
+    exhaust(3, [step], deaths=2, **SMALL)
+
+
+def test_allreduce_in_chunks():
+    exhaust(3, [("allreduce", 6, 0, IN_PLACE)], deaths=2, **SMALL)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        [("bcast", 1, 0, 0), ("allreduce", 1, 0, 0)],
+        [("bcast", 4, 1, 0), ("reduce", 3, 2, 0)],
+        [("allreduce", 1, 0, RAISE), ("allreduce", 1, 0, RAISE)],
+    ],
+    ids=["small", "chunks", "raise"],
+)
+def test_two_operations(script):
+    exhaust(3, script, deaths=2, **TWO)
+
+
+def test_leaving():
+    exhaust(3, [("allreduce", 1, 0, 0)], deaths=2, leaving=True, **SMALL)
+    exhaust(3, [("bcast", 1, 1, 0)], deaths=2, leaving=True, exits=True, **SMALL)
+
+
+def test_leaving_early():
+    script = [("allreduce", 1, 0, 0), ("barrier", 0, 0, 0)]
+    exhaust(3, script, deaths=1, leaving=True, early=(1, 1), **TWO)
+
+
+def test_mismatch():
+    script = [("allreduce", 1, 0, 0), ("barrier", 0, 0, 0)]
+    exhaust(3, script, deaths=0, odd=(1, 0, ("bcast", 3, 1, 0)), **TWO)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [("bcast", 1, 1, 0), ("bcast", 4, 0, 0), ("reduce", 4, 2, 0), ("allreduce", 1, 0, 0)],
+    ids=lambda step: f"{step[0]}-{step[1]}",
+)
+def test_five_ranks_in_one_order(step):
+    exhaust(5, [step], deaths=2, order="lowest", outlets_max=32, **SMALL)
+
+
+def test_allreduce_in_chunks_of_five_ranks_in_one_order():
+    """One death: with two it takes half an hour."""
+    exhaust(5, [("allreduce", 5, 0, 0)], deaths=1, order="lowest", outlets_max=32, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("script", "deaths"),
+    [
+        ([("bcast", 1, 0, 0)], 1),
+        ([("bcast", 3, 1, 0)], 1),
+        ([("reduce", 3, 1, 0)], 1),
+        ([("allreduce", 1, 0, 0)], 0),
+    ],
+    ids=["small-bcast", "bcast", "reduce", "allreduce"],
+)
+def test_equal_digests_mean_equal_outcomes(script, deaths):
+    """Telling worlds apart by all their bytes finds more worlds, and the same set of outcomes."""
+    raw = exhaust(3, script, deaths, raw=True, **SMALL)
+    short = exhaust(3, script, deaths, **SMALL)
+    assert raw["verdicts"] == short["verdicts"]
+    assert raw["states"] > short["states"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "script"),
+    [
+        ("freeze", [("allreduce", 1, 0, 0)]),
+        ("retention", [("bcast", 4, 0, 0)]),
+        ("voids", [("reduce", 6, 0, 0)]),
+        ("taint", [("allreduce", 6, 0, 0)]),
+    ],
+)
+def test_a_broken_rule_is_found(rule, script):
+    found = explore_all(3, script, deaths=2, sabotage=(rule,), **SMALL)
+    assert found["violation"] is not None

@@ -1,0 +1,143 @@
+"""Random worlds by seed.  A seed that fails replays: ``python -m hopcoll.simulate --seed N``."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from hopcoll import simulate
+from hopcoll._simulation import SABOTAGES
+from hopcoll._simulation import simulate as simulate_one
+
+#: Seeds within which each broken rule must be caught, and where.
+CAUGHT_WITHIN = {
+    "freeze": ("plain", 1000),
+    "ordered_cut": ("plain", 200),
+    "taint": ("plain", 200),
+    "voids": ("plain", 100),
+    "retention": ("plain", 100),
+}
+
+
+def run_seeds(seeds, **arguments):
+    """All of them, so that a failure names every seed."""
+    total = {"deaths": 0, "steps": 0, "kept": 0, "dropped": 0, "stands": 0, "reruns": 0}
+    failed = []
+    for seed in seeds:
+        found = simulate.run(seed, **arguments)
+        if found["violation"]:
+            failed.append(f"{seed} ({found['case']['size']} ranks): {found['violation']}")
+        total["deaths"] += found["deaths"]
+        total["steps"] += found["steps"]
+        counters = found["counters"]
+        total["kept"] += counters["kept_chunks"]
+        total["dropped"] += counters["dropped_chunks"]
+        total["stands"] += counters["stands"]
+        total["reruns"] += counters["reruns"]
+    options = "".join(f" --{name} {value}" for name, value in arguments.items())
+    assert not failed, f"python -m hopcoll.simulate{options} --seed: " + "; ".join(failed)
+    return total
+
+
+@pytest.mark.parametrize("mode", sorted(set(simulate.MODES)))
+def test_seeds(mode):
+    total = run_seeds(range(2000), mode=mode)
+    if mode != "mismatch":
+        # The worlds must be rough enough for all paths: deaths, kept and dropped partial sums.
+        assert total["deaths"] > 1000
+        assert min(total["kept"], total["dropped"], total["stands"], total["reruns"]) > 100
+
+
+@pytest.mark.parametrize("size", simulate.LARGE_SIZES)
+def test_many_ranks(size):
+    assert run_seeds(range(40), size=size)["deaths"] > 40
+
+
+@pytest.mark.parametrize("rule", sorted(CAUGHT_WITHIN))
+def test_a_broken_rule_is_caught(rule):
+    mode, count = CAUGHT_WITHIN[rule]
+    caught = (
+        seed
+        for seed in range(count)
+        if simulate.run(seed, mode=mode, sabotage=(rule,))["violation"]
+    )
+    assert next(caught, None) is not None, f"{rule} went unnoticed in {count} seeds"
+
+
+def late_decision(sabotage=()):
+    """A coordinator's decision reaches rank 2 after it has answered the next coordinator."""
+    first = [
+        ("call", 0, 0, 0, -1),
+        ("call", 1, 0, 0, -1),
+        ("call", 2, 0, 0, -1),
+        ("kill", 3, 0, 0, -1),  # it has contributed nothing: the rest waits for a decision
+        *(("control", a, b, 0, -1) for a in range(3) for b in range(3) if a != b),
+        ("detect", 0, 3, 0, -1),  # rank 0 asks for statuses
+        ("control", 0, 1, 0, -1),
+        ("control", 0, 2, 0, -1),
+        ("control", 1, 0, 0, -1),
+        ("control", 2, 0, 0, 2),  # ... decides, and dies after sending its two decisions
+        ("detect", 1, 0, 0, -1),  # rank 1 never gets its own: it opens a higher ballot
+        ("detect", 1, 3, 0, -1),
+        ("control", 1, 2, 0, -1),  # rank 2 answers that one
+        ("control", 0, 2, 0, -1),  # ... and now gets what rank 0 had decided
+    ]
+    return simulate_one(
+        4, [("allreduce", 1, 0, 0)], 1, first=first, deaths=2, sabotage=sabotage, sent="eager",
+        lost="none",
+    )
+
+
+def test_a_late_decision_does_not_count():
+    found = late_decision()
+    assert found["violation"] is None
+    assert found["deaths"] == 2
+
+
+def test_ballots_out_of_order_are_caught():
+    assert late_decision(("ballot_order",))["violation"] is not None
+    caught = [
+        seed
+        for seed in range(8000)
+        if simulate_one(
+            4, [("allreduce", 1, 0, 0)], seed, kill_every=15, aim_percent=30, deaths=2,
+            sabotage=("ballot_order",), sent="eager", lost="none",
+        )["violation"]
+    ]
+    assert caught
+
+
+def test_every_rule_has_its_broken_variant():
+    assert set(CAUGHT_WITHIN) | {"ballot_order"} == set(SABOTAGES)
+
+
+def test_a_seed_replays():
+    one = simulate.run(7, want_trace=True)
+    assert one == simulate.run(7, want_trace=True)
+    assert one != simulate.run(8, want_trace=True)
+
+
+def test_a_trace_replays():
+    """The steps of a run, given as such, lead to the same end."""
+    case = simulate.random_case(11, mode="plain")
+    arguments = {**case, "sent": "eager", "lost": "none"}
+    size, script, seed = (arguments.pop(name) for name in ("size", "script", "seed"))
+    one = simulate_one(size, script, seed, want_trace=True, **arguments)
+    two = simulate_one(size, script, seed + 1, want_trace=True, first=one["trace"], **arguments)
+    assert two["trace"][: len(one["trace"])] == one["trace"]
+    assert two["statuses"] == one["statuses"]
+    with pytest.raises(ValueError, match="^first: "):
+        simulate_one(size, script, seed, first=[("control", 0, 0, 0, -1)], **arguments)
+
+
+def test_the_command_prints_a_failing_seed():
+    runner = CliRunner()
+    fine = runner.invoke(simulate.command, ["--seed", "0", "--count", "20"])
+    assert fine.exit_code == 0, fine.output
+    assert "20 seeds, 0 violations" in fine.output
+    broken = runner.invoke(simulate.command, ["--count", "100", "--sabotage", "voids"])
+    assert broken.exit_code == 1
+    seed = broken.output.split("seed ")[1].split(":")[0]
+    again = runner.invoke(simulate.command, ["--seed", seed, "--sabotage", "voids", "--trace"])
+    assert again.exit_code == 1
+    assert "'script'" in again.output
