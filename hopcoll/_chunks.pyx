@@ -386,7 +386,9 @@ cdef void on_grant(Engine* engine, int peer, const Head* head,
     cdef Operation* op
     cdef Outlet* outlet
     cdef int32_t index
-    if head.epoch < engine.epoch or mask_has(&engine.dead, peer) or engine.leaving:
+    cdef Mask members = members_of(engine, engine.epoch)
+    if (head.epoch < engine.epoch or mask_has(&engine.dead, peer) or engine.leaving
+            or not mask_has(&members, peer)):
         void_stream(engine, peer, body.tag, body.limit - body.first)
         return
     op = claim(engine, head.seq)

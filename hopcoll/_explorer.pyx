@@ -118,7 +118,8 @@ cdef inline const unsigned char* get(void* data, const unsigned char* at, int64_
 
 
 cdef int64_t head_bytes(World* world) noexcept nogil:
-    return <unsigned char*>(world.network.channels + world.size * world.size) - <unsigned char*>world
+    cdef Channel* end = world.network.channels + world.size * world.size
+    return <unsigned char*>end - <unsigned char*>world
 
 
 cdef void save(World* world, unsigned char* at) noexcept nogil:
@@ -331,7 +332,8 @@ cdef uint64_t mix_rank(Explorer* x, uint64_t h, int rank) noexcept nogil:
     cdef int i
     if port.dead:
         return mix(h, 0xDEAD)
-    h = mix(h, port.left | <uint64_t>one.leaving << 4 | <uint64_t>one.called << 8 | <uint64_t>one.checked << 16)
+    h = mix(h, port.left | <uint64_t>one.leaving << 4 | <uint64_t>one.called << 8
+            | <uint64_t>one.checked << 16)
     for i in range(one.checked):
         h = mix(h, <uint64_t>one.results[i].status << 32 | <uint64_t>one.results[i].epoch)
         h = mix(h, one.results[i].contributors.word[0])

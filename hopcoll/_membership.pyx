@@ -354,6 +354,7 @@ cdef void on_dead(Engine* engine, int peer) noexcept nogil:
     if mask_has(&engine.left, peer):
         return                 # it had said good-bye: nobody misses it
     mask_add(&engine.dead, peer)
+    part_streams(engine, peer)
     engine.told_done = -1      # there may be a new coordinator
     engine.told_stable = -1
     engine.watermark_due = 1

@@ -193,7 +193,8 @@ cdef void network_clear(Network* network) noexcept nogil:
             free(network.channels[i].data)
 
 
-cdef void* grown(Network* network, void* items, int count, int32_t* room, int64_t item_bytes) noexcept nogil:
+cdef void* grown(Network* network, void* items, int count, int32_t* room,
+                 int64_t item_bytes) noexcept nogil:
     """Room for one more item behind `count`; NULL when a fixed network is full."""
     if count < room[0]:
         return items

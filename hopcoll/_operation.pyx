@@ -134,8 +134,8 @@ cdef int start_operation(Engine* engine, const Signature* sig, int64_t item_byte
     refresh_attempt(engine, op)
     if mismatch:
         complain(engine, op)
-    if op.small and op.status == STATUS_OK and (op.sig.kind != BCAST
-                                                or op.sig.root == engine.rank):
+    # Whatever the status: a later epoch may take an error back.
+    if op.small and (op.sig.kind != BCAST or op.sig.root == engine.rank):
         out = gone(engine)
         for r in range(engine.size):
             if r != engine.rank and not mask_has(&out, r):
@@ -227,6 +227,10 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
                 memcpy(engine.outbox + sizeof(ResultBody), op.retained, op.nbytes)
             send_message(engine, peer, MSG_RESULT, op.seq, &op.sig, answer,
                          sizeof(ResultBody) + op.nbytes)
+        elif op != NULL and op.called and not op.finished and op.small and (op.sig.kind != BCAST
+                                                        or op.sig.root == engine.rank):
+            send_message(engine, peer, MSG_EAGER, op.seq, &op.sig,
+                         op.base if op.sig.kind == BCAST else op.send, op.nbytes)
         return
     if head.seq < engine.freed:
         return
@@ -395,6 +399,15 @@ cdef void settle(Engine* engine) noexcept nogil:
 # ---- a new epoch --------------------------------------------------------------------------
 
 
+cdef void ask_again(Engine* engine, Operation* op) noexcept nogil:
+    """A mismatch went with the rank that made it: what others had sent meanwhile was refused."""
+    cdef Mask members = attempt_members(engine, op)
+    cdef int r
+    for r in range(engine.size):
+        if r != engine.rank and mask_has(&members, r) and not mask_has(&op.have, r):
+            send_message(engine, r, MSG_FETCH, op.seq, &op.sig, NULL, 0)
+
+
 cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
     """After a decision: all streams end, answered by voids, and begin again where they stood."""
     cdef int64_t seq
@@ -411,13 +424,13 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
         if attempt_of(engine, seq) != old and not (
                 engine.settings.sabotage & BREAK_ORDERED_CUT and op.complete):
             op.complete = 0
-            op.root_done = 0
             refresh_attempt(engine, op)
             engine.counters.reruns += 1
-            if op.status == STATUS_OK:
-                rerun_chunks(engine, op, old)
+            rerun_chunks(engine, op, old)      # also where it fails now: it may not later
         elif not op.complete:
             refresh_attempt(engine, op)
+        if op.complained and op.small and not op.complete:
+            ask_again(engine, op)
     engine.told_done = -1
     engine.told_stable = -1
     engine.watermark_due = 1

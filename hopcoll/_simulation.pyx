@@ -36,7 +36,8 @@ VIOLATIONS = {
     LIVELOCK: "the world came back to where it was",
 }
 ACTIONS = {ACT_CALL: "call", ACT_CONTROL: "control", ACT_DATA: "data", ACT_LATE: "late",
-           ACT_DETECT: "detect", ACT_KILL: "kill", ACT_TICK: "tick", ACT_LEAVE: "leave", ACT_GO: "go"}
+           ACT_DETECT: "detect", ACT_KILL: "kill", ACT_TICK: "tick", ACT_LEAVE: "leave",
+           ACT_GO: "go"}
 ACTION_NAMES = {name: action for action, name in ACTIONS.items()}
 KINDS = {"bcast": BCAST, "reduce": REDUCE, "allreduce": ALLREDUCE, "barrier": BARRIER}
 SABOTAGES = {"freeze": BREAK_FREEZE, "ballot_order": BREAK_BALLOT_ORDER,
@@ -60,7 +61,8 @@ cdef struct Mood:             # what one random run favours
     int32_t tick_percent
 
 
-cdef bint choose_delivery(World* world, const Mood* mood, Choice* choice, bint anything) noexcept nogil:
+cdef bint choose_delivery(World* world, const Mood* mood, Choice* choice,
+                          bint anything) noexcept nogil:
     cdef Network* network = &world.network
     cdef int n = world.size, pairs = n * n, start, tries, i, dest
     cdef Channel* channel
@@ -216,7 +218,8 @@ cdef int random_run(World* world, Choice* trace, int* trace_count, int kill_ever
             engine = world.ranks[actor].engine
             if next_random(&world.network) % (4 * kill_every) == 0:
                 choice.budget = next_random(&world.network) % 4
-            elif ((engine.balloting or (choice.action == ACT_CALL and next_random(&world.network) & 1))
+            elif ((engine.balloting or (choice.action == ACT_CALL
+                                        and next_random(&world.network) & 1))
                     and <int>(next_random(&world.network) % 100) < mood.aim_percent):
                 choice.budget = next_random(&world.network) % world.size
         if trace_count[0] < TRACE_MAX:
@@ -328,55 +331,72 @@ cdef void check_choice(World* world, const Choice* choice) except *:
         raise ValueError(f"first: {ACTIONS[action]} {a} {b} {choice.c} cannot happen")
 
 
+cdef list ranks_in(const Mask* mask, int size):
+    return [r for r in range(size) if mask_has(mask, r)]
+
+
+cdef list describe_operation(const Engine* e, const Operation* op):
+    cdef const Block* block
+    cdef const Sink* sink
+    cdef int b, phase
+    out = [f"    operation {op.seq}: called {op.called} attempt {op.attempt} status {op.status} "
+           f"complete {op.complete} standing {op.standing} in flight {op.in_flight} "
+           f"{op.in_flight_retained} have {ranks_in(&op.have, e.size)}"]
+    for b in range(op.blocks):
+        block = &op.block[b]
+        states = "".join(str(op.states[block.state + c]) for c in range(block.grid.chunks))
+        out.append(f"        block {b}: epoch {block.epoch} finals {block.finals} states {states} "
+                   f"in flight {block.in_flight} holder {op.holder[b]}")
+        for phase in range(2):
+            sink = &block.sink[phase]
+            if sink.tag:
+                out.append(f"            {'final' if phase else 'partial'} from {sink.source}: "
+                           f"open {sink.open} broken {sink.broken} {sink.first}..{sink.end} "
+                           f"arrived {sink.arrived} posted {sink.posted} told {sink.told}")
+    return out
+
+
 cdef list describe(World* world):
     """What each rank is at, for the reader of a violation."""
-    cdef int r, b, k
+    cdef int r, k
     cdef int64_t seq
     cdef Engine* e
-    cdef Operation* op
-    cdef Sink* sink
     cdef Port* port
+    cdef Rank* one
+    cdef const Outlet* outlet
     out = []
     for r in range(world.size):
-        e = world.ranks[r].engine
+        one = &world.ranks[r]
+        e = one.engine
         port = &world.network.ports[r]
-        out.append(f"rank {r}: {'dead ' if port.dead else ''}{'left ' if port.left else ''}"
-                   f"epoch {e.epoch} promised "
-                   f"{e.promised >> 32}.{e.promised & 0xffff} frozen {e.frozen} balloting "
-                   f"{e.balloting} called {e.next_seq} done {e.done} finished {e.finished} stable "
-                   f"{e.stable} freed {e.freed} outlets {e.outlets_used} broken {e.broken} peers "
-                   f"{[e.peer_done[k] for k in range(world.size)]} knows dead "
-                   f"{[k for k in range(world.size) if mask_has(&e.dead, k)]} left "
-                   f"{[k for k in range(world.size) if mask_has(&e.left, k)]} "
-                   f"posted {port.posted_count} late {port.late_count} memory "
-                   f"{port.region.live_bytes - world.ranks[r].baseline_bytes}")
-        out.append(f"    history {[(e.history[k].kind, e.history[k].cut, bin(e.history[k].members.word[0])) for k in range(e.epoch)]} "
-                   f"results {[(world.ranks[r].results[k].status, world.ranks[r].results[k].epoch, bin(world.ranks[r].results[k].contributors.word[0])) for k in range(world.ranks[r].checked)]}")
+        life = ("dead" if port.dead else "gone" if port.left
+                else "leaving" if one.leaving else "here")
+        out.append(f"rank {r}: {life} epoch {e.epoch} promised {e.promised >> 32}."
+                   f"{e.promised & 0xffff} frozen {e.frozen} balloting {e.balloting} called "
+                   f"{e.next_seq} done {e.done} finished {e.finished} stable {e.stable} freed "
+                   f"{e.freed} outlets {e.outlets_used} broken {e.broken} peers "
+                   f"{[e.peer_done[k] for k in range(e.size)]} knows dead "
+                   f"{ranks_in(&e.dead, e.size)} left {ranks_in(&e.left, e.size)} posted "
+                   f"{port.posted_count} late {port.late_count} memory "
+                   f"{port.region.live_bytes - one.baseline_bytes}")
+        for k in range(e.epoch):
+            out.append(f"    epoch {k + 1}: from operation {e.history[k].cut}, kind "
+                       f"{e.history[k].kind}, {ranks_in(&e.history[k].members, e.size)}")
+        for k in range(one.checked):
+            out.append(f"    returned {k}: status {one.results[k].status} epoch "
+                       f"{one.results[k].epoch} contributors "
+                       f"{ranks_in(&one.results[k].contributors, e.size)}")
         for k in range(e.settings.outlets_max):
-            if e.outlets[k].used:
-                out.append(f"    outlet {k}: operation {e.outlets[k].seq} block {e.outlets[k].block} "
-                           f"phase {e.outlets[k].phase} epoch {e.outlets[k].epoch} early "
-                           f"{e.outlets[k].early} to {e.outlets[k].spring.dest} tag "
-                           f"{e.outlets[k].spring.tag} next {e.outlets[k].spring.next} limit "
-                           f"{e.outlets[k].spring.limit} end {e.outlets[k].spring.end} in flight "
-                           f"{e.outlets[k].spring.in_flight}")
+            outlet = &e.outlets[k]
+            if outlet.used:
+                out.append(f"    outlet {k}: operation {outlet.seq} block {outlet.block} phase "
+                           f"{outlet.phase} epoch {outlet.epoch} early {outlet.early} to "
+                           f"{outlet.spring.dest} tag {outlet.spring.tag} next "
+                           f"{outlet.spring.next} limit {outlet.spring.limit} end "
+                           f"{outlet.spring.end} in flight {outlet.spring.in_flight}")
         for seq in range(e.freed, e.freed + e.settings.ring):
-            op = find_operation(e, seq)
-            if op == NULL:
-                continue
-            out.append(f"    operation {seq}: called {op.called} attempt {op.attempt} status "
-                       f"{op.status} complete {op.complete} standing {op.standing} in flight "
-                       f"{op.in_flight} {op.in_flight_retained} have {op.have.word[0]:b}")
-            for b in range(op.blocks):
-                out.append(f"        block {b}: epoch {op.block[b].epoch} finals "
-                           f"{op.block[b].finals}/{op.block[b].grid.chunks} in flight "
-                           f"{op.block[b].in_flight} holder {op.holder[b]} states "
-                           f"{[op.states[op.block[b].state + k] for k in range(op.block[b].grid.chunks)]}")
-                for k in range(2):
-                    sink = &op.block[b].sink[k]
-                    out.append(f"            sink {k}: source {sink.source} open {sink.open} broken "
-                               f"{sink.broken} {sink.first}..{sink.end} arrived {sink.arrived} "
-                               f"posted {sink.posted} told {sink.told}")
+            if find_operation(e, seq) != NULL:
+                out.extend(describe_operation(e, find_operation(e, seq)))
     return out
 
 
@@ -518,9 +538,11 @@ def explore_all(int size, script, *, order="every", raw=False, int64_t states_ma
         with nogil:
             explore(x)
         out = {"violation": VIOLATIONS[x.world.violation], "states": x.states,
-               "transitions": x.transitions, "ends": x.ends, "verdicts": (x.verdicts_count, x.verdicts_digest),
+               "transitions": x.transitions, "ends": x.ends,
+               "verdicts": (x.verdicts_count, x.verdicts_digest),
                "complete": x.stopped == 0 and x.world.violation == FINE, "stopped": x.stopped}
         if x.world.violation != FINE or x.stopped == 2:
+            out["blamed"] = (x.world.blamed_rank, x.world.blamed_step)
             out["trace"] = trace_of(x.trace, x.trace_count)
             out["ranks"] = describe(x.world)
         return out
@@ -532,3 +554,19 @@ def explore_all(int size, script, *, order="every", raw=False, int64_t states_ma
         free(x.choices)
         free_world(x.world)
         free(x)
+
+
+def chain(int size, members, int start):
+    """The order in which a block's partial sums go: (rank, the one before, the one after) of each
+    member; -1 at the ends."""
+    cdef Mask mask = mask_none()
+    for rank in members:
+        mask_add(&mask, rank)
+    return [(rank, chain_before(&mask, size, start, rank), chain_after(&mask, size, start, rank))
+            for rank in members]
+
+
+def block_starts(kind, int size, int root):
+    """The rank at which the value tree of each block starts."""
+    cdef int blocks = block_count(KINDS[kind], size)
+    return [block_start(KINDS[kind], size, root, b, blocks) for b in range(blocks)]

@@ -40,8 +40,9 @@ def random_case(seed: int, *, size: int | None = None, mode: str | None = None) 
     size : int, optional
         Number of ranks; chosen from `SMALL_SIZES` otherwise.
     mode : {"plain", "ballots", "leave", "mismatch", "mismatch-deaths"}, optional
-        ballots: coordinators die while they decide; leave: ranks leave when they are through, one of them possibly early; mismatch: one rank
-        calls something else (and nobody dies, or somebody may).
+        ballots: coordinators die while they decide; leave: ranks leave when they are through,
+        one of them possibly early; mismatch: one rank calls something else (and nobody dies, or
+        somebody may).
     """
     rng = random.Random(seed)
     size = size or rng.choice(SMALL_SIZES)
@@ -107,7 +108,8 @@ def run(seed: int, *, sabotage: Iterable[str] = (), size: int | None = None,
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True,
               help="How many seeds, from the first one on.")
 @click.option("--size", type=click.IntRange(1, 64), help="Ranks; otherwise the seed decides.")
-@click.option("--mode", type=click.Choice(sorted({*MODES, *OTHER_MODES})), help="Otherwise the seed decides.")
+@click.option("--mode", type=click.Choice(sorted({*MODES, *OTHER_MODES})),
+              help="Otherwise the seed decides.")
 @click.option("--sabotage", type=click.Choice(sorted(_simulation.SABOTAGES)), multiple=True,
               help="Switch a rule off.")
 @click.option("--trace", is_flag=True, help="Show every step of a violation.")

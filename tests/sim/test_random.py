@@ -48,7 +48,7 @@ def test_seeds(mode):
         assert min(total["kept"], total["dropped"], total["stands"], total["reruns"]) > 100
 
 
-@pytest.mark.parametrize("size", simulate.LARGE_SIZES)
+@pytest.mark.parametrize("size", [24, 32, 48, 64])
 def test_many_ranks(size):
     assert run_seeds(range(40), size=size)["deaths"] > 40
 
