@@ -179,7 +179,7 @@ cdef void engine_leave(Engine* engine) noexcept nogil:
 
 
 cdef bint engine_may_go(const Engine* engine) noexcept nogil:
-    """Whether all who are still there have heard our good-bye: no request of theirs waits for us."""
+    """Whether all who are still there have heard our good-bye: nobody waits for us."""
     cdef Mask out = gone(engine)
     cdef Mask known = mask_or(&engine.heard, &out)
     cdef Mask members = mask_full(engine.size)

@@ -243,7 +243,8 @@ cdef void fire(void* context, Engine* engine, const Fault* fault, int index) noe
     if rt.record_path[0]:
         n = snprintf(line, sizeof(line),
                      b'{"rank": %d, "trigger": "%s", "op": %lld, "chunk": %lld, '
-                     b'"moved_bytes": %lld, "total_bytes": %lld, "repair": %d, "coordinator": %d, "epoch": %d}\n',
+                     b'"moved_bytes": %lld, "total_bytes": %lld, "repair": %d, '
+                     b'"coordinator": %d, "epoch": %d}\n',
                      engine.rank,
                      <const char*>b"time" if fault.time_us >= 0 else
                      <const char*>b"ballot" if fault.ballot else <const char*>b"chunk",
