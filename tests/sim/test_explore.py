@@ -115,7 +115,7 @@ def test_equal_digests_mean_equal_outcomes(script, deaths):
     ("rule", "script"),
     [
         ("freeze", [("allreduce", 1, 0, 0)]),
-        ("retention", [("bcast", 4, 0, 0)]),
+        ("retention", [("bcast", 8, 0, 0)]),  # longer than what is kept
         ("voids", [("reduce", 6, 0, 0)]),
         ("taint", [("allreduce", 6, 0, 0)]),
     ],
