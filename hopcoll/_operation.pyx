@@ -291,6 +291,7 @@ cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
                 send_message(engine, r, MSG_WATERMARK, engine.done, NULL, NULL, 0)
     if not op.small:
         engine.watermark_due = 1
+        engine.last_large = engine.done
         if op.sig.kind == REDUCE and op.sig.root == engine.rank and op.status == STATUS_OK:
             out = gone(engine)
             for r in range(engine.size):
@@ -388,9 +389,9 @@ cdef void settle(Engine* engine) noexcept nogil:
         engine.finished += 1
     free_records(engine)
     if coordinator_of(engine) == engine.rank:
-        if engine.watermark_due and engine.told_stable < engine.stable:
-            flush_watermark(engine)
-        elif engine.stable - engine.told_stable >= quarter:
+        if engine.told_stable < engine.stable and (
+                engine.told_stable < engine.last_large
+                or engine.stable - engine.told_stable >= quarter):
             flush_watermark(engine)
     elif engine.watermark_due or engine.done - engine.told_done >= quarter:
         flush_watermark(engine)

@@ -162,10 +162,11 @@ cdef void announce_stuck(Engine* engine) noexcept nogil:
     wait for each other in different operations learn of it that way."""
     cdef Operation* op = find_operation(engine, engine.done)
     cdef int coordinator = coordinator_of(engine)
-    if (op == NULL or not op.called or op.complete or op.announced == engine.epoch + 1
-            or engine.now_us - op.called_us < engine.settings.announce_us):
+    if (op == NULL or not op.called or op.complete
+            or engine.now_us - op.called_us < engine.settings.announce_us << op.announced):
         return
-    op.announced = engine.epoch + 1
+    if op.announced < 20:        # again after twice the time: others may not have called it yet
+        op.announced += 1
     if coordinator != engine.rank:
         send_message(engine, coordinator, MSG_ANNOUNCE, op.seq, &op.sig, NULL, 0)
     else:

@@ -132,7 +132,7 @@ cdef struct Operation:
     int32_t standing          # decided STAND: what is missing is fetched from a holder
     int32_t blocks
     int32_t complained        # epoch + 1 in which a mismatch was reported
-    int32_t announced         # epoch + 1 in which we announced ourselves as stuck
+    int32_t announced         # how often we announced ourselves as stuck
     int32_t fetched           # epoch + 1 in which the result was asked for
     int32_t in_flight         # sends from the caller's memory
     int32_t in_flight_retained
@@ -220,6 +220,7 @@ cdef struct Engine:
     int64_t told_done
     int64_t told_stable
     int32_t watermark_due
+    int64_t last_large        # behind the last large operation that is done: ranks may wait for it
     int32_t stable_due
     int64_t watermark_us
     int64_t last_raise

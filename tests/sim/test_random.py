@@ -75,7 +75,8 @@ def decide_and_die(seed, sabotage=()):
 def test_ballots_out_of_order_are_caught():
     """Rare: a decision must come late, to a rank that has answered the next coordinator, and a
     result must hang on the difference."""
-    caught = (seed for seed in range(60_000) if decide_and_die(seed, ("ballot_order",))["violation"])
+    broken = ("ballot_order",)
+    caught = (seed for seed in range(60_000) if decide_and_die(seed, broken)["violation"])
     seed = next(caught, None)
     assert seed is not None
     assert decide_and_die(seed)["violation"] is None
