@@ -15,9 +15,11 @@ single mark, nobody survived.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import pwd
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -25,7 +27,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +46,9 @@ GRACE_S = 8.0
 
 #: Exit code when every rank died and nobody was left to end well.
 NOBODY_SURVIVED = 1
+
+#: Seconds between two looks at whether mpirun still runs.
+_TICK_S = 0.1
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -389,13 +394,18 @@ def run(job: Plan) -> int:
         start_new_session=True,
         preexec_fn=before_exec,
     )
-    ending = _Ending(mpirun)
-    with ending:
-        assert mpirun.stderr is not None
-        relay = _Relay(mpirun.stderr)
+    assert mpirun.stderr is not None
+    relay = _Relay(mpirun.stderr)
+    with _Ending(mpirun) as ending:
+        while mpirun.poll() is None:
+            relay.pass_on(_TICK_S)
+            ending.enforce()
         code = mpirun.wait()
         _kill_descendants()
-        relay.join(GRACE_S)
+        # A process that hides from us may hold the other end open for ever.
+        deadline_s = time.monotonic() + GRACE_S
+        while relay.is_open and time.monotonic() < deadline_s:
+            relay.pass_on(_TICK_S)
     if ending.number is not None:
         return 128 + ending.number
     if code == 0 and job.marks and job.mpirun.fault_tolerant and not relay.marks:
@@ -413,8 +423,7 @@ class _Ending:
     def __init__(self, mpirun: subprocess.Popen[bytes]) -> None:
         self.mpirun = mpirun
         self.number: int | None = None
-        self.timer = threading.Timer(GRACE_S, self.kill)
-        self.timer.daemon = True
+        self.deadline_s = math.inf
 
     def __enter__(self) -> _Ending:
         self.before = {number: signal.getsignal(number) for number in self.ENDS + self.PASSED_ON}
@@ -425,46 +434,53 @@ class _Ending:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.timer.cancel()
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def end(self, number: int, _: object) -> None:
         if self.number is None:
             self.number = number
-            self.timer.start()
+            self.deadline_s = time.monotonic() + GRACE_S
             self.mpirun.send_signal(signal.SIGTERM)
         else:
-            self.kill()
+            self.deadline_s = -math.inf
 
-    def kill(self) -> None:
-        # Its ranks, orphaned, come to this process and are killed when it returns from waiting.
-        self.mpirun.kill()
+    def enforce(self) -> None:
+        """Kill mpirun when it was told to end and does not."""
+        # Its ranks, orphaned, come to this process, which kills them when mpirun is gone.
+        if time.monotonic() > self.deadline_s:
+            self.mpirun.kill()
 
 
-class _Relay(threading.Thread):
-    """Passes mpirun's stderr on, and keeps the ranks' marks back."""
+class _Relay:
+    """Passes mpirun's stderr on, and keeps the ranks' marks back.
+
+    No thread: when a process of two threads is killed, the kernel may tell its child twice that
+    the parent died, and at the second SIGTERM mpirun flees and leaves its ranks behind.
+    """
 
     def __init__(self, source: IO[bytes]) -> None:
-        super().__init__(name="hopcoll-stderr", daemon=True)
         self.source = source
         self.marks = 0
-        self.start()
+        self.is_open = True
+        self.held = b""
 
-    def run(self) -> None:
-        held = b""
-        while block := self.source.read(1 << 16):
-            text = held + block
-            self.marks += text.count(END_MARK)
-            text = text.replace(END_MARK, b"")
-            # The beginning of a mark may be all that has come so far.
-            split = text.rfind(END_MARK[:1])
-            keeps = split >= 0 and END_MARK.startswith(text[split:])
-            text, held = (text[:split], text[split:]) if keeps else (text, b"")
-            self.write(text)
-        self.write(held)
-
-    def write(self, text: bytes) -> None:
+    def pass_on(self, within_s: float) -> None:
+        """Wait for some text, for so long at the most, and pass it on."""
+        if not self.is_open:
+            time.sleep(within_s)
+            return
+        if not select.select([self.source], [], [], within_s)[0]:
+            return
+        block = self.source.read(1 << 16)
+        self.is_open = bool(block)
+        text = self.held + block
+        self.marks += text.count(END_MARK)
+        text = text.replace(END_MARK, b"")
+        # The beginning of a mark may be all that has come so far.
+        split = text.rfind(END_MARK[:1])
+        keeps = self.is_open and split >= 0 and END_MARK.startswith(text[split:])
+        text, self.held = (text[:split], text[split:]) if keeps else (text, b"")
         while text:
             try:
                 text = text[os.write(2, text) :]

@@ -177,7 +177,8 @@ def test_marks_are_kept_back_wherever_the_pipe_cuts(size, capfd):
         relay = launcher._Relay(_Slow(source, size))
         os.write(writing, text)
         os.close(writing)
-        relay.join(10)
+        while relay.is_open:
+            relay.pass_on(10)
     assert relay.marks == 3
     assert capfd.readouterr().err.encode() == b"one\ntwo\x1e\x1ehopthree\n" + END_MARK[:4]
 
@@ -187,6 +188,9 @@ class _Slow:
 
     def __init__(self, source, size):
         self.source, self.size = source, size
+
+    def fileno(self):
+        return self.source.fileno()
 
     def read(self, limit):
         return os.read(self.source.fileno(), min(limit, self.size))
