@@ -77,6 +77,8 @@ cdef void answer(Engine* engine, int64_t ballot) noexcept nogil:
         return
     engine.promised = ballot
     engine.frozen = 1
+    if engine.suspecting:
+        engine.suspecting = SUSPICION_TOLD
     nbytes = write_status(engine, ballot)
     if coordinator == engine.rank:
         keep_status(engine, engine.rank, engine.outbox, nbytes)
@@ -312,7 +314,8 @@ cdef void adopt(Engine* engine, const DecideBody* body) noexcept nogil:
                                                and body.ballot < engine.promised):
         return
     engine.frozen = 0
-    engine.suspecting = 0
+    if engine.suspecting == SUSPICION_TOLD:
+        engine.suspecting = SUSPICION_NONE
     if body.entries <= engine.epoch:
         settle(engine)         # nothing had changed
         return
@@ -322,6 +325,7 @@ cdef void adopt(Engine* engine, const DecideBody* body) noexcept nogil:
     for i in range(previous, engine.epoch):
         if engine.history[i].kind == ENTRY_MISMATCH and not engine.poisoned:
             engine.poisoned = 1
+            engine.suspecting = SUSPICION_NONE
             engine.poison_cut = engine.history[i].cut
     if body.groups:
         groups = <const Signature*>(holders + body.holders * BLOCKS_MAX)

@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t
 from hopcoll._state cimport *
 
-cdef int start_operation(Engine* engine, const Signature* sig, int64_t item_bytes,
+cdef int start_operation(Engine* engine, const Signature* called, int64_t item_bytes,
                          const unsigned char* send, unsigned char* recv, int flags,
                          Result* result) noexcept nogil
 cdef void on_operation_message(Engine* engine, int peer, const Head* head,

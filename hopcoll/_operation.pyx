@@ -11,8 +11,8 @@ from cython_kernels.stream cimport sink_idle
 from cython_kernels.reduction cimport reduce_into, divide
 from hopcoll._state cimport *
 from hopcoll._records cimport (
-    attempt_members, claim, compare_signature, complain, fate_of, free_records, refresh_attempt,
-    release_memory, send_message)
+    ask_again, attempt_members, claim, compare_signature, complain, fate_of, free_records,
+    refresh_attempt, release_memory, send_message)
 from hopcoll._chunks cimport (
     check_chunk_faults, end_streams, needs_watermark, on_credit, on_grant, prepare_blocks,
     pump_chunks, rerun_chunks)
@@ -61,12 +61,13 @@ cdef void forget_start(Engine* engine, Operation* op) noexcept nogil:
     mask_drop(&op.have, engine.rank)
 
 
-cdef int start_operation(Engine* engine, const Signature* sig, int64_t item_bytes,
+cdef int start_operation(Engine* engine, const Signature* called, int64_t item_bytes,
                          const unsigned char* send, unsigned char* recv, int flags,
                          Result* result) noexcept nogil:
     """Enters the next operation of the communicator; START_AGAIN when too many are open."""
     cdef int64_t seq = engine.next_seq
-    cdef int64_t nbytes = sig.count * item_bytes
+    cdef int64_t nbytes = called.count * item_bytes
+    cdef Signature sig = called[0]
     cdef Operation* op
     cdef Mask out
     cdef int r, failed = START_OK
@@ -76,13 +77,15 @@ cdef int start_operation(Engine* engine, const Signature* sig, int64_t item_byte
     op = claim(engine, seq)
     if op == NULL:
         return START_AGAIN
-    mismatch = op.sig_from >= 0 and not signature_equal(&op.sig, sig)
+    if sig.flags & FLAG_RAISE:
+        sig.raised = raised_of(engine.last_raise)
+    mismatch = op.sig_from >= 0 and not signature_equal(&op.sig, &sig)
     if mismatch:                           # what came was laid out for the other signature
         release_memory(engine, op.inbox)
         op.inbox = NULL
         op.have = mask_none()
     op.small = nbytes <= engine.settings.eager_bytes
-    op.sig = sig[0]
+    op.sig = sig
     op.sig_from = engine.rank
     op.nbytes = nbytes
     op.item_bytes = item_bytes
@@ -140,7 +143,10 @@ cdef int start_operation(Engine* engine, const Signature* sig, int64_t item_byte
         for r in range(engine.size):
             if r != engine.rank and not mask_has(&out, r):
                 send_message(engine, r, MSG_EAGER, seq, &op.sig,
-                             recv if op.sig.kind == BCAST else op.send, nbytes)
+                             <const unsigned char*>recv if op.sig.kind == BCAST else op.send,
+                             nbytes)
+    if mismatch and op.small:
+        ask_again(engine, op)
     check_chunk_faults(engine, op)
     pump(engine, op)
     settle(engine)
@@ -200,16 +206,39 @@ cdef void pump(Engine* engine, Operation* op) noexcept nogil:
 
 cdef void check_root_done(Engine* engine, Operation* op) noexcept nogil:
     if op.called and not op.complete and not op.small and needs_watermark(engine, op):
-        if op.standing or op.root_done:
+        if op.root_done:
             op.complete = 1
+        else:
+            fetch(engine, op)
 
 
 # ---- messages -----------------------------------------------------------------------------
 
+cdef void answer_fetch(Engine* engine, const Operation* op, int peer) noexcept nogil:
+    """The result, where we have it; until it is done also our own contribution once more: who asks
+    may be in an epoch of which we have not heard, and cannot use a result of this one."""
+    cdef ResultBody* body = <ResultBody*>engine.outbox
+    if not op.small:
+        if op.sig.kind == REDUCE and op.complete and op.status == STATUS_OK:
+            send_message(engine, peer, MSG_ROOT_DONE, op.seq, &op.sig, NULL, 0)
+        return
+    if op.complete and op.status == STATUS_OK and op.retained != NULL:
+        body.attempt = op.attempt
+        body.pad = 0
+        if op.nbytes:
+            memcpy(engine.outbox + sizeof(ResultBody), op.retained, op.nbytes)
+        send_message(engine, peer, MSG_RESULT, op.seq, &op.sig, body,
+                     sizeof(ResultBody) + op.nbytes)
+    if not op.done and (op.sig.kind != BCAST or op.sig.root == engine.rank):
+        send_message(engine, peer, MSG_EAGER, op.seq, &op.sig,
+                     <const unsigned char*>op.base if op.sig.kind == BCAST else op.send,
+                     op.nbytes)
+
+
 cdef void on_operation_message(Engine* engine, int peer, const Head* head,
                                const unsigned char* body, int64_t nbytes) noexcept nogil:
     cdef Operation* op
-    cdef ResultBody* answer
+    cdef const ResultBody* result
     if head.type == MSG_GRANT:
         on_grant(engine, peer, head, <const GrantBody*>body)
         return
@@ -218,19 +247,8 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
         return
     if head.type == MSG_FETCH:
         op = find_operation(engine, head.seq)
-        if op != NULL and op.called and op.complete and op.small and op.status == STATUS_OK \
-                and op.retained != NULL:
-            answer = <ResultBody*>engine.outbox
-            answer.attempt = op.attempt
-            answer.pad = 0
-            if op.nbytes:
-                memcpy(engine.outbox + sizeof(ResultBody), op.retained, op.nbytes)
-            send_message(engine, peer, MSG_RESULT, op.seq, &op.sig, answer,
-                         sizeof(ResultBody) + op.nbytes)
-        elif op != NULL and op.called and not op.finished and op.small and (op.sig.kind != BCAST
-                                                        or op.sig.root == engine.rank):
-            send_message(engine, peer, MSG_EAGER, op.seq, &op.sig,
-                         op.base if op.sig.kind == BCAST else op.send, op.nbytes)
+        if op != NULL and op.called and compare_signature(engine, op, peer, &head.sig):
+            answer_fetch(engine, op, peer)
         return
     if head.seq < engine.freed:
         return
@@ -238,18 +256,17 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
     if op == NULL:
         engine.broken = 1
         return
-    if head.type == MSG_RESULT:
-        answer = <ResultBody*>body
-        if (op.called and op.small and not op.complete and answer.attempt == op.attempt
-                and nbytes == op.nbytes + <int64_t>sizeof(ResultBody)):
-            if op.nbytes:
-                memcpy(op.retained, body + sizeof(ResultBody), op.nbytes)
-            op.complete = 1
-        return
     if not compare_signature(engine, op, peer, &head.sig):
         return
     if head.type == MSG_ANNOUNCE:
         engine.complaint = 1      # a ballot compares what everyone called
+    elif head.type == MSG_RESULT:
+        result = <const ResultBody*>body
+        if (op.called and op.small and not op.complete and result.attempt == op.attempt
+                and nbytes == op.nbytes + <int64_t>sizeof(ResultBody)):
+            if op.nbytes:
+                memcpy(op.retained, body + sizeof(ResultBody), op.nbytes)
+            op.complete = 1
     elif head.type == MSG_ROOT_DONE:
         op.root_done = 1
     elif head.type == MSG_EAGER:
@@ -398,16 +415,6 @@ cdef void settle(Engine* engine) noexcept nogil:
 
 
 # ---- a new epoch --------------------------------------------------------------------------
-
-
-cdef void ask_again(Engine* engine, Operation* op) noexcept nogil:
-    """A mismatch went with the rank that made it: what others had sent meanwhile was refused."""
-    cdef Mask members = attempt_members(engine, op)
-    cdef int r
-    for r in range(engine.size):
-        if r != engine.rank and mask_has(&members, r) and not mask_has(&op.have, r):
-            send_message(engine, r, MSG_FETCH, op.seq, &op.sig, NULL, 0)
-
 
 cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
     """After a decision: all streams end, answered by voids, and begin again where they stood."""

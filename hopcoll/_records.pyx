@@ -133,12 +133,12 @@ cdef void refresh_attempt(Engine* engine, Operation* op) noexcept nogil:
 
 cdef void complain(Engine* engine, Operation* op) noexcept nogil:
     cdef int coordinator = coordinator_of(engine)
-    if op.complained == engine.epoch + 1 or engine.poisoned:
+    op.complained = 1
+    if engine.poisoned or (engine.suspecting == SUSPICION_NEW and op.seq >= engine.suspect):
         return
-    op.complained = engine.epoch + 1
     if not engine.suspecting or op.seq < engine.suspect:
-        engine.suspecting = 1
         engine.suspect = op.seq
+    engine.suspecting = SUSPICION_NEW
     if coordinator == engine.rank:
         engine.complaint = 1
     else:
@@ -157,12 +157,22 @@ cdef bint compare_signature(Engine* engine, Operation* op, int peer,
     return False
 
 
+cdef void ask_again(Engine* engine, Operation* op) noexcept nogil:
+    """What had come beside another signature was refused; whoever sent that one may be dead."""
+    cdef Mask members = attempt_members(engine, op)
+    cdef int r
+    for r in range(engine.size):
+        if r != engine.rank and mask_has(&members, r) and not mask_has(&op.have, r):
+            send_message(engine, r, MSG_FETCH, op.seq, &op.sig, NULL, 0)
+
+
 cdef void announce_stuck(Engine* engine) noexcept nogil:
     """An operation that does not get on tells the coordinator what we called it for: ranks that
     wait for each other in different operations learn of it that way."""
     cdef Operation* op = find_operation(engine, engine.done)
     cdef int coordinator = coordinator_of(engine)
-    if (op == NULL or not op.called or op.complete
+    # A complaint that holds us up may have gone to a coordinator that died.
+    if (op == NULL or not op.called or (op.complete and not engine.suspecting)
             or engine.now_us - op.called_us < engine.settings.announce_us << op.announced):
         return
     if op.announced < 20:        # again after twice the time: others may not have called it yet

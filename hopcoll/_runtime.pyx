@@ -6,12 +6,10 @@ which never takes the GIL.  It looks again at once while messages come, after 20
 operation is open, and after 1.8 ms when there is none.
 """
 import os
-import threading
 
-from libc.stdint cimport int64_t, int32_t, uint8_t, uint64_t, uintptr_t
-from libc.stdlib cimport malloc, calloc, free
-from libc.string cimport memcpy, memset
-from libc.stdio cimport snprintf
+from libc.stdint cimport int64_t, int32_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cython_kernels.transport cimport Transport, Event
@@ -23,7 +21,7 @@ from hopcoll._engine cimport (
     control_bytes_of, engine_new, engine_free, engine_event, engine_tick, engine_leave,
     engine_quiet, engine_ready, engine_awaited, engine_may_go)
 from hopcoll._operation cimport start_operation
-from hopcoll._plan cimport partial_source, final_source, is_finalizer, chain_after, chain_before
+from hopcoll._faults cimport Faults, check_timed_faults, plant_faults
 
 from cython_kernels import reduction
 from hopcoll.errors import ClosedError, MpiError, ProtocolError, TransferTimeoutError
@@ -44,10 +42,8 @@ cdef extern from "<signal.h>" nogil:
         pass
     int sigfillset(sigset_t*)
     int pthread_sigmask(int, const sigset_t*, sigset_t*)
-    int kill(int, int)
     int SIG_BLOCK
     int SIG_SETMASK
-    int SIGKILL
 
 cdef extern from "<time.h>" nogil:
     cdef struct timespec:
@@ -64,21 +60,9 @@ cdef extern from "<sys/prctl.h>" nogil:
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
-cdef extern from "<unistd.h>" nogil:
-    int getpid()
-    ssize_t write(int, const void*, size_t)
-    int fsync(int)
-
-cdef extern from "<fcntl.h>" nogil:
-    int open(const char*, int, ...)
-    int O_WRONLY
-    int O_CREAT
-    int O_TRUNC
-
 cdef enum:
     EVENTS_A_TURN = 64
     SPINS_BEFORE_YIELD = 200
-    RECORD_PATH_MAX = 4096
 
 cdef enum Wait:
     WAIT_OVER = 0
@@ -94,11 +78,8 @@ cdef struct Runtime:
     int32_t threaded
     int32_t stop
     int32_t callers           # threads of the caller inside a wait
-    int64_t started_us
     int64_t last_event_us
-    int32_t timed_faults
-    int32_t first_alive
-    char record_path[RECORD_PATH_MAX]
+    Faults faults
 
 
 cdef int64_t clock_us() noexcept nogil:
@@ -129,8 +110,8 @@ cdef int turn(Runtime* rt) noexcept nogil:
         rt.last_event_us = now
     if now != rt.engine.now_us:
         engine_tick(rt.engine, now)
-    if rt.timed_faults:
-        check_timed_faults(rt, now)
+    if rt.faults.timed:
+        check_timed_faults(&rt.faults, rt.engine, now)
     return count
 
 
@@ -200,110 +181,6 @@ cdef void* progress(void* argument) noexcept nogil:
     return NULL
 
 
-# ---- faults for tests ---------------------------------------------------------------------
-
-cdef int64_t moved_total(Engine* engine, Operation* op) noexcept nogil:
-    """The bytes that this rank receives and sends in a fault-free run of the operation."""
-    cdef int b, edges
-    cdef int64_t total = 0
-    cdef Mask members = members_of(engine, op.attempt)
-    for b in range(op.blocks):
-        edges = 0
-        if chain_before(&members, engine.size, op.block[b].start, engine.rank) >= 0:
-            edges += 2 if op.sig.kind == ALLREDUCE else 1
-        if chain_after(&members, engine.size, op.block[b].start, engine.rank) >= 0:
-            edges += 2 if op.sig.kind == ALLREDUCE else 1
-        total += edges * op.block[b].grid.nbytes
-    return total
-
-
-cdef void fire(void* context, Engine* engine, const Fault* fault, int index) noexcept nogil:
-    """Writes down where we are, and dies."""
-    cdef Runtime* rt = <Runtime*>context
-    cdef char line[512]
-    cdef int n, fd, repair
-    cdef int64_t seq, moved = 0, total = 0, at = -1, chunk = 0
-    cdef Operation* op
-    cdef Mask members = members_of(engine, engine.epoch)
-    cdef Mask lost = mask_and(&members, &engine.dead)
-    repair = engine.frozen or engine.balloting or not mask_empty(&lost)
-    for seq in range(engine.finished, engine.next_seq):
-        op = find_operation(engine, seq)
-        if op == NULL or not op.called or op.finished:
-            continue
-        if op.born < engine.epoch:
-            repair = 1
-        if at < 0 or (moved == 0 and op.moved_bytes > 0):
-            at = seq
-            moved = op.moved_bytes
-            chunk = op.moved_chunks
-            total = 0 if op.small else moved_total(engine, op)
-    if total < moved:
-        total = moved
-    if rt.record_path[0]:
-        n = snprintf(line, sizeof(line),
-                     b'{"rank": %d, "trigger": "%s", "op": %lld, "chunk": %lld, '
-                     b'"moved_bytes": %lld, "total_bytes": %lld, "repair": %d, '
-                     b'"coordinator": %d, "epoch": %d}\n',
-                     engine.rank,
-                     <const char*>b"time" if fault.time_us >= 0 else
-                     <const char*>b"ballot" if fault.ballot else <const char*>b"chunk",
-                     <long long>at, <long long>chunk, <long long>moved, <long long>total, repair,
-                     <int>(coordinator_of(engine) == engine.rank), engine.epoch)
-        fd = open(rt.record_path, O_WRONLY | O_CREAT | O_TRUNC, 0o644)
-        if fd >= 0:
-            write(fd, line, n)
-    kill(getpid(), SIGKILL)
-    while True:
-        sleep_us(1000000)
-
-
-cdef void check_timed_faults(Runtime* rt, int64_t now) noexcept nogil:
-    cdef int i
-    for i in range(rt.engine.faults):
-        if rt.engine.fault[i].time_us >= 0 and now - rt.started_us >= rt.engine.fault[i].time_us:
-            fire(rt, rt.engine, &rt.engine.fault[i], i)
-
-
-cdef int plant_faults(Runtime* rt, int rank) except -1:
-    """Reads HOPCOLL_FAULT: faults for tests, "rank=2,op=7,chunk=40;rank=0,ballot=1,send=2"."""
-    cdef Fault* fault
-    text = os.environ.get("HOPCOLL_FAULT", "")
-    for part in filter(None, (p.strip() for p in text.split(";"))):
-        try:
-            fields = dict(item.split("=") for item in part.split(","))
-            known = set(fields) <= {"rank", "op", "chunk", "ballot", "send", "time"}
-            triggers = {"op", "ballot", "time"} & set(fields)
-            if not known or "rank" not in fields or len(triggers) != 1:
-                raise ValueError
-            numbers = {key: float(value) if key == "time" else int(value)
-                       for key, value in fields.items()}
-        except ValueError:
-            raise ValueError(f"HOPCOLL_FAULT: {part!r} is not rank=R with op=S,chunk=C or "
-                             "ballot=N,send=K or time=SECONDS") from None
-        if numbers["rank"] != rank:
-            continue
-        if rt.engine.faults == 16:
-            raise ValueError("HOPCOLL_FAULT: more than 16 faults for one rank")
-        fault = &rt.engine.fault[rt.engine.faults]
-        fault.seq = numbers.get("op", -1)
-        fault.chunk = numbers.get("chunk", 0)
-        fault.ballot = numbers.get("ballot", 0)
-        fault.send = numbers.get("send", 0)
-        fault.time_us = <int64_t>(numbers["time"] * 1e6) if "time" in numbers else -1
-        rt.timed_faults |= fault.time_us >= 0
-        rt.engine.faults += 1
-    prefix = os.environ.get("HOPCOLL_FAULT_RECORD", "")
-    if prefix:
-        path = os.fsencode(f"{prefix}.{rank}")
-        if len(path) >= RECORD_PATH_MAX:
-            raise ValueError("HOPCOLL_FAULT_RECORD: the path is too long")
-        memcpy(rt.record_path, <const char*>path, len(path) + 1)
-    rt.engine.fault_context = rt
-    rt.engine.fire = fire
-    return 0
-
-
 _faults_planted = False
 
 
@@ -312,18 +189,20 @@ _faults_planted = False
 _KINDS = {BCAST: "Bcast", REDUCE: "Reduce", ALLREDUCE: "Allreduce", BARRIER: "Barrier"}
 
 
-cdef str signature_text(const Signature* sig):
-    name = _KINDS.get(sig.kind, f"operation {sig.kind}")
-    if sig.kind == BARRIER:
-        return f"{name}()" + (" raising" if sig.flags & FLAG_RAISE else "")
-    parts = [reduction.DTYPE_NAMES[sig.dtype].lower(), f"count={sig.count}"]
-    if sig.kind != BCAST:
+cdef str signature_text(const Signature* sig, int64_t seq):
+    parts = []
+    if sig.kind != BARRIER:
+        parts += [reduction.DTYPE_NAMES[sig.dtype].lower(), f"count={sig.count}"]
+    if sig.kind == REDUCE or sig.kind == ALLREDUCE:
         parts.append(f"op={reduction.OP_NAMES[sig.redop]}")
-    if sig.kind != ALLREDUCE:
+    if sig.kind == BCAST or sig.kind == REDUCE:
         parts.append(f"root={sig.root}")
     if sig.flags & FLAG_RAISE:
         parts.append("on_failure='raise'")
-    return f"{name}({', '.join(parts)})"
+    text = f"{_KINDS.get(sig.kind, f'operation {sig.kind}')}({', '.join(parts)})"
+    if sig.raised:
+        text += f" with operation {seq - ((seq + 1 - sig.raised) & 0xffff)} raising before it"
+    return text
 
 
 cdef tuple ranks_of(const Mask* mask, int size):
@@ -425,12 +304,11 @@ cdef class Engine_:
         self.size = size
         self.fault_tolerant = self.transport.fault_tolerant
         pthread_mutex_init(&self.rt.mutex, NULL)
-        self.rt.started_us = clock_us()
-        self.rt.engine.now_us = self.rt.started_us
+        self.rt.engine.now_us = clock_us()
         self.meet()
         if not _faults_planted and "HOPCOLL_FAULT" in os.environ:
             _faults_planted = True
-            plant_faults(&self.rt, self.rank)
+            plant_faults(&self.rt.faults, self.rt.engine)
         self.mpi_thread = {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled",
                            MPI.THREAD_SERIALIZED: "serialized",
                            MPI.THREAD_MULTIPLE: "multiple"}[MPI.Query_thread()]
@@ -453,7 +331,7 @@ cdef class Engine_:
                 wait_for(&self.rt, NULL, clock_us())
             awaited = engine_awaited(self.rt.engine)
             if mask_empty(&awaited):
-                self.rt.started_us = clock_us()
+                self.rt.faults.started_us = clock_us()
                 return 0
             if clock_us() > until:
                 raise TransferTimeoutError(
@@ -505,7 +383,8 @@ cdef class Engine_:
         groups = {}
         for r in range(self.size):
             if mask_has(&self.rt.engine.grouped, r):
-                groups.setdefault(signature_text(&self.rt.engine.groups[r]), []).append(r)
+                text = signature_text(&self.rt.engine.groups[r], self.rt.engine.poison_cut)
+                groups.setdefault(text, []).append(r)
         text = "; ".join(
             f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))} called {name}"
             for name, ranks in groups.items())

@@ -371,10 +371,11 @@ cdef list describe(World* world):
         port = &world.network.ports[r]
         life = ("dead" if port.dead else "gone" if port.left
                 else "leaving" if one.leaving else "here")
-        out.append(f"rank {r}: {life} epoch {e.epoch} promised {e.promised >> 32}."
-                   f"{e.promised & 0xffff} frozen {e.frozen} balloting {e.balloting} called "
-                   f"{e.next_seq} done {e.done} finished {e.finished} stable {e.stable} freed "
-                   f"{e.freed} outlets {e.outlets_used} broken {e.broken} peers "
+        out.append(f"rank {r}: {life} epoch {e.epoch} suspecting {e.suspecting} promised "
+                   f"{e.promised >> 32}.{e.promised & 0xffff} frozen {e.frozen} "
+                   f"balloting {e.balloting} called {e.next_seq} done {e.done} finished "
+                   f"{e.finished} stable {e.stable} freed {e.freed} outlets "
+                   f"{e.outlets_used} broken {e.broken} peers "
                    f"{[e.peer_done[k] for k in range(e.size)]} knows dead "
                    f"{ranks_in(&e.dead, e.size)} left {ranks_in(&e.left, e.size)} posted "
                    f"{port.posted_count} late {port.late_count} memory "

@@ -4,11 +4,12 @@
 Plain structs without Python objects: the same decisions run inside a progress thread that never
 takes the GIL, and inside the simulated network.  Nothing here knows MPI, a clock or randomness.
 """
-from libc.stdint cimport int64_t, int32_t, int16_t, uint64_t, uint32_t, uint8_t
+from libc.stdint cimport int64_t, int32_t, int16_t, uint64_t, uint32_t, uint16_t, uint8_t
 from cython_kernels.transport cimport Transport
 from cython_kernels.stream cimport Grid, Sink, Spring
 
 cdef enum:
+    FAULTS_MAX = 16
     RANKS_MAX = 256
     MASK_WORDS = 4
     BLOCKS_MAX = 8
@@ -41,6 +42,11 @@ cdef enum EntryKind:
     ENTRY_DEATH = 0
     ENTRY_MISMATCH = 1
 
+cdef enum Suspicion:
+    SUSPICION_NONE = 0
+    SUSPICION_NEW = 1
+    SUSPICION_TOLD = 2        # our status in the open ballot shows what we called
+
 cdef enum StartResult:
     START_OK = 0
     START_AGAIN = 1
@@ -63,7 +69,8 @@ cdef struct Signature:        # what all ranks must agree on in one operation
     uint8_t dtype
     uint8_t redop
     uint8_t flags
-    int32_t root
+    int16_t root
+    uint16_t raised           # FLAG_RAISE: how the one before it was numbered, see raised_of
     int64_t count
 
 cdef struct Settings:
@@ -131,7 +138,7 @@ cdef struct Operation:
     int32_t finished          # given back to the caller
     int32_t standing          # decided STAND: what is missing is fetched from a holder
     int32_t blocks
-    int32_t complained        # epoch + 1 in which a mismatch was reported
+    int32_t complained        # another signature than ours was seen
     int32_t announced         # how often we announced ourselves as stuck
     int32_t fetched           # epoch + 1 in which the result was asked for
     int32_t in_flight         # sends from the caller's memory
@@ -200,8 +207,8 @@ cdef struct Engine:
     int64_t round
     int32_t complaint         # a mismatch was reported: a ballot is due
     int32_t poisoned          # a mismatch was decided
-    int32_t suspecting        # a mismatch was seen here: from `suspect` on nothing is done
-    int64_t suspect           # before it is decided
+    int32_t suspecting        # Suspicion: a mismatch was seen here, and from operation `suspect`
+    int64_t suspect           # on nothing is done before a ballot that knows of it
     int64_t poison_cut
     Mask answered
     unsigned char* statuses   # size x status_bytes
@@ -233,7 +240,7 @@ cdef struct Engine:
     int64_t now_us
     # faults for tests
     int32_t faults
-    Fault fault[16]
+    Fault fault[FAULTS_MAX]
     int64_t ballots_seen
     int64_t ballot_sends
     void* fault_context
@@ -384,7 +391,13 @@ cdef inline Mask mask_none() noexcept nogil:
 
 cdef inline bint signature_equal(const Signature* a, const Signature* b) noexcept nogil:
     return (a.kind == b.kind and a.dtype == b.dtype and a.redop == b.redop
-            and a.flags == b.flags and a.root == b.root and a.count == b.count)
+            and a.flags == b.flags and a.root == b.root and a.raised == b.raised
+            and a.count == b.count)
+
+cdef inline uint16_t raised_of(int64_t previous_raise) noexcept nogil:
+    """What went before decides what a raising operation reports: ranks must agree on it too.  The
+    low bits of the number after it; 0 when there was none."""
+    return <uint16_t>(previous_raise + 1)
 
 # ---- memberships --------------------------------------------------------------------------
 

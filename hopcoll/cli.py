@@ -16,6 +16,7 @@ __all__ = ["main"]
 #: Commands whose modules are loaded only when they are called: (module, attribute, summary).
 _LAZY = {
     "chaos": ("hopcoll.chaos", "command", "Kill ranks of real MPI jobs and check every result."),
+    "simulate": ("hopcoll.simulate", "command", "Run the protocol over a simulated network."),
 }
 
 
@@ -60,9 +61,7 @@ def main() -> None:
     type=click.IntRange(min=1),
     help="How many ranks. Without it: one a slot of the hosts or of the batch allocation.",
 )
-@click.option(
-    "--host", "hosts", multiple=True, metavar="NAME[:SLOTS],...", help="Hosts to run on."
-)
+@click.option("--host", "hosts", multiple=True, metavar="NAME[:SLOTS],...", help="Hosts to run on.")
 @click.option(
     "--hostfile",
     type=click.Path(exists=True, dir_okay=False),

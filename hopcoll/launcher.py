@@ -287,9 +287,7 @@ def _where_open_mpi(
     return switches
 
 
-def _where_hydra(
-    hosts: Sequence[str], hostfile: str | None
-) -> list[tuple[list[str], str]]:
+def _where_hydra(hosts: Sequence[str], hostfile: str | None) -> list[tuple[list[str], str]]:
     switches = []
     if hosts:
         switches.append((["-hosts", ",".join(hosts)], "the hosts asked for"))

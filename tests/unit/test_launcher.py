@@ -203,5 +203,5 @@ def test_version():
 
 def test_help_names_all_commands():
     result = CliRunner().invoke(cli.main, ["--help"])
-    for name in ("run", "doctor", "chaos"):
+    for name in ("run", "doctor", "chaos", "simulate"):
         assert f"\n  {name} " in result.output

@@ -134,8 +134,11 @@ def mismatches() -> None:
 
 def three_groups() -> None:
     comm = new()
-    text = mismatch_text(lambda: send(count=[5, 6, LARGE][RANK % 3])(comm))
-    expect(text is not None and "5" in text and "6" in text, "three groups:", text)
+    counts = [5, 6, LARGE]
+    text = mismatch_text(lambda: send(count=counts[RANK % 3])(comm))
+    named = [count for count in counts if f"count={count}," in (text or "")]
+    # Two are enough to refuse it: the third may not have called yet.
+    expect(len(named) >= 2, "three groups:", text)
     comm.close()
 
 

@@ -1,0 +1,126 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Faults that tests plant: a rank kills itself at a chosen point, and writes down where it was."""
+import os
+
+from libc.stdint cimport int64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memcpy
+from hopcoll._state cimport *
+from hopcoll._plan cimport chain_after, chain_before
+
+cdef extern from "<signal.h>" nogil:
+    int kill(int, int)
+    int SIGKILL
+
+cdef extern from "<unistd.h>" nogil:
+    int getpid()
+    int pause()
+    ssize_t write(int, const void*, size_t)
+
+cdef extern from "<fcntl.h>" nogil:
+    int open(const char*, int, ...)
+    int O_WRONLY
+    int O_CREAT
+    int O_TRUNC
+
+
+cdef int64_t moved_total(Engine* engine, Operation* op) noexcept nogil:
+    """The bytes that this rank receives and sends in a fault-free run of the operation."""
+    cdef int b, edges
+    cdef int64_t total = 0
+    cdef Mask members = members_of(engine, op.attempt)
+    for b in range(op.blocks):
+        edges = 0
+        if chain_before(&members, engine.size, op.block[b].start, engine.rank) >= 0:
+            edges += 2 if op.sig.kind == ALLREDUCE else 1
+        if chain_after(&members, engine.size, op.block[b].start, engine.rank) >= 0:
+            edges += 2 if op.sig.kind == ALLREDUCE else 1
+        total += edges * op.block[b].grid.nbytes
+    return total
+
+
+cdef void fire(void* context, Engine* engine, const Fault* fault, int index) noexcept nogil:
+    """Writes down where we are, and dies."""
+    cdef Faults* faults = <Faults*>context
+    cdef char line[512]
+    cdef int n, fd, repair
+    cdef int64_t seq, moved = 0, total = 0, at = -1, chunk = 0
+    cdef Operation* op
+    cdef Mask members = members_of(engine, engine.epoch)
+    cdef Mask lost = mask_and(&members, &engine.dead)
+    repair = engine.frozen or engine.balloting or not mask_empty(&lost)
+    for seq in range(engine.finished, engine.next_seq):
+        op = find_operation(engine, seq)
+        if op == NULL or not op.called or op.finished:
+            continue
+        if op.born < engine.epoch:
+            repair = 1
+        if at < 0 or (moved == 0 and op.moved_bytes > 0):
+            at = seq
+            moved = op.moved_bytes
+            chunk = op.moved_chunks
+            total = 0 if op.small else moved_total(engine, op)
+    if total < moved:
+        total = moved
+    if faults.record_path[0]:
+        n = snprintf(line, sizeof(line),
+                     b'{"rank": %d, "trigger": "%s", "op": %lld, "chunk": %lld, '
+                     b'"moved_bytes": %lld, "total_bytes": %lld, "repair": %d, '
+                     b'"coordinator": %d, "epoch": %d}\n',
+                     engine.rank,
+                     <const char*>b"time" if fault.time_us >= 0 else
+                     <const char*>b"ballot" if fault.ballot else <const char*>b"chunk",
+                     <long long>at, <long long>chunk, <long long>moved, <long long>total, repair,
+                     <int>(coordinator_of(engine) == engine.rank), engine.epoch)
+        fd = open(faults.record_path, O_WRONLY | O_CREAT | O_TRUNC, 0o644)
+        if fd >= 0:
+            write(fd, line, n)
+    kill(getpid(), SIGKILL)
+    while True:
+        pause()
+
+
+cdef void check_timed_faults(Faults* faults, Engine* engine, int64_t now) noexcept nogil:
+    cdef int i
+    for i in range(engine.faults):
+        if engine.fault[i].time_us >= 0 and now - faults.started_us >= engine.fault[i].time_us:
+            fire(faults, engine, &engine.fault[i], i)
+
+
+cdef int plant_faults(Faults* faults, Engine* engine) except -1:
+    """Reads HOPCOLL_FAULT: faults for tests, "rank=2,op=7,chunk=40;rank=0,ballot=1,send=2"."""
+    cdef Fault* fault
+    text = os.environ.get("HOPCOLL_FAULT", "")
+    for part in filter(None, (p.strip() for p in text.split(";"))):
+        try:
+            fields = dict(item.split("=") for item in part.split(","))
+            known = set(fields) <= {"rank", "op", "chunk", "ballot", "send", "time"}
+            triggers = {"op", "ballot", "time"} & set(fields)
+            if not known or "rank" not in fields or len(triggers) != 1:
+                raise ValueError
+            numbers = {key: float(value) if key == "time" else int(value)
+                       for key, value in fields.items()}
+        except ValueError:
+            raise ValueError(f"HOPCOLL_FAULT: {part!r} is not rank=R with op=S,chunk=C or "
+                             "ballot=N,send=K or time=SECONDS") from None
+        if numbers["rank"] != engine.rank:
+            continue
+        if engine.faults == FAULTS_MAX:
+            raise ValueError(f"HOPCOLL_FAULT: more than {FAULTS_MAX} faults for one rank")
+        fault = &engine.fault[engine.faults]
+        fault.seq = numbers.get("op", -1)
+        fault.chunk = numbers.get("chunk", 0)
+        fault.ballot = numbers.get("ballot", 0)
+        fault.send = numbers.get("send", 0)
+        fault.time_us = <int64_t>(numbers["time"] * 1e6) if "time" in numbers else -1
+        faults.timed |= fault.time_us >= 0
+        engine.faults += 1
+    prefix = os.environ.get("HOPCOLL_FAULT_RECORD", "")
+    if prefix:
+        path = os.fsencode(f"{prefix}.{engine.rank}")
+        if len(path) >= RECORD_PATH_MAX:
+            raise ValueError("HOPCOLL_FAULT_RECORD: the path is too long")
+        memcpy(faults.record_path, <const char*>path, len(path) + 1)
+    engine.fault_context = faults
+    engine.fire = fire
+    return 0
