@@ -2,6 +2,7 @@
 """Channels of MPI requests: the state behind `MpiTransport`; see mpi_channels.pyx."""
 from libc.stdint cimport int64_t
 
+from cython_kernels.doorbell cimport Bell
 from cython_kernels.mpi_calls cimport MPI_Comm, MPI_Request, MPI_Status
 from cython_kernels.transport cimport Event, Transport
 
@@ -61,6 +62,7 @@ cdef struct World:
     int64_t queue_first
     int64_t queue_count
     long long last_poll
+    Bell* bell                 # wakes peers of this host; NULL: they look by themselves
 
 cdef World* make_world(MPI_Comm comm, int64_t control_bytes_max) noexcept nogil
 cdef void fill_table(Transport* table, World* world) noexcept nogil

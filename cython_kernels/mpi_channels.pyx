@@ -23,6 +23,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 from posix.time cimport clock_gettime, timespec, CLOCK_MONOTONIC
 
+from cython_kernels.doorbell cimport bell_written
 from cython_kernels.mpi_calls cimport (
     MPI_BYTE, MPI_Cancel, MPI_Comm, MPI_Comm_rank, MPI_Comm_size, MPI_ERR_COUNT,
     MPI_ERR_IN_STATUS, MPI_ERR_NO_MEM, MPI_Get_count, MPI_Irecv, MPI_Isend, MPI_REQUEST_NULL,
@@ -351,6 +352,8 @@ cdef void mpi_send_control(void* self, int dest, const void* head, int64_t head_
         memcpy(node.memory + head_bytes, body, body_bytes)
     error_class = hopcoll_class(MPI_Isend(node.memory, <int>(head_bytes + body_bytes), MPI_BYTE,
                                           dest, CONTROL_TAG, world.comm, &request))
+    if world.bell != NULL:
+        bell_written(world.bell, dest)
     if error_class == 0:
         error_class = hopcoll_class(MPI_Test(&request, &complete, MPI_STATUS_IGNORE))
         if error_class == 0 and not complete:

@@ -3,7 +3,8 @@
 
 One thread at a time turns the crank: the caller's while it waits in a call, else the native thread,
 which never takes the GIL.  It looks again at once while messages come, after 20 to 50 us while an
-operation is open, and after 1.8 ms when there is none.
+operation is open.  With none open it sleeps: on a bell that the others ring where all ranks are on
+one host, else for 1.8 ms at a time.
 """
 import os
 
@@ -12,6 +13,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
+from cython_kernels.doorbell cimport Bell, Doorbell, bell_ring, bell_wait
 from cython_kernels.transport cimport Transport, Event
 from cython_kernels.mpi_transport cimport MpiTransport, transport_error
 from cython_kernels.reduction cimport itemsize_of
@@ -62,6 +64,8 @@ cdef extern from "<sched.h>" nogil:
 
 cdef enum:
     EVENTS_A_TURN = 64
+    NAP_US = 1800             # an answer takes no longer than 2 ms
+    SLEEP_US = 20000          # when whoever needs us rings
     SPINS_BEFORE_YIELD = 200
 
 cdef enum Wait:
@@ -73,6 +77,7 @@ cdef enum Wait:
 cdef struct Runtime:
     Engine* engine
     Transport* transport
+    Bell* bell                # NULL: nobody rings
     pthread_mutex_t mutex
     pthread_t thread
     int32_t threaded
@@ -155,7 +160,7 @@ cdef extern from * nogil:
 cdef void* progress(void* argument) noexcept nogil:
     """The native thread."""
     cdef Runtime* rt = <Runtime*>argument
-    cdef int64_t now
+    cdef int64_t now, rung_us = 0, quiet_us
     cdef int count
     cdef bint is_open
     prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0)      # sleep as short as told
@@ -172,10 +177,14 @@ cdef void* progress(void* argument) noexcept nogil:
             # A short sleep, not a yield: who slept is preferred to the caller's busy thread.
             if count:
                 continue
-            if is_open or now - rt.last_event_us < 3000:
-                sleep_us(20 if now - rt.last_event_us < 300 else 50)
+            quiet_us = now - (rung_us if rung_us > rt.last_event_us else rt.last_event_us)
+            if is_open or quiet_us < 3000:
+                sleep_us(20 if quiet_us < 300 else 50)
+            elif rt.bell != NULL:
+                if bell_wait(rt.bell, SLEEP_US):
+                    rung_us = clock_us()        # what it rang for may still be on its way
             else:
-                sleep_us(1800)
+                sleep_us(NAP_US)
         else:
             sleep_us(50)
     return NULL
@@ -251,6 +260,7 @@ cdef class Engine_:
     """One rank's engine over an MPI communicator; see `hopcoll.communicator`."""
     cdef Runtime rt
     cdef MpiTransport transport
+    cdef Doorbell doorbell
     cdef object config
     cdef dict kept
     cdef list orphans
@@ -286,16 +296,29 @@ cdef class Engine_:
         settings.outlets_max = 128 * size
         settings.announce_us = 250000
         settings.flush_us = 1000
-        agreed = config.agreed()
+        self.mpi_thread = {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled",
+                           MPI.THREAD_SERIALIZED: "serialized",
+                           MPI.THREAD_MULTIPLE: "multiple"}[MPI.Query_thread()]
+        threaded = config.progress == "thread" and self.mpi_thread == "multiple" and size > 1
+        try:
+            self.doorbell = Doorbell()
+        except OSError:         # no such sockets here: everyone looks by itself then
+            self.doorbell = None
+        ours = repr(config.agreed()).encode()
+        bell = b"" if self.doorbell is None else self.doorbell.host
+        name = self.doorbell.name if threaded and bell else b""
         self.transport = MpiTransport(comm, control_bytes_of(&settings, size),
-                                      config.connect_timeout_s, repr(agreed).encode())
-        ours = repr(agreed)
-        differ = [(rank, hello.decode()) for rank, hello in enumerate(self.transport.hellos)
-                  if hello.decode() != ours]
+                                      config.connect_timeout_s, b"\n".join([ours, bell, name]))
+        hellos = [hello.split(b"\n") for hello in self.transport.hellos]
+        differ = [(rank, hello[0]) for rank, hello in enumerate(hellos) if hello[0] != ours]
         if differ:
             raise ValueError("settings differ between ranks: (chunk_bytes, window_chunks, "
-                             f"eager_bytes) is {ours} at rank {comm.Get_rank()} but "
-                             f"{differ[0][1]} at rank {differ[0][0]}")
+                             f"eager_bytes) is {ours.decode()} at rank {comm.Get_rank()} but "
+                             f"{differ[0][1].decode()} at rank {differ[0][0]}")
+        if bell and all(hello[1] == bell for hello in hellos):
+            self.doorbell.connect([hello[2] for hello in hellos])
+            self.rt.bell = &self.doorbell.bell
+            self.transport.world.bell = &self.doorbell.bell
         self.rt.transport = &self.transport.table
         self.rt.engine = engine_new(&self.transport.table, &settings)
         if self.rt.engine == NULL:
@@ -309,10 +332,7 @@ cdef class Engine_:
         if not _faults_planted and "HOPCOLL_FAULT" in os.environ:
             _faults_planted = True
             plant_faults(&self.rt.faults, self.rt.engine)
-        self.mpi_thread = {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled",
-                           MPI.THREAD_SERIALIZED: "serialized",
-                           MPI.THREAD_MULTIPLE: "multiple"}[MPI.Query_thread()]
-        if config.progress == "thread" and self.mpi_thread == "multiple" and size > 1:
+        if threaded:
             # Signals are for Python's threads.
             sigfillset(&all_signals)
             pthread_sigmask(SIG_BLOCK, &all_signals, &previous)
@@ -348,6 +368,8 @@ cdef class Engine_:
     cdef void stop_thread(self) noexcept:
         if self.rt.threaded:
             __atomic_store_n(&self.rt.stop, 1, __ATOMIC_SEQ_CST)
+            if self.rt.bell != NULL:
+                bell_ring(self.rt.bell, self.rt.engine.rank)
             with nogil:
                 pthread_join(self.rt.thread, NULL)
             self.rt.threaded = 0
