@@ -67,7 +67,7 @@ class Disk:
     def __init__(self, piece_bytes: int = 64 << 20) -> None:
         self.piece_bytes = piece_bytes
 
-    def write(self, descriptor: int, data: memoryview) -> int:
+    def write(self, descriptor: int, data: bytes) -> int:
         return os.write(descriptor, data)
 
     def fsync(self, descriptor: int) -> None:
@@ -160,9 +160,10 @@ def save(
         _make_folder(folder, disk)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            rest = image
-            while rest:
-                rest = rest[disk.write(descriptor, rest[: disk.piece_bytes]) :]
+            written = 0
+            while written < len(image):
+                piece = image[written : written + disk.piece_bytes]
+                written += disk.write(descriptor, piece)
             disk.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -222,8 +223,7 @@ def load(
         raise CheckpointNotFoundError(f"{path} is not there", path) from error
     except OSError as error:
         raise CheckpointError(f"{path} could not be read: {error}", path) from error
-    body = memoryview(image)[_HEADER_BYTES:]
-    if image[:_HEADER_BYTES] != _header(body):
+    if image[:_HEADER_BYTES] != _header(image):
         raise CheckpointCorruptError(f"{path} is corrupt: its SHA-256 does not fit", path)
     checkpoint = _decode(image, path)
     _compare(checkpoint, like, attributes or {})
@@ -421,14 +421,17 @@ class _Request:
     attributes: dict[str, Any]
 
 
-def _header(body: memoryview) -> bytes:
-    text = f"hopcoll checkpoint\nbytes {len(body)}\nsha256 {hashlib.sha256(body).hexdigest()}\n"
+def _header(image: bytes | memoryview) -> bytes:
+    """Return the header that belongs to the bytes behind an image's header."""
+    with memoryview(image) as view, view[_HEADER_BYTES:] as body:
+        digest = hashlib.sha256(body).hexdigest()
+        text = f"hopcoll checkpoint\nbytes {len(body)}\nsha256 {digest}\n"
     return text.encode().ljust(_HEADER_BYTES, b"\0")
 
 
 def _encode(
     step: int, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]
-) -> memoryview:
+) -> bytes:
     """Return the bytes of a checkpoint's file."""
     if step < 0:
         raise ValueError(f"step must be 0 or more, not {step}")
@@ -455,9 +458,13 @@ def _encode(
             # bfloat16, for one, would be stored as opaque bytes and come back as such.
             if not known:
                 raise TypeError(f"arrays: {name!r} has dtype {array.dtype}, which HDF5 has not")
-    image = stream.getbuffer()
-    image[:_HEADER_BYTES] = _header(image[_HEADER_BYTES:])
-    return image
+    # No view of a stream may outlive this: kept by the traceback of an exception, it can crash the
+    # garbage collector of CPython 3.12.
+    with stream.getbuffer() as image:
+        header = _header(image)
+    stream.seek(0)
+    stream.write(header)
+    return stream.getvalue()
 
 
 def _decode(image: bytes, path: Path) -> Checkpoint:

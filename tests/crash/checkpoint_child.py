@@ -49,7 +49,7 @@ class FatalDisk(Disk):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments)
 
-    def write(self, descriptor: int, data: memoryview) -> int:
+    def write(self, descriptor: int, data: bytes) -> int:
         return self._call(super().write, descriptor, data)
 
     def fsync(self, descriptor: int) -> None:

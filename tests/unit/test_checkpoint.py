@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import traceback
 import random
 import threading
 import warnings
@@ -47,7 +48,7 @@ class RecordingDisk(Disk):
         if len(self.calls) == self.fail_at:
             raise OSError(self.error, os.strerror(self.error))
 
-    def write(self, descriptor: int, data: memoryview) -> int:
+    def write(self, descriptor: int, data: bytes) -> int:
         self._note("write")
         return super().write(descriptor, data[: self.write_bytes])
 
@@ -354,6 +355,16 @@ def test_a_disk_that_fails_at_any_call(tmp_path: Path, error: int) -> None:
         assert not [name for name in files(folder) if name.endswith(".tmp")]
         save(folder, 9, state(9))
         assert load_latest(folder).step == 9
+
+
+def test_the_traceback_of_an_error_keeps_no_view_of_memory(tmp_path: Path) -> None:
+    """CPython 3.12 can crash when it collects a cycle of an exception and a view of a stream."""
+    with pytest.raises(CheckpointError) as caught:
+        save(tmp_path, 1, state(1), disk=RecordingDisk(fail_at=1))
+    frames = list(traceback.walk_tb(caught.value.__traceback__))
+    assert len(frames) > 1
+    for frame, _ in frames:
+        assert not [name for name, it in frame.f_locals.items() if isinstance(it, memoryview)]
 
 
 def test_the_writer_saves_what_the_arrays_were(tmp_path: Path) -> None:
