@@ -10,7 +10,8 @@ suite holds both to the rules below.
    unless the sender dies: then any suffix of them may be missing.
 3. ``send_data`` and ``recv_data`` borrow the memory until exactly one event names their token:
    SENT or RECEIVED, or LOST when the peer is dead.  A data message matches the oldest receive
-   posted for the same (peer, tag); the protocol posts the receive before it lets the peer send.
+   posted for the same (peer, tag), and the receives of one (peer, tag) end in the order posted; the
+   protocol posts the receive before it lets the peer send.
    A data message of zero bytes is a *void* and arrives as RECEIVED with ``nbytes == 0``.
 4. DEAD names a dead peer once, and is never wrong.  No control message of the peer comes after
    it; requests that are still open with the peer end as RECEIVED, SENT or LOST, before or after.
