@@ -49,7 +49,7 @@ def test_what_it_asks_of_slurm() -> None:
     assert options["signal"] == "B:USR1@120"
     assert options["open-mode"] == "append"
     assert {"requeue", "no-kill", "nodes", "ntasks-per-node", "time", "output"} <= options.keys()
-    assert "export SLURM_NO_KILL=1" in lines
+    assert "export SLURM_NO_KILL=set" in lines
 
 
 @pytest.fixture
