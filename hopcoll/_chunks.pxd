@@ -4,9 +4,13 @@ from libc.stdint cimport int64_t
 from cython_kernels.transport cimport Event
 from hopcoll._state cimport *
 
-cdef int prepare_blocks(Engine* engine, Operation* op) noexcept nogil
+cdef int prepare_blocks(Engine* engine, Operation* op, const Layout* layout,
+                        unsigned char* recv) noexcept nogil
+cdef void count_awaited(Engine* engine, Operation* op) noexcept nogil
+cdef void attach_early(Engine* engine, Operation* op) noexcept nogil
+cdef void check_lengths(Engine* engine, Operation* op) noexcept nogil
 cdef void pump_chunks(Engine* engine, Operation* op) noexcept nogil
-cdef bint needs_watermark(const Engine* engine, const Operation* op) noexcept nogil
+cdef bint awaits_root(const Engine* engine, const Operation* op) noexcept nogil
 cdef void on_data_event(Engine* engine, const Event* event) noexcept nogil
 cdef void on_grant(Engine* engine, int peer, const Head* head, const GrantBody* body) noexcept nogil
 cdef void on_credit(Engine* engine, int peer, const Head* head,

@@ -14,8 +14,10 @@ from cython_kernels.stream cimport (
 from cython_kernels.reduction cimport reduce_into, divide
 from hopcoll._state cimport *
 from hopcoll._plan cimport (
-    block_count, block_start, chain_prefix, partial_source, final_source, is_finalizer)
-from hopcoll._records cimport attempt_members, claim, compare_signature, send_message
+    block_at, block_count, block_dest, block_start, chain_prefix, final_source, is_finalizer,
+    is_fold, is_for_root, is_private, is_scan, is_wanted, partial_source)
+from hopcoll._records cimport (
+    attempt_members, claim, compare_signature, complain, send_message)
 
 cdef enum:
     AVG = 10
@@ -25,32 +27,102 @@ cdef enum:
 
 
 cdef inline int64_t token_of(int kind, int64_t index, int64_t part) noexcept nogil:
-    return (<int64_t>kind << 60) | (index << 8) | part
+    return (<int64_t>kind << 60) | (index << 12) | part
 
 
-cdef int prepare_blocks(Engine* engine, Operation* op) noexcept nogil:
-    cdef int b, blocks = block_count(op.sig.kind, engine.size)
-    cdef int64_t begin, end, states = 0, chunk_bytes = engine.settings.chunk_bytes
+# ---- laying out ---------------------------------------------------------------------------
+
+cdef void land(Block* block, const unsigned char* source) noexcept nogil:
+    """A block that we have ourselves: into its place, unless it is there already."""
+    if source != NULL and block.recv != source and block.grid.nbytes:
+        memcpy(block.recv, source, block.grid.nbytes)
+
+
+cdef int lay_out(Engine* engine, Operation* op, const Layout* layout,
+                 unsigned char* recv) noexcept nogil:
+    """Where each block's bytes are here, and go to."""
+    cdef int kind = op.sig.kind, size = engine.size, me = engine.rank, b
+    cdef int64_t unit = op.sig.count * op.item_bytes, begin, end
+    cdef int64_t chunk_bytes = engine.settings.chunk_bytes
+    cdef bint vector = op.sig.flags & FLAG_VECTOR
     cdef Block* block
-    for b in range(blocks):
-        begin = (b * op.sig.count // blocks) * op.item_bytes
-        end = ((b + 1) * op.sig.count // blocks) * op.item_bytes
+    for b in range(op.blocks):
         block = &op.block[b]
-        block.grid = make_grid(end - begin, chunk_bytes)
-        block.offset = begin
+        begin, end = b * unit, (b + 1) * unit
+        if kind == ALLREDUCE:
+            begin = (b * op.sig.count // op.blocks) * op.item_bytes
+            end = ((b + 1) * op.sig.count // op.blocks) * op.item_bytes
+        elif kind == REDUCE_SCATTER and vector:
+            begin, end = layout.send_at[b], layout.send_at[b] + layout.send_bytes[b]
+        if is_fold(kind) or kind == BCAST:
+            block.grid = make_grid(end - begin, chunk_bytes)
+            block.send = op.send + begin if op.send != NULL else NULL
+            if op.base != NULL and not (kind == REDUCE_SCATTER and b != me):
+                block.recv = op.base + (0 if kind == REDUCE_SCATTER else begin)
+            elif op.scratch != NULL:
+                block.recv = op.scratch + begin
+            if kind == BCAST and op.sig.root == me:
+                block.send = NULL
+            continue
+        # A copy: what comes, what goes, and what stays.
+        if kind == ALLGATHER or kind == ALLTOALL or (kind == GATHER and op.sig.root == me):
+            block.grid = make_grid(layout.recv_bytes[b] if vector else unit, chunk_bytes)
+            block.recv = recv + (layout.recv_at[b] if vector else begin)
+        elif kind == SCATTER and b == me and recv != NULL:
+            block.grid = make_grid(layout.recv_bytes[me] if vector else unit, chunk_bytes)
+            block.recv = recv
+        if kind == ALLTOALL or (kind == SCATTER and op.sig.root == me):
+            block.out = make_grid(layout.send_bytes[b] if vector else unit, chunk_bytes)
+            block.send = op.send + (layout.send_at[b] if vector else begin)
+        elif kind == GATHER and b == me and op.sig.root != me:
+            block.out = make_grid(layout.send_bytes[me] if vector else unit, chunk_bytes)
+            block.send = op.send
+        if b == me and block.recv != NULL:
+            land(block, block.send if block.send != NULL else op.send)
+    return START_OK
+
+
+cdef int prepare_blocks(Engine* engine, Operation* op, const Layout* layout,
+                        unsigned char* recv) noexcept nogil:
+    cdef int b, kind = op.sig.kind
+    cdef int64_t states = 0
+    cdef Block* block
+    op.blocks = block_count(kind, engine.size)
+    op.block = <Block*>engine.transport.allocate(engine.transport.self,
+                                                 op.blocks * sizeof(Block))
+    if op.block == NULL:
+        op.blocks = 0
+        return START_NO_MEMORY
+    memset(op.block, 0, op.blocks * sizeof(Block))
+    lay_out(engine, op, layout, recv)
+    for b in range(op.blocks):
+        block = &op.block[b]
+        block.start = block_start(kind, engine.size, op.sig.root, b, op.blocks)
+        block.dest = block_dest(kind, engine.rank, op.sig.root, b)
+        block.epoch = -1
+        block.outlets[0] = block.outlets[1] = -1
+        block.offset = block.recv - op.base
         block.state = states
-        block.start = block_start(op.sig.kind, engine.size, op.sig.root, b, blocks)
         states += block.grid.chunks
-    op.blocks = blocks
     op.chunks = states
     op.states = <uint8_t*>engine.transport.allocate(engine.transport.self, states + 1)
     if op.states == NULL:
         return START_NO_MEMORY
     memset(op.states, CHUNK_NONE, states + 1)
-    if op.sig.kind == BCAST and op.sig.root == engine.rank:
-        memset(op.states, CHUNK_FINAL, states)
-        op.block[0].finals = states
+    for b in range(op.blocks):
+        block = &op.block[b]
+        if block.start == engine.rank and not is_fold(kind):
+            memset(op.states + block.state, CHUNK_FINAL, block.grid.chunks)
+            block.finals = block.grid.chunks
     return START_OK
+
+
+cdef void count_awaited(Engine* engine, Operation* op) noexcept nogil:
+    cdef int b
+    op.awaited = 0
+    for b in range(op.blocks):
+        if is_wanted(engine, op, b):
+            op.awaited += op.block[b].grid.chunks - op.block[b].finals
 
 
 # ---- chunks -------------------------------------------------------------------------------
@@ -72,18 +144,20 @@ cdef inline void moved(Engine* engine, Operation* op, int64_t chunks,
         check_chunk_faults(engine, op)
 
 
-cdef inline unsigned char* block_base(Operation* op, Block* block) noexcept nogil:
-    return op.base + block.offset
+cdef inline void make_final(Operation* op, Block* block, int64_t chunk) noexcept nogil:
+    if op.states[block.state + chunk] != CHUNK_FINAL:
+        op.states[block.state + chunk] = CHUNK_FINAL
+        block.finals += 1
+        op.awaited -= 1
 
 
 cdef void finalize_chunk(Engine* engine, Operation* op, Block* block, int64_t chunk) noexcept nogil:
     cdef Mask members
     if op.sig.redop == AVG:
         members = attempt_members(engine, op)
-        divide(op.sig.dtype, block_base(op, block) + chunk * block.grid.chunk_bytes,
+        divide(op.sig.dtype, block.recv + chunk * block.grid.chunk_bytes,
                chunk_length(&block.grid, chunk) // op.item_bytes, mask_count(&members))
-    op.states[block.state + chunk] = CHUNK_FINAL
-    block.finals += 1
+    make_final(op, block, chunk)
 
 
 cdef bint block_idle(const Block* block) noexcept nogil:
@@ -100,13 +174,14 @@ cdef void open_block(Engine* engine, Operation* op, int b) noexcept nogil:
     block.sink[1].open = 0
     block.sink[0].broken = 0
     block.sink[1].broken = 0
-    if op.sig.kind == BCAST or op.standing or not is_finalizer(engine, op, b):
+    if not is_finalizer(engine, op, b):
         return
     for c in range(block.grid.chunks):
         if before < 0 and op.states[block.state + c] == CHUNK_NONE:
-            memcpy(block_base(op, block) + c * block.grid.chunk_bytes,
-                   op.send + block.offset + c * block.grid.chunk_bytes,
-                   chunk_length(&block.grid, c))
+            # An Exscan has nothing for the first of its ranks.
+            if op.sig.kind != EXSCAN:
+                memcpy(block.recv + c * block.grid.chunk_bytes,
+                       block.send + c * block.grid.chunk_bytes, chunk_length(&block.grid, c))
             op.states[block.state + c] = CHUNK_PARTIAL
         if op.states[block.state + c] == CHUNK_PARTIAL:
             finalize_chunk(engine, op, block, c)
@@ -118,16 +193,17 @@ cdef void tell_credit(Engine* engine, Operation* op, int b, int phase, bint open
     cdef CreditBody credit
     if opening:
         memset(&grant, 0, sizeof(grant))
-        grant.block = b
+        grant.block = block_at(engine, op, b)
         grant.phase = phase
         grant.tag = sink.tag
         grant.first = sink.first
         grant.end = sink.end
         grant.limit = sink.posted
+        grant.nbytes = op.block[b].grid.nbytes
         send_message(engine, sink.source, MSG_GRANT, op.seq, &op.sig, &grant, sizeof(grant))
     else:
         memset(&credit, 0, sizeof(credit))
-        credit.block = b
+        credit.block = block_at(engine, op, b)
         credit.phase = phase
         credit.tag = sink.tag
         credit.told = sink.told
@@ -157,7 +233,7 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
         return
     gated = phase == FINAL_PHASE and partial_source(engine, op, b) >= 0
     if not sink.open:
-        if not sink_idle(sink):
+        if not sink_idle(sink) or (phase == FINAL_PHASE and not is_wanted(engine, op, b)):
             return
         source = (partial_source(engine, op, b) if phase == PARTIAL_PHASE
                   else final_source(engine, op, b))
@@ -188,7 +264,7 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
         gate = sink.posted
         while gate < sink.end and states[gate] == CHUNK_PARTIAL:
             gate += 1
-    sink_post(sink, engine.transport, &block.grid, block_base(op, block),
+    sink_post(sink, engine.transport, &block.grid, block.recv,
               engine.settings.window, gate,
               token_of(TOKEN_SINK, op.seq % engine.settings.ring, b * 2 + phase))
     if opening:
@@ -201,46 +277,46 @@ cdef void pump_outlets(Engine* engine, Operation* op, int b, int phase) noexcept
     cdef Block* block = &op.block[b]
     cdef int32_t index = block.outlets[phase], next
     cdef Outlet* outlet
-    cdef const unsigned char* base
-    cdef const uint8_t* states
-    cdef bint retained = op.done and op.retained != NULL and not op.small
+    cdef const unsigned char* base = block.recv
+    cdef const uint8_t* states = op.states + block.state
+    cdef const Grid* grid = &block.grid
     cdef int kind = TOKEN_SPRING
+    cdef int wanted = CHUNK_FINAL if phase == FINAL_PHASE or is_scan(op.sig.kind) \
+        else CHUNK_PARTIAL
     cdef int64_t count, before, c
-    if index < 0 or not op.called or op.small or op.status != STATUS_OK:
+    if index < 0 or op.status != STATUS_OK or (not op.complete and block.epoch != engine.epoch):
         return
-    if not op.complete and block.epoch != engine.epoch:
+    if op.done and op.retained != NULL:
+        base = op.retained + block.offset
+        kind = TOKEN_SPRING_RETAINED
+    elif op.finished:
         return
-    if phase == PARTIAL_PHASE and op.send != NULL and not op.standing \
-            and partial_source(engine, op, b) < 0:
-        base = op.send + block.offset
+    elif phase == PARTIAL_PHASE and not op.standing and partial_source(engine, op, b) < 0:
+        base = block.send
         states = NULL
-    else:
-        base = op.retained if retained else op.base
-        if base == NULL:
-            return
-        base += block.offset
-        states = op.states + block.state
-        if retained:
-            kind = TOKEN_SPRING_RETAINED
+    elif phase == PARTIAL_PHASE and op.sig.kind == EXSCAN:
+        base = op.scratch
+    elif block.out.nbytes:
+        base = block.send
+        states = NULL
+        grid = &block.out
     while index >= 0:
         outlet = &engine.outlets[index]
         next = outlet.next
-        # What was asked for by another call is not given; the mismatch will be decided.
-        if not outlet.early and signature_equal(&outlet.sig, &op.sig):
+        if not outlet.early:
             before = outlet.spring.next
-            count = spring_push(&outlet.spring, engine.transport, &block.grid, base, states,
-                                CHUNK_FINAL if phase == FINAL_PHASE else CHUNK_PARTIAL,
+            count = spring_push(&outlet.spring, engine.transport, grid, base, states, wanted,
                                 token_of(kind, index, 0))
             if count:
-                if retained:
+                if kind == TOKEN_SPRING_RETAINED:
                     op.in_flight_retained += <int32_t>count
                 else:
                     op.in_flight += <int32_t>count
                     block.in_flight += <int32_t>count
                 engine.counters.chunks_sent += count
                 for c in range(before, before + count):
-                    engine.counters.bytes_sent += chunk_length(&block.grid, c)
-                    moved(engine, op, 1, chunk_length(&block.grid, c))
+                    engine.counters.bytes_sent += chunk_length(grid, c)
+                    moved(engine, op, 1, chunk_length(grid, c))
             retire_outlet(engine, op, index)
         index = next
 
@@ -249,34 +325,47 @@ cdef bint is_active(const Engine* engine, const Operation* op) noexcept nogil:
     return op.seq < engine.done + engine.settings.active
 
 
+cdef void pump_block(Engine* engine, Operation* op, int b) noexcept nogil:
+    """Moves whatever of one block can be moved now."""
+    cdef Block* block = &op.block[b]
+    if not op.complete and is_active(engine, op):
+        if block.epoch != engine.epoch and block_idle(block):
+            open_block(engine, op, b)
+        if block.epoch == engine.epoch:
+            pump_sink(engine, op, b, PARTIAL_PHASE)
+            pump_sink(engine, op, b, FINAL_PHASE)
+    pump_outlets(engine, op, b, PARTIAL_PHASE)
+    pump_outlets(engine, op, b, FINAL_PHASE)
+
+
+cdef void check_complete(Engine* engine, Operation* op) noexcept nogil:
+    """Once all that we need is there."""
+    cdef int b
+    if op.complete or op.awaited or awaits_root(engine, op) or not is_active(engine, op):
+        return
+    if is_private(op.sig.kind):
+        engine.wholes_due |= not op.whole
+        op.whole = 1              # complete when everyone is
+        return
+    op.complete = 1
+    for b in range(op.blocks):    # those that were not opened in this epoch may serve now
+        pump_outlets(engine, op, b, PARTIAL_PHASE)
+        pump_outlets(engine, op, b, FINAL_PHASE)
+
+
 cdef void pump_chunks(Engine* engine, Operation* op) noexcept nogil:
     """Moves whatever of an operation can be moved now."""
-    cdef int b, phase
-    cdef int64_t finals = 0
-    cdef Block* block
+    cdef int i
     if op.small or not op.called:
         return
-    if not op.complete and is_active(engine, op):
-        for b in range(op.blocks):
-            block = &op.block[b]
-            if block.epoch != engine.epoch and block_idle(block):
-                open_block(engine, op, b)
-            if block.epoch == engine.epoch:
-                pump_sink(engine, op, b, PARTIAL_PHASE)
-                pump_sink(engine, op, b, FINAL_PHASE)
-        for b in range(op.blocks):
-            finals += op.block[b].finals
-        if finals == op.chunks and not needs_watermark(engine, op):
-            op.complete = 1       # blocks that were not opened in this epoch may serve now
-    for b in range(op.blocks):
-        for phase in range(2):
-            if op.block[b].outlets[phase] >= 0:
-                pump_outlets(engine, op, b, phase)
+    for i in range(op.blocks):    # ranks begin with different ones
+        pump_block(engine, op, (engine.rank + i) % op.blocks)
+    check_complete(engine, op)
 
 
-cdef bint needs_watermark(const Engine* engine, const Operation* op) noexcept nogil:
-    """A large Reduce is over for a rank that is not its root when the root says so."""
-    return op.sig.kind == REDUCE and op.sig.root != engine.rank
+cdef bint awaits_root(const Engine* engine, const Operation* op) noexcept nogil:
+    """What is only for the root is over for another rank when the root says so."""
+    return is_for_root(op.sig.kind) and op.sig.root != engine.rank
 
 
 cdef void chunk_received(Engine* engine, Operation* op, int b, int phase, int64_t chunk,
@@ -284,38 +373,35 @@ cdef void chunk_received(Engine* engine, Operation* op, int b, int phase, int64_
     cdef Block* block = &op.block[b]
     cdef Sink* sink = &block.sink[phase]
     cdef uint8_t* state = op.states + block.state + chunk
-    cdef unsigned char* data
+    cdef int64_t at = chunk * block.grid.chunk_bytes
     if not sink.open:
         # Late, on a stream that was given up.  A final of this same attempt is still the final;
         # anything else only tells that what was in its place is gone.
         if phase == FINAL_PHASE:
             if block.sink_attempt[phase] == op.attempt and not op.complete:
-                if state[0] != CHUNK_FINAL:
-                    block.finals += 1
-                state[0] = CHUNK_FINAL
+                make_final(op, block, chunk)
             elif state[0] != CHUNK_FINAL:
                 state[0] = CHUNK_NONE
         return
     engine.counters.chunks_received += 1
     engine.counters.bytes_received += nbytes
-    if phase == PARTIAL_PHASE:
-        data = block_base(op, block) + chunk * block.grid.chunk_bytes
-        reduce_into(op.sig.dtype, op.sig.redop, data, data,
-                    op.send + block.offset + chunk * block.grid.chunk_bytes,
-                    nbytes // op.item_bytes)
+    if phase == FINAL_PHASE:
+        make_final(op, block, chunk)
+    else:
+        reduce_into(op.sig.dtype, op.sig.redop,
+                    op.scratch + at if op.sig.kind == EXSCAN else block.recv + at,
+                    block.recv + at, block.send + at, nbytes // op.item_bytes)
         state[0] = CHUNK_PARTIAL
         if is_finalizer(engine, op, b):
             finalize_chunk(engine, op, block, chunk)
-    else:
-        state[0] = CHUNK_FINAL
-        block.finals += 1
     moved(engine, op, 1, nbytes)
 
 
 cdef void on_data_event(Engine* engine, const Event* event) noexcept nogil:
     cdef int kind = <int>(event.token >> 60)
-    cdef int64_t index = (event.token >> 8) & 0x7fffffff
-    cdef int part = event.token & 0xff
+    cdef int64_t index = (event.token >> 12) & 0x7fffffff
+    cdef int part = event.token & 0xfff
+    cdef int block_of
     cdef Operation* op
     cdef Block* block
     cdef Sink* sink
@@ -333,19 +419,23 @@ cdef void on_data_event(Engine* engine, const Event* event) noexcept nogil:
             close_sink(engine, op, part >> 1, part & 1)
         if sink.open and sink.arrived == sink.end:
             sink.open = 0
-        pump_chunks(engine, op)
+        if op.called:
+            pump_block(engine, op, part >> 1)
+            check_complete(engine, op)
     elif kind == TOKEN_SPRING or kind == TOKEN_SPRING_RETAINED:
         outlet = &engine.outlets[index]
+        block_of = outlet.block
         outlet.spring.in_flight -= 1
         op = find_operation(engine, outlet.seq)
         if kind == TOKEN_SPRING_RETAINED:
             op.in_flight_retained -= 1
         else:
             op.in_flight -= 1
-            op.block[outlet.block].in_flight -= 1
+            op.block[block_of].in_flight -= 1
         retire_outlet(engine, op, <int32_t>index)
-        if not op.complete and op.block[outlet.block].epoch != engine.epoch:
-            pump_chunks(engine, op)      # the block may be idle now
+        if not op.complete and op.block[block_of].epoch != engine.epoch:
+            pump_block(engine, op, block_of)      # it may be idle now
+            check_complete(engine, op)
 
 
 # ---- outlets: the streams that others asked us for ----------------------------------------
@@ -356,7 +446,7 @@ cdef void retire_outlet(Engine* engine, Operation* op, int32_t index) noexcept n
     cdef int32_t* link
     if outlet.spring.in_flight or outlet.spring.next < outlet.spring.end or not outlet.used:
         return
-    link = &op.block[outlet.block].outlets[outlet.phase]
+    link = &op.block[outlet.block].outlets[outlet.phase] if outlet.attached else &op.early
     while link[0] != index:
         link = &engine.outlets[link[0]].next
     link[0] = outlet.next
@@ -379,6 +469,67 @@ cdef void close_outlet(Engine* engine, Operation* op, int32_t index) noexcept no
     outlet.spring.next = outlet.spring.limit
     outlet.spring.end = outlet.spring.limit
     retire_outlet(engine, op, index)
+
+
+cdef bint attach(Engine* engine, Operation* op, int32_t index) noexcept nogil:
+    """Puts a stream that was asked for beside its block, if we have called what it belongs to.
+    What was asked for by another call is not given: the mismatch will be decided."""
+    cdef Outlet* outlet = &engine.outlets[index]
+    cdef Block* block
+    cdef int64_t ours
+    if (not op.called or op.small or not signature_equal(&outlet.sig, &op.sig)
+            or outlet.block >= op.blocks):
+        return False
+    block = &op.block[outlet.block]
+    ours = block.out.nbytes if block.send != NULL and not is_fold(op.sig.kind) \
+        else block.grid.nbytes
+    if ours != outlet.nbytes:
+        if op.quarrel.source < 0:
+            op.quarrel.source = engine.rank
+            op.quarrel.dest = outlet.spring.dest
+            op.quarrel.sent_bytes = ours
+            op.quarrel.expected_bytes = outlet.nbytes
+        complain(engine, op)
+        return False
+    outlet.attached = 1
+    outlet.next = block.outlets[outlet.phase]
+    block.outlets[outlet.phase] = index
+    return True
+
+
+cdef void keep_early(Engine* engine, Operation* op, int32_t index) noexcept nogil:
+    engine.outlets[index].next = op.early
+    op.early = index
+
+
+cdef void attach_early(Engine* engine, Operation* op) noexcept nogil:
+    """Once we have called an operation: what others have already asked for."""
+    cdef int32_t index = op.early, next
+    op.early = -1
+    while index >= 0:
+        next = engine.outlets[index].next
+        if not attach(engine, op, index):
+            keep_early(engine, op, index)
+        retire_outlet(engine, op, index)      # an empty block, which only told its length
+        index = next
+
+
+cdef void check_lengths(Engine* engine, Operation* op) noexcept nogil:
+    """An empty block is asked for as well, so that its owner sees what we expect."""
+    cdef int b, source
+    cdef GrantBody grant
+    if (not op.sig.flags & FLAG_VECTOR or op.small or is_fold(op.sig.kind)
+            or op.status != STATUS_OK):
+        return
+    for b in range(op.blocks):
+        source = op.block[b].start
+        if (op.block[b].grid.nbytes or source == engine.rank or not is_wanted(engine, op, b)
+                or mask_has(&engine.dead, source) or mask_has(&engine.left, source)):
+            continue
+        memset(&grant, 0, sizeof(grant))
+        grant.block = block_at(engine, op, b)
+        grant.phase = FINAL_PHASE
+        send_message(engine, source, MSG_GRANT, op.seq, &op.sig, &grant, sizeof(grant))
 
 
 cdef void on_grant(Engine* engine, int peer, const Head* head,
@@ -408,6 +559,7 @@ cdef void on_grant(Engine* engine, int peer, const Head* head,
     memset(outlet, 0, sizeof(Outlet))
     outlet.used = 1
     outlet.seq = head.seq
+    outlet.nbytes = body.nbytes
     outlet.epoch = head.epoch
     outlet.early = head.epoch > engine.epoch
     outlet.block = body.block
@@ -418,9 +570,15 @@ cdef void on_grant(Engine* engine, int peer, const Head* head,
     outlet.spring.next = body.first
     outlet.spring.end = body.end
     outlet.spring.limit = body.limit
-    outlet.next = op.block[body.block].outlets[body.phase]
-    op.block[body.block].outlets[body.phase] = index
-    pump_chunks(engine, op)
+    if not attach(engine, op, index):
+        keep_early(engine, op, index)
+        if op.called:
+            retire_outlet(engine, op, index)
+    elif body.end == 0:
+        retire_outlet(engine, op, index)
+    else:
+        pump_block(engine, op, body.block)
+        check_complete(engine, op)
 
 
 cdef void on_credit(Engine* engine, int peer, const Head* head,
@@ -428,16 +586,21 @@ cdef void on_credit(Engine* engine, int peer, const Head* head,
     cdef Operation* op = find_operation(engine, head.seq)
     cdef Outlet* outlet
     cdef int32_t index
+    cdef int pass_
     if op != NULL:
-        index = op.block[body.block].outlets[body.phase]
-        while index >= 0:
-            outlet = &engine.outlets[index]
-            if (outlet.spring.dest == peer and outlet.spring.tag == body.tag
-                    and outlet.spring.end >= body.limit):
-                outlet.spring.limit = body.limit
-                pump_outlets(engine, op, body.block, body.phase)
-                return
-            index = outlet.next
+        for pass_ in range(2):
+            index = op.early
+            if pass_ == 0:
+                index = op.block[body.block].outlets[body.phase] if body.block < op.blocks else -1
+            while index >= 0:
+                outlet = &engine.outlets[index]
+                if (outlet.spring.dest == peer and outlet.spring.tag == body.tag
+                        and outlet.spring.end >= body.limit):
+                    outlet.spring.limit = body.limit
+                    if outlet.attached:
+                        pump_outlets(engine, op, body.block, body.phase)
+                    return
+                index = outlet.next
     void_stream(engine, peer, body.tag, body.limit - body.told)
 
 
@@ -454,7 +617,7 @@ cdef void end_streams(Engine* engine) noexcept nogil:
         op = find_operation(engine, seq)
         if op == NULL:
             continue
-        for b in range(BLOCKS_MAX):
+        for b in range(op.blocks):
             close_sink(engine, op, b, PARTIAL_PHASE)
             close_sink(engine, op, b, FINAL_PHASE)
     for index in range(engine.settings.outlets_max):
@@ -497,7 +660,7 @@ cdef void rerun_chunks(Engine* engine, Operation* op, int previous) noexcept nog
     cdef Mask old = members_of(engine, previous)
     cdef Mask new = attempt_members(engine, op)
     cdef uint8_t* state
-    if op.small or op.sig.kind == BCAST or op.states == NULL:
+    if op.small or not is_fold(op.sig.kind) or op.states == NULL:
         return
     lost = mask_without(&old, &new)
     for b in range(op.blocks):
@@ -507,9 +670,11 @@ cdef void rerun_chunks(Engine* engine, Operation* op, int previous) noexcept nog
         block.finals = 0
         for c in range(block.grid.chunks):
             state = op.states + block.state + c
-            if state[0] == CHUNK_PARTIAL and (mask_empty(&tainted)
-                                              or engine.settings.sabotage & BREAK_TAINT):
+            if ((state[0] == CHUNK_PARTIAL or (state[0] == CHUNK_FINAL
+                                               and is_scan(op.sig.kind)))
+                    and (mask_empty(&tainted) or engine.settings.sabotage & BREAK_TAINT)):
                 engine.counters.kept_chunks += 1
+                block.finals += state[0] == CHUNK_FINAL
             elif state[0] != CHUNK_NONE:
                 engine.counters.dropped_chunks += 1
                 state[0] = CHUNK_NONE

@@ -13,14 +13,15 @@ from hopcoll._records cimport announce_stuck, merge_watermarks, send_message
 
 cdef int64_t status_bytes_of(const Settings* settings, int size) noexcept nogil:
     return (sizeof(StatusBody) + sizeof(DecideBody) + (size + 4) * sizeof(Entry)
-            + settings.ring * (sizeof(OperationStatus) + BLOCKS_MAX * sizeof(int16_t))
+            + (settings.ring // 2 + 1) * (sizeof(OperationStatus)
+                                          + BLOCKS_MAX * sizeof(int16_t))
             + size * sizeof(Signature))
 
 
 cdef int64_t control_bytes_of(const Settings* settings, int size) noexcept nogil:
     """The longest control message."""
     cdef int64_t ballot = status_bytes_of(settings, size)
-    cdef int64_t eager = settings.eager_bytes + sizeof(ResultBody)
+    cdef int64_t eager = settings.eager_bytes + sizeof(RelayBody)
     return sizeof(Head) + (ballot if ballot > eager else eager)
 
 
@@ -45,6 +46,7 @@ cdef Engine* engine_new(Transport* transport, const Settings* settings) noexcept
     engine.history_max = size + 4
     engine.status_bytes = status_bytes_of(settings, size)
     engine.last_raise = -1
+    engine.quarrel.source = -1
     engine.told_done = 0
     engine.history = <Entry*>zeroed(transport, engine.history_max * sizeof(Entry))
     engine.statuses = <unsigned char*>zeroed(transport, size * engine.status_bytes)
@@ -84,6 +86,7 @@ cdef void engine_free(Engine* engine) noexcept nogil:
                 release(t, op.retained)
                 release(t, op.inbox)
                 release(t, op.states)
+                release(t, op.block)
     release(t, engine.history)
     release(t, engine.statuses)
     release(t, engine.outbox)

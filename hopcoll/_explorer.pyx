@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, int32_t, uint64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 from cython_kernels.stream cimport Sink
 from hopcoll._state cimport *
+from hopcoll._plan cimport is_from_root
 from hopcoll._network cimport (
     Network, Port, Channel, Late, Posted, DataMessage, channel_of, first_of_tag, first_of_token,
     DELAY_LATE)
@@ -205,7 +206,7 @@ cdef uint64_t token_name(Explorer* x, int rank, int64_t token) noexcept nogil:
     cdef int kind = <int>(token >> 60)
     if kind <= TOKEN_KIND_SINK:
         return token
-    return <uint64_t>kind << 60 | x.outlet_name[rank][(token >> 8) & 0x7fffffff]
+    return <uint64_t>kind << 60 | x.outlet_name[rank][(token >> 12) & 0x7fffffff]
 
 
 cdef int64_t waited(int64_t since, int64_t now, int64_t limit) noexcept nogil:
@@ -235,6 +236,9 @@ cdef uint64_t mix_outlets(Explorer* x, uint64_t h, int rank, const Engine* engin
     cdef const Outlet* outlet
     while index >= 0:
         outlet = &engine.outlets[index]
+        if not outlet.attached:
+            h = mix(h, <uint64_t>outlet.block << 32 | <uint64_t>outlet.phase)
+            h = mix(h, <uint64_t>outlet.sig.kind << 32 ^ <uint64_t>outlet.sig.count)
         x.outlet_name[rank][index] = x.outlet_count[rank]
         x.outlet_count[rank] += 1
         h = mix(h, 0x0071E7 ^ <uint64_t>outlet.epoch << 32 ^ <uint64_t>outlet.early << 60)
@@ -249,7 +253,8 @@ cdef uint64_t mix_outlets(Explorer* x, uint64_t h, int rank, const Engine* engin
 cdef uint64_t mix_operation(Explorer* x, uint64_t h, int rank, const Engine* engine,
                             const Operation* op) noexcept nogil:
     cdef Operation copy
-    cdef int64_t whole = <const unsigned char*>&op.block[0] - <const unsigned char*>op
+    cdef int64_t whole = <const unsigned char*>&op.block - <const unsigned char*>op
+    cdef const Block* block
     cdef int b
     memcpy(&copy, op, whole)
     copy.called_us = waited(op.called_us, engine.now_us, engine.settings.announce_us) \
@@ -266,23 +271,30 @@ cdef uint64_t mix_operation(Explorer* x, uint64_t h, int rank, const Engine* eng
             | (op.undo != NULL) << 3 | (op.retained != NULL) << 4 | (op.inbox != NULL) << 5
             | (op.result != NULL) << 6)
     if op.nbytes:
-        if op.base != NULL:
-            h = mix_bytes(h, op.base, op.nbytes)
-        if op.send != NULL:
-            h = mix_bytes(h, op.send, op.nbytes)
+        if op.undo != NULL:
+            h = mix_bytes(h, op.undo, op.undo_bytes)
         if op.retained != NULL:
             h = mix_bytes(h, op.retained, op.nbytes)
         if op.inbox != NULL:
-            h = mix_bytes(h, op.inbox, op.nbytes * (1 if op.sig.kind == BCAST else engine.size))
+            h = mix_bytes(h, op.inbox, op.nbytes * (
+                1 if is_from_root(op.sig.kind) else engine.size))
     if op.states != NULL:
         h = mix_bytes(h, op.states, op.chunks)
-    for b in range(BLOCKS_MAX):
-        if b < op.blocks:
-            h = mix_block(x, h, rank, &op.block[b])
-        if op.block[b].outlets[0] >= 0 or op.block[b].outlets[1] >= 0:
-            h = mix_outlets(x, h + b, rank, engine, op.block[b].outlets[0])
-            h = mix_outlets(x, h, rank, engine, op.block[b].outlets[1])
-    return h
+    for b in range(op.blocks):
+        block = &op.block[b]
+        h = mix_block(x, h, rank, block)
+        if not op.finished:
+            if block.recv != NULL:
+                h = mix_bytes(h, block.recv, block.grid.nbytes)
+            if block.send != NULL:
+                h = mix_bytes(h, block.send, block.out.nbytes if block.out.nbytes
+                              else block.grid.nbytes)
+        if block.outlets[0] >= 0 or block.outlets[1] >= 0:
+            h = mix_outlets(x, h + b, rank, engine, block.outlets[0])
+            h = mix_outlets(x, h, rank, engine, block.outlets[1])
+    if op.sig.kind == EXSCAN and op.scratch != NULL:
+        h = mix_bytes(h, op.scratch, op.nbytes)
+    return mix_outlets(x, h, rank, engine, op.early)
 
 
 cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine) noexcept nogil:

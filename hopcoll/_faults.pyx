@@ -6,7 +6,7 @@ from libc.stdint cimport int64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 from hopcoll._state cimport *
-from hopcoll._plan cimport chain_after, chain_before
+from hopcoll._plan cimport chain_after, chain_before, is_fold
 
 cdef extern from "<signal.h>" nogil:
     int kill(int, int)
@@ -26,16 +26,21 @@ cdef extern from "<fcntl.h>" nogil:
 
 cdef int64_t moved_total(Engine* engine, Operation* op) noexcept nogil:
     """The bytes that this rank receives and sends in a fault-free run of the operation."""
-    cdef int b, edges
+    cdef int b, before, after, ways
     cdef int64_t total = 0
+    cdef Block* block
     cdef Mask members = members_of(engine, op.attempt)
     for b in range(op.blocks):
-        edges = 0
-        if chain_before(&members, engine.size, op.block[b].start, engine.rank) >= 0:
-            edges += 2 if op.sig.kind == ALLREDUCE else 1
-        if chain_after(&members, engine.size, op.block[b].start, engine.rank) >= 0:
-            edges += 2 if op.sig.kind == ALLREDUCE else 1
-        total += edges * op.block[b].grid.nbytes
+        block = &op.block[b]
+        if op.sig.kind == BCAST or op.sig.kind == ALLGATHER or is_fold(op.sig.kind):
+            ways = 2 if op.sig.kind == ALLREDUCE else 1      # partial sums, and finals back
+            before = chain_before(&members, engine.size, block.start, engine.rank) >= 0
+            after = chain_after(&members, engine.size, block.start, engine.rank) >= 0
+            total += ways * (before + after) * block.grid.nbytes
+        elif block.start != engine.rank:
+            total += block.grid.nbytes
+        if op.sig.kind != ALLTOALL or b != engine.rank:
+            total += block.out.nbytes
     return total
 
 

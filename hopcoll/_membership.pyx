@@ -18,6 +18,7 @@ from libc.stdint cimport int64_t, int32_t, int16_t, uint32_t
 from libc.string cimport memcpy, memmove, memset
 from hopcoll._state cimport *
 from hopcoll._operation cimport enter_epoch, settle
+from hopcoll._plan cimport block_count, is_private
 from hopcoll._records cimport claim, send_message
 from hopcoll._chunks cimport part_streams
 
@@ -57,17 +58,25 @@ cdef int64_t write_status(Engine* engine, int64_t ballot) noexcept nogil:
         item.seq = seq
         item.sig = op.sig
         item.attempt = op.attempt
-        item.called = 1
-        item.blocks = 1 if op.small else op.blocks
-        if op.complete and op.status == STATUS_OK:
-            item.held = 0xff
-        elif not op.small and not (op.sig.kind == REDUCE and op.sig.root != engine.rank):
+        item.small = op.small
+        item.complete = op.complete and op.status == STATUS_OK
+        item.whole = not op.small and op.awaited == 0
+        item.quarrel = op.quarrel
+        if not op.small:
             for b in range(op.blocks):
-                if op.block[b].finals == op.block[b].grid.chunks:
-                    item.held |= 1 << b
+                if holds(engine, op, b):
+                    mask_add(&item.held, b)
         item += 1
         status.operations += 1
     return <unsigned char*>item - engine.outbox
+
+
+cdef bint holds(const Engine* engine, const Operation* op, int b) noexcept nogil:
+    """Whether we have all of this block: to give it, or because it is for us."""
+    cdef const Block* block = &op.block[b]
+    if block.dest >= 0 and block.dest != engine.rank:
+        return op.sig.kind == GATHER and b == engine.rank
+    return block.finals == block.grid.chunks
 
 
 cdef void answer(Engine* engine, int64_t ballot) noexcept nogil:
@@ -179,6 +188,7 @@ cdef int64_t first_mismatch(Engine* engine, const Mask* alive, int64_t low,
         first = NULL
         differs = False
         engine.grouped = mask_none()
+        engine.quarrel.source = -1
         for r in range(engine.size):
             if not mask_has(alive, r):
                 continue
@@ -191,13 +201,78 @@ cdef int64_t first_mismatch(Engine* engine, const Mask* alive, int64_t low,
                 first = &engine.groups[r]
             elif not signature_equal(first, &item.sig):
                 differs = True
+            if item.quarrel.source >= 0 and mask_has(alive, item.quarrel.dest):
+                engine.quarrel = item.quarrel
+                differs = True
         if differs:
             return seq
     return -1
 
 
+cdef OperationStatus* answer_of(Engine* engine, const Mask* alive, int rank, int64_t seq,
+                                int attempt) noexcept nogil:
+    """What a living rank reported of an attempt at an operation, or NULL."""
+    cdef OperationStatus* item
+    if not mask_has(alive, rank):
+        return NULL
+    item = operation_in(status_of(engine, rank), seq)
+    return item if item != NULL and item.attempt == attempt else NULL
+
+
+cdef bint find_holders(Engine* engine, const Mask* alive, int64_t seq, int attempt,
+                       const Mask* members, int16_t* holder) noexcept nogil:
+    """Whether the living together hold all that an attempt was for, and who of them holds what
+    others may lack."""
+    cdef OperationStatus* item
+    cdef OperationStatus* any = NULL
+    cdef Mask held = mask_none(), all, lost = mask_without(members, alive)
+    cdef int r, b, root, whole = 0, keepers = 0, keeper = NOBODY, complete = NOBODY
+    for b in range(BLOCKS_MAX):
+        holder[b] = NOBODY
+    for r in range(engine.size):
+        item = answer_of(engine, alive, r, seq, attempt)
+        if item == NULL:
+            continue
+        any = item
+        if item.complete:
+            complete = r
+            item.held = mask_full(engine.size)
+        held = mask_or(&held, &item.held)
+        whole += item.whole or item.complete
+        if mask_within(&lost, &item.held):
+            keepers += 1
+            keeper = r
+        for b in range(BLOCKS_MAX):
+            if mask_has(&item.held, b) and (holder[b] == NOBODY or (
+                    item.sig.kind == BCAST and item.sig.root == r)):
+                holder[b] = r
+    if any == NULL:
+        return False
+    if any.sig.kind == ALLGATHER and not any.small:
+        holder[0] = keeper                # of all blocks of the dead
+    if any.sig.kind == GATHER:
+        holder[0] = complete              # who knows that the root had it
+    if complete != NOBODY:
+        return True
+    root = any.sig.root
+    if any.small:
+        return False
+    if any.sig.kind == ALLTOALL:
+        return keepers == mask_count(alive)
+    if any.sig.kind == GATHER:
+        return mask_has(alive, root) and mask_within(members, &held)
+    if any.sig.kind == ALLGATHER:
+        return keepers > 0 and mask_within(members, &held)
+    if any.sig.kind == SCATTER and answer_of(engine, alive, root, seq, attempt) != NULL:
+        return True
+    if is_private(any.sig.kind):
+        return whole == mask_count(alive)
+    all = mask_full(block_count(any.sig.kind, engine.size))
+    return mask_within(&all, &held)
+
+
 cdef void decide(Engine* engine, const Mask* alive) noexcept nogil:
-    cdef int r, b, longest = engine.rank, entries, count
+    cdef int r, longest = engine.rank, entries, count
     cdef int64_t low = -1, high = 0, oldest = -1, cut, seq, wrong = -1
     cdef int64_t reported             # the first operation of which anyone still has a record
     cdef StatusBody* status
@@ -206,9 +281,8 @@ cdef void decide(Engine* engine, const Mask* alive) noexcept nogil:
     cdef Entry* history
     cdef DecideBody* out = <DecideBody*>engine.outbox
     cdef int16_t* holders
-    cdef Mask members, remaining
+    cdef Mask members, remaining, before
     cdef int attempt
-    cdef uint32_t covered, full
     cdef int64_t done, nbytes
     # The answers carry done in their operations' order; done ranks were told with each header.
     for r in range(engine.size):
@@ -245,24 +319,9 @@ cdef void decide(Engine* engine, const Mask* alive) noexcept nogil:
         attempt = entries
         while attempt > 0 and history[attempt - 1].cut > seq:
             attempt -= 1
-        covered = 0
-        full = 0
-        for b in range(BLOCKS_MAX):
-            holders[count * BLOCKS_MAX + b] = NOBODY
-        for r in range(engine.size):
-            if not mask_has(alive, r):
-                continue
-            item = operation_in(status_of(engine, r), seq)
-            if item == NULL or item.attempt != attempt:
-                continue
-            full = (1 << item.blocks) - 1
-            for b in range(item.blocks):
-                if item.held >> b & 1:
-                    covered |= 1 << b
-                    if (holders[count * BLOCKS_MAX + b] == NOBODY
-                            or (item.sig.kind == BCAST and item.sig.root == r)):
-                        holders[count * BLOCKS_MAX + b] = r
-        if seq >= low and (full == 0 or covered != full):
+        before = history[attempt - 1].members if attempt else mask_full(engine.size)
+        if not find_holders(engine, alive, seq, attempt, &before,
+                            holders + count * BLOCKS_MAX) and seq >= low:
             break
         count += 1
         cut = seq + 1
@@ -284,6 +343,7 @@ cdef void decide(Engine* engine, const Mask* alive) noexcept nogil:
         entries += 1
         out.groups = engine.size
         out.grouped = engine.grouped
+        out.quarrel = engine.quarrel
     out.entries = entries
     out.first_held = oldest
     out.holders = count
@@ -317,6 +377,7 @@ cdef void adopt(Engine* engine, const DecideBody* body) noexcept nogil:
     if engine.suspecting == SUSPICION_TOLD:
         engine.suspecting = SUSPICION_NONE
     if body.entries <= engine.epoch:
+        engine.wholes_due = 1
         settle(engine)         # nothing had changed
         return
     holders = <const int16_t*>(history + body.entries)
@@ -331,6 +392,7 @@ cdef void adopt(Engine* engine, const DecideBody* body) noexcept nogil:
         groups = <const Signature*>(holders + body.holders * BLOCKS_MAX)
         memcpy(engine.groups, groups, body.groups * sizeof(Signature))
         engine.grouped = body.grouped
+        engine.quarrel = body.quarrel
     for seq in range(engine.done, engine.freed + engine.settings.ring):
         op = find_operation(engine, seq)
         if op != NULL:
@@ -362,6 +424,7 @@ cdef void on_dead(Engine* engine, int peer) noexcept nogil:
     engine.told_done = -1      # there may be a new coordinator
     engine.told_stable = -1
     engine.watermark_due = 1
+    engine.wholes_due = 1
     coordinate(engine)
 
 
@@ -370,6 +433,7 @@ cdef void on_bye(Engine* engine, int peer) noexcept nogil:
     engine.told_done = -1
     engine.told_stable = -1
     engine.watermark_due = 1
+    engine.wholes_due = 1
     part_streams(engine, peer)
     send_message(engine, peer, MSG_BYE_HEARD, engine.done, NULL, NULL, 0)
     coordinate(engine)

@@ -5,7 +5,7 @@ from hopcoll._state cimport *
 
 cdef int start_operation(Engine* engine, const Signature* called, int64_t item_bytes,
                          const unsigned char* send, unsigned char* recv, int flags,
-                         Result* result) noexcept nogil
+                         const Layout* layout, Result* result) noexcept nogil
 cdef void on_operation_message(Engine* engine, int peer, const Head* head,
                                const unsigned char* body, int64_t nbytes) noexcept nogil
 cdef void settle(Engine* engine) noexcept nogil

@@ -6,16 +6,17 @@ is done too and no ballot holds us frozen (a promise to everyone: a done operati
 *stable* when it is done at every living rank, and *finished* when the caller has it back.
 """
 from libc.stdint cimport int64_t, int32_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from cython_kernels.stream cimport sink_idle
 from cython_kernels.reduction cimport reduce_into, divide
 from hopcoll._state cimport *
+from hopcoll._plan cimport is_fold, is_for_root, is_from_root, is_private
 from hopcoll._records cimport (
     ask_again, attempt_members, claim, compare_signature, complain, fate_of, free_records,
     refresh_attempt, release_memory, send_message)
 from hopcoll._chunks cimport (
-    check_chunk_faults, end_streams, needs_watermark, on_credit, on_grant, prepare_blocks,
-    pump_chunks, rerun_chunks)
+    attach_early, awaits_root, check_chunk_faults, check_lengths, count_awaited, end_streams,
+    on_credit, on_grant, prepare_blocks, pump_chunks, rerun_chunks)
 
 cdef enum:
     AVG = 10
@@ -23,26 +24,40 @@ cdef enum:
 
 # ---- starting -----------------------------------------------------------------------------
 
+cdef int64_t contribution_bytes(const Engine* engine, const Signature* sig,
+                                int64_t item_bytes) noexcept nogil:
+    """What a rank that contributes sends, all blocks together."""
+    if (sig.kind == SCATTER or sig.kind == ALLTOALL
+            or (sig.kind == REDUCE_SCATTER and not sig.flags & FLAG_VECTOR)):
+        return engine.size * sig.count * item_bytes
+    return sig.count * item_bytes
 
-cdef int64_t inbox_slots(const Engine* engine, const Signature* sig) noexcept nogil:
-    return 1 if sig.kind == BCAST else engine.size
+
+cdef bint goes_small(const Engine* engine, const Signature* sig, int64_t nbytes) noexcept nogil:
+    """All ranks must come to the same answer: where each knows only its own lengths, never."""
+    return nbytes <= engine.settings.eager_bytes and (not sig.flags & FLAG_VECTOR
+                                                      or is_fold(sig.kind))
 
 
 cdef bint store_contribution(Engine* engine, Operation* op, int rank, const unsigned char* data,
                              int64_t nbytes) noexcept nogil:
-    cdef int64_t slot = 0 if op.sig.kind == BCAST else rank
+    cdef bint one = is_from_root(op.sig.kind)
     if op.inbox != NULL and nbytes != op.nbytes:
         return True                     # a wrong call: its signature tells the coordinator
     if nbytes > 0:
         if op.inbox == NULL:
             op.nbytes = nbytes
             op.inbox = <unsigned char*>engine.transport.allocate(
-                engine.transport.self, inbox_slots(engine, &op.sig) * nbytes)
+                engine.transport.self, nbytes if one else engine.size * nbytes)
             if op.inbox == NULL:
                 return False
-        memcpy(op.inbox + slot * op.nbytes, data, nbytes)
+        memcpy(op.inbox + (0 if one else rank * op.nbytes), data, nbytes)
     mask_add(&op.have, rank)
     return True
+
+
+cdef bint contributes(const Engine* engine, const Signature* sig) noexcept nogil:
+    return not is_from_root(sig.kind) or sig.root == engine.rank
 
 
 cdef void forget_start(Engine* engine, Operation* op) noexcept nogil:
@@ -51,27 +66,65 @@ cdef void forget_start(Engine* engine, Operation* op) noexcept nogil:
     release_memory(engine, op.undo)
     release_memory(engine, op.scratch)
     release_memory(engine, op.states)
-    if op.small:
-        release_memory(engine, op.retained)
-    op.undo = op.scratch = op.retained = op.base = NULL
+    release_memory(engine, op.block)
+    op.undo = op.scratch = op.base = NULL
     op.states = NULL
+    op.block = NULL
     op.send = NULL
     op.result = NULL
     op.blocks = 0
     mask_drop(&op.have, engine.rank)
 
 
+cdef bint make_room(Engine* engine, Operation* op, int flags) noexcept nogil:
+    """Copies and scratch of a large operation; False when memory is short."""
+    cdef int64_t nbytes = contribution_bytes(engine, &op.sig, op.item_bytes)
+    cdef int kind = op.sig.kind
+    cdef bint scratch = (kind == REDUCE and op.base == NULL) or kind == REDUCE_SCATTER \
+        or kind == EXSCAN
+    if flags & FLAG_IN_PLACE and (is_fold(kind) or kind == ALLTOALL):
+        op.undo = <unsigned char*>engine.transport.allocate(engine.transport.self, op.undo_bytes)
+        if op.undo == NULL:
+            return False
+        memcpy(op.undo, op.base, op.undo_bytes)
+        op.send = op.undo
+    if scratch:
+        op.scratch = <unsigned char*>engine.transport.allocate(engine.transport.self, nbytes)
+        if op.scratch == NULL:
+            return False
+    return True
+
+
+cdef int64_t alltoall_span(const Engine* engine, const Signature* sig, int64_t item_bytes,
+                           const Layout* layout) noexcept nogil:
+    """How far the blocks of an Alltoall in place reach."""
+    cdef int64_t end = 0, one
+    cdef int r
+    if not sig.flags & FLAG_VECTOR:
+        return contribution_bytes(engine, sig, item_bytes)
+    for r in range(engine.size):
+        one = layout.recv_at[r] + layout.recv_bytes[r]
+        if layout.recv_bytes[r] and one > end:
+            end = one
+    return end
+
+
 cdef int start_operation(Engine* engine, const Signature* called, int64_t item_bytes,
                          const unsigned char* send, unsigned char* recv, int flags,
-                         Result* result) noexcept nogil:
-    """Enters the next operation of the communicator; START_AGAIN when too many are open."""
+                         const Layout* layout, Result* result) noexcept nogil:
+    """Enters the next operation of the communicator; START_AGAIN when too many are open.
+
+    `send` is our input, `recv` the place of our result, each NULL where a rank has none.  A Bcast
+    has its data in `recv`; with FLAG_IN_PLACE the input is in `recv` too (in a Gather or Allgather
+    our block alone, which is at its place there)."""
     cdef int64_t seq = engine.next_seq
-    cdef int64_t nbytes = called.count * item_bytes
+    cdef int64_t nbytes = contribution_bytes(engine, called, item_bytes)
     cdef Signature sig = called[0]
     cdef Operation* op
     cdef Mask out
     cdef int r, failed = START_OK
     cdef bint mismatch
+    cdef const unsigned char* input = send
     if seq >= engine.freed + engine.settings.ring // 2:
         return START_AGAIN
     op = claim(engine, seq)
@@ -84,47 +137,38 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
         release_memory(engine, op.inbox)
         op.inbox = NULL
         op.have = mask_none()
-    op.small = nbytes <= engine.settings.eager_bytes
+    op.small = goes_small(engine, &sig, nbytes)
     op.sig = sig
     op.sig_from = engine.rank
-    op.nbytes = nbytes
     op.item_bytes = item_bytes
     op.base = recv
     op.send = send
+    op.undo_bytes = alltoall_span(engine, &sig, item_bytes, layout) if sig.kind == ALLTOALL \
+        else nbytes
     op.previous_raise = engine.last_raise
     op.called_us = engine.now_us
     op.result = result
     # Everything that can fail comes before the first message.
-    if flags & FLAG_IN_PLACE and not op.small:
-        op.undo = <unsigned char*>engine.transport.allocate(engine.transport.self, nbytes)
-        if op.undo == NULL:
+    if op.small:
+        op.nbytes = nbytes
+        if sig.kind == REDUCE_SCATTER and sig.flags & FLAG_VECTOR:
+            op.share_at = layout.send_at[engine.rank]
+            op.share_bytes = layout.send_bytes[engine.rank]
+        if sig.kind == BCAST:
+            input = recv
+        elif flags & FLAG_IN_PLACE:
+            input = recv
+            if sig.kind == GATHER or sig.kind == ALLGATHER:
+                input += engine.rank * nbytes
+        if contributes(engine, &sig) and not store_contribution(engine, op, engine.rank, input,
+                                                                nbytes):
+            failed = START_NO_MEMORY
+    else:
+        op.nbytes = nbytes * engine.size if sig.kind == ALLGATHER else nbytes
+        if not make_room(engine, op, flags):
             failed = START_NO_MEMORY
         else:
-            memcpy(op.undo, recv, nbytes)
-            op.send = op.undo
-    elif flags & FLAG_IN_PLACE:
-        op.send = recv
-    if not op.small and failed == START_OK:
-        failed = prepare_blocks(engine, op)
-        if failed == START_OK and op.base == NULL:
-            op.scratch = <unsigned char*>engine.transport.allocate(engine.transport.self, nbytes)
-            if op.scratch == NULL:
-                failed = START_NO_MEMORY
-            op.base = op.scratch
-    elif op.small:
-        if op.retained == NULL:
-            op.retained = <unsigned char*>engine.transport.allocate(engine.transport.self,
-                                                                    nbytes + 1)
-        if op.retained == NULL:
-            failed = START_NO_MEMORY
-        elif op.sig.kind == BCAST:
-            if sig.root == engine.rank and not store_contribution(engine, op, engine.rank, recv,
-                                                                  nbytes):
-                failed = START_NO_MEMORY
-        elif not store_contribution(engine, op, engine.rank, op.send, nbytes):
-            failed = START_NO_MEMORY
-        if failed == START_OK:
-            engine.retained_bytes += nbytes
+            failed = prepare_blocks(engine, op, layout, recv)
     if failed != START_OK:
         forget_start(engine, op)
         return failed
@@ -135,18 +179,19 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
     if sig.flags & FLAG_RAISE:
         engine.last_raise = seq
     refresh_attempt(engine, op)
+    count_awaited(engine, op)
     if mismatch:
         complain(engine, op)
     # Whatever the status: a later epoch may take an error back.
-    if op.small and (op.sig.kind != BCAST or op.sig.root == engine.rank):
+    if op.small and contributes(engine, &sig):
         out = gone(engine)
         for r in range(engine.size):
             if r != engine.rank and not mask_has(&out, r):
-                send_message(engine, r, MSG_EAGER, seq, &op.sig,
-                             <const unsigned char*>recv if op.sig.kind == BCAST else op.send,
-                             nbytes)
+                send_message(engine, r, MSG_EAGER, seq, &op.sig, input, nbytes)
     if mismatch and op.small:
         ask_again(engine, op)
+    attach_early(engine, op)
+    check_lengths(engine, op)
     check_chunk_faults(engine, op)
     pump(engine, op)
     settle(engine)
@@ -156,44 +201,79 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
 # ---- the small path -----------------------------------------------------------------------
 
 cdef void try_small(Engine* engine, Operation* op) noexcept nogil:
-    """Completes a small operation once all contributions are here: every rank folds them in rank
-    order, so that all have the same bits."""
+    """A small operation is complete once all contributions are here."""
     cdef Mask members
-    cdef int r, folded = 0
     if not op.called or op.complete:
         return
     members = attempt_members(engine, op)
-    if op.sig.kind == BCAST:
-        if not mask_has(&op.have, op.sig.root):
-            fetch(engine, op)
-            return
-        if op.nbytes:
-            memcpy(op.retained, op.inbox, op.nbytes)
+    if is_from_root(op.sig.kind):
+        members = mask_none()
+        mask_add(&members, op.sig.root)
+    if mask_within(&members, &op.have):
         op.complete = 1
-        return
-    if not mask_within(&members, &op.have):
+    else:
         fetch(engine, op)
+
+
+cdef void fold_small(Engine* engine, Operation* op, const Mask* members, int64_t offset,
+                     int64_t nbytes, int until) noexcept nogil:
+    """Folds the contributions of ranks below `until` in rank order: all ranks, alike."""
+    cdef int r, folded = 0
+    cdef const unsigned char* one
+    for r in range(until):
+        if mask_has(members, r):
+            one = op.inbox + r * op.nbytes + offset
+            if not folded:
+                memcpy(op.base, one, nbytes)
+            else:
+                reduce_into(op.sig.dtype, op.sig.redop, op.base, op.base, one,
+                            nbytes // op.item_bytes)
+            folded += 1
+    if op.sig.redop == AVG:
+        divide(op.sig.dtype, op.base, nbytes // op.item_bytes, folded)
+
+
+cdef void land_small(Engine* engine, Operation* op) noexcept nogil:
+    """The result, from the contributions into the caller's buffer."""
+    cdef Mask members = attempt_members(engine, op)
+    cdef int64_t nbytes = op.nbytes, block = op.nbytes // engine.size
+    cdef int kind = op.sig.kind, r, n = engine.size, me = engine.rank
+    cdef int64_t at = 0
+    if nbytes == 0 or op.base == NULL or op.inbox == NULL:
         return
-    if op.nbytes and op.sig.kind != BARRIER:
-        for r in range(engine.size):
+    if kind == BCAST:
+        if op.sig.root != me:
+            memcpy(op.base, op.inbox, nbytes)
+    elif kind == SCATTER:
+        memcpy(op.base, op.inbox + me * block, block)
+    elif kind == GATHER or kind == ALLGATHER or kind == ALLTOALL:
+        if kind != ALLTOALL:
+            block = nbytes
+        else:
+            at = me * block
+        for r in range(n):
             if mask_has(&members, r):
-                if not folded:
-                    memcpy(op.retained, op.inbox + r * op.nbytes, op.nbytes)
-                else:
-                    reduce_into(op.sig.dtype, op.sig.redop, op.retained, op.retained,
-                                op.inbox + r * op.nbytes, op.sig.count)
-                folded += 1
-        if op.sig.redop == AVG:
-            divide(op.sig.dtype, op.retained, op.sig.count, folded)
-    op.complete = 1
+                memcpy(op.base + r * block, op.inbox + r * nbytes + at, block)
+            else:
+                memset(op.base + r * block, 0, block)
+    elif kind == REDUCE_SCATTER:
+        if op.sig.flags & FLAG_VECTOR:
+            fold_small(engine, op, &members, op.share_at, op.share_bytes, n)
+        else:
+            fold_small(engine, op, &members, me * block, block, n)
+    elif kind != BARRIER:
+        fold_small(engine, op, &members, 0, nbytes,
+                   me + 1 if kind == SCAN else me if kind == EXSCAN else n)
 
 
 cdef void fetch(Engine* engine, Operation* op) noexcept nogil:
     """A STAND without us: what the dead had sent to others is asked for, once an epoch."""
+    cdef FetchBody body
     if (op.standing and op.fetched != engine.epoch + 1 and op.holder[0] != NOBODY
             and op.holder[0] != engine.rank):
         op.fetched = engine.epoch + 1
-        send_message(engine, op.holder[0], MSG_FETCH, op.seq, &op.sig, NULL, 0)
+        body.have = op.have
+        send_message(engine, op.holder[0], MSG_FETCH, op.seq, &op.sig, &body, sizeof(body))
 
 
 cdef void pump(Engine* engine, Operation* op) noexcept nogil:
@@ -205,40 +285,116 @@ cdef void pump(Engine* engine, Operation* op) noexcept nogil:
 
 
 cdef void check_root_done(Engine* engine, Operation* op) noexcept nogil:
-    if op.called and not op.complete and not op.small and needs_watermark(engine, op):
+    if op.called and not op.complete and not op.small and awaits_root(engine, op):
         if op.root_done:
             op.complete = 1
         else:
             fetch(engine, op)
 
 
+# ---- the seal: what is private is complete once everyone has it ----------------------------
+
+cdef void tell_whole(Engine* engine, Operation* op) noexcept nogil:
+    """Our part is there: the coordinator of this epoch hears of it."""
+    cdef int coordinator = coordinator_of(engine)
+    if op.whole_told == coordinator and op.whole_epoch == engine.epoch:
+        return
+    op.whole_told = coordinator
+    op.whole_epoch = engine.epoch
+    if coordinator == engine.rank:
+        note_whole(op, engine.rank, engine.epoch)
+    else:
+        send_message(engine, coordinator, MSG_WHOLE, op.seq, &op.sig, NULL, 0)
+
+
+cdef void note_whole(Operation* op, int peer, int epoch) noexcept nogil:
+    if epoch > op.wholes_epoch:
+        op.wholes_epoch = epoch
+        op.wholes = mask_none()
+    if epoch == op.wholes_epoch:
+        mask_add(&op.wholes, peer)
+
+
+cdef void send_seal(Engine* engine, const Operation* op, const Mask* to) noexcept nogil:
+    cdef int r
+    for r in range(engine.size):
+        if r != engine.rank and mask_has(to, r):
+            send_message(engine, r, MSG_SEAL, op.seq, &op.sig, NULL, 0)
+
+
+cdef void seal(Engine* engine, Operation* op) noexcept nogil:
+    """At the coordinator: completes an operation, for all, of which everyone has their part."""
+    cdef Mask members = members_of(engine, engine.epoch), out
+    if op.wholes_epoch != engine.epoch or op.status != STATUS_OK:
+        return
+    if op.complete:               # it was sealed before: by another coordinator, or in time
+        send_seal(engine, op, &op.wholes)
+        op.wholes = mask_none()
+        return
+    if engine.frozen or not op.whole or not mask_within(&members, &op.wholes):
+        return
+    op.complete = 1
+    out = gone(engine)
+    members = mask_without(&members, &out)
+    send_seal(engine, op, &members)
+    op.wholes = mask_none()
+
+
+cdef void check_whole(Engine* engine) noexcept nogil:
+    """Tells of what became whole, and seals what is whole everywhere."""
+    cdef Operation* op
+    cdef int64_t seq
+    if not engine.wholes_due:
+        return
+    engine.wholes_due = 0
+    for seq in range(engine.freed, engine.next_seq):
+        op = find_operation(engine, seq)
+        if op == NULL or not op.called or op.small or not is_private(op.sig.kind):
+            continue
+        if op.whole:
+            tell_whole(engine, op)
+        if coordinator_of(engine) == engine.rank:
+            seal(engine, op)
+
+
 # ---- messages -----------------------------------------------------------------------------
 
-cdef void answer_fetch(Engine* engine, const Operation* op, int peer) noexcept nogil:
-    """The result, where we have it; until it is done also our own contribution once more: who asks
-    may be in an epoch of which we have not heard, and cannot use a result of this one."""
-    cdef ResultBody* body = <ResultBody*>engine.outbox
+cdef void answer_fetch(Engine* engine, const Operation* op, int peer,
+                       const FetchBody* body) noexcept nogil:
+    """Every contribution that we have and the other lacks; they do not depend on the epoch."""
+    cdef RelayBody* relay = <RelayBody*>engine.outbox
+    cdef int64_t slot
+    cdef int r
     if not op.small:
-        if op.sig.kind == REDUCE and op.complete and op.status == STATUS_OK:
+        if is_for_root(op.sig.kind) and op.complete and op.status == STATUS_OK:
             send_message(engine, peer, MSG_ROOT_DONE, op.seq, &op.sig, NULL, 0)
         return
-    if op.complete and op.status == STATUS_OK and op.retained != NULL:
-        body.attempt = op.attempt
-        body.pad = 0
+    for r in range(engine.size):
+        if not mask_has(&op.have, r) or mask_has(&body.have, r):
+            continue
+        relay.rank = r
+        relay.pad = 0
         if op.nbytes:
-            memcpy(engine.outbox + sizeof(ResultBody), op.retained, op.nbytes)
-        send_message(engine, peer, MSG_RESULT, op.seq, &op.sig, body,
-                     sizeof(ResultBody) + op.nbytes)
-    if not op.done and (op.sig.kind != BCAST or op.sig.root == engine.rank):
-        send_message(engine, peer, MSG_EAGER, op.seq, &op.sig,
-                     <const unsigned char*>op.base if op.sig.kind == BCAST else op.send,
-                     op.nbytes)
+            slot = 0 if is_from_root(op.sig.kind) else r
+            memcpy(engine.outbox + sizeof(RelayBody), op.inbox + slot * op.nbytes, op.nbytes)
+        send_message(engine, peer, MSG_RELAY, op.seq, &op.sig, relay,
+                     sizeof(RelayBody) + op.nbytes)
+
+
+cdef void on_contribution(Engine* engine, Operation* op, int rank, const unsigned char* data,
+                          int64_t nbytes) noexcept nogil:
+    if not mask_has(&op.have, rank) and not op.done:
+        if op.called and nbytes != op.nbytes:
+            return
+        if not store_contribution(engine, op, rank, data, nbytes):
+            engine.broken = 1
+    if op.called:
+        try_small(engine, op)
 
 
 cdef void on_operation_message(Engine* engine, int peer, const Head* head,
                                const unsigned char* body, int64_t nbytes) noexcept nogil:
     cdef Operation* op
-    cdef const ResultBody* result
     if head.type == MSG_GRANT:
         on_grant(engine, peer, head, <const GrantBody*>body)
         return
@@ -248,7 +404,7 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
     if head.type == MSG_FETCH:
         op = find_operation(engine, head.seq)
         if op != NULL and op.called and compare_signature(engine, op, peer, &head.sig):
-            answer_fetch(engine, op, peer)
+            answer_fetch(engine, op, peer, <const FetchBody*>body)
         return
     if head.seq < engine.freed:
         return
@@ -260,23 +416,19 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
         return
     if head.type == MSG_ANNOUNCE:
         engine.complaint = 1      # a ballot compares what everyone called
-    elif head.type == MSG_RESULT:
-        result = <const ResultBody*>body
-        if (op.called and op.small and not op.complete and result.attempt == op.attempt
-                and nbytes == op.nbytes + <int64_t>sizeof(ResultBody)):
-            if op.nbytes:
-                memcpy(op.retained, body + sizeof(ResultBody), op.nbytes)
-            op.complete = 1
     elif head.type == MSG_ROOT_DONE:
         op.root_done = 1
+    elif head.type == MSG_WHOLE:
+        note_whole(op, peer, head.epoch)
+        engine.wholes_due = 1
+    elif head.type == MSG_SEAL:
+        if op.whole and head.epoch == engine.epoch:
+            op.complete = 1
     elif head.type == MSG_EAGER:
-        if not mask_has(&op.have, peer) and not op.done:
-            if op.called and nbytes != op.nbytes:
-                return
-            if not store_contribution(engine, op, peer, body, nbytes):
-                engine.broken = 1
-        if op.called:
-            try_small(engine, op)
+        on_contribution(engine, op, peer, body, nbytes)
+    elif head.type == MSG_RELAY:
+        on_contribution(engine, op, (<const RelayBody*>body).rank, body + sizeof(RelayBody),
+                        nbytes - <int64_t>sizeof(RelayBody))
 
 
 # ---- completion ---------------------------------------------------------------------------
@@ -288,12 +440,11 @@ cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
     if op.status != STATUS_OK:
         op.keeps_nothing = 1
     elif op.small:
-        if op.base != NULL and op.nbytes:
-            memcpy(op.base, op.retained, op.nbytes)
-    elif op.sig.kind == REDUCE:
+        land_small(engine, op)
+    elif is_for_root(op.sig.kind) or is_private(op.sig.kind):
         op.keeps_nothing = 1
-    elif (op.nbytes <= engine.settings.retain_bytes_max and engine.retained_bytes + op.nbytes
-            <= engine.settings.retain_budget_bytes):
+    elif (not op.sig.flags & FLAG_VECTOR and op.nbytes <= engine.settings.retain_bytes_max
+            and engine.retained_bytes + op.nbytes <= engine.settings.retain_budget_bytes):
         op.retained = <unsigned char*>engine.transport.allocate(engine.transport.self, op.nbytes)
         if op.retained != NULL:
             memcpy(op.retained, op.base, op.nbytes)
@@ -309,7 +460,7 @@ cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
     if not op.small:
         engine.watermark_due = 1
         engine.last_large = engine.done
-        if op.sig.kind == REDUCE and op.sig.root == engine.rank and op.status == STATUS_OK:
+        if is_for_root(op.sig.kind) and op.sig.root == engine.rank and op.status == STATUS_OK:
             out = gone(engine)
             for r in range(engine.size):
                 if r != engine.rank and not mask_has(&out, r):
@@ -327,12 +478,24 @@ cdef bint may_finish(const Engine* engine, const Operation* op) noexcept nogil:
             or (engine.settings.sabotage & BREAK_RETENTION) != 0)
 
 
+cdef void clear_absent(Engine* engine, Operation* op) noexcept nogil:
+    """The blocks of ranks that did not contribute: alike, whatever had come of them."""
+    cdef Mask members = attempt_members(engine, op)
+    cdef int b
+    if op.sig.kind == GATHER or op.sig.kind == ALLGATHER or op.sig.kind == ALLTOALL:
+        for b in range(op.blocks):
+            if op.block[b].grid.nbytes and not mask_has(&members, op.block[b].start):
+                memset(op.block[b].recv, 0, op.block[b].grid.nbytes)
+
+
 cdef void finish(Engine* engine, Operation* op) noexcept nogil:
     cdef Result* result = op.result
     op.finished = 1
     op.result = NULL
     if op.undo != NULL and op.status != STATUS_OK:
-        memcpy(op.base, op.undo, op.nbytes)      # a failed IN_PLACE gives the input back
+        memcpy(op.base, op.undo, op.undo_bytes)  # a failed IN_PLACE gives the input back
+    elif op.status == STATUS_OK and not op.small:
+        clear_absent(engine, op)
     op.base = NULL
     op.send = NULL
     if result == NULL:
@@ -382,6 +545,7 @@ cdef void settle(Engine* engine) noexcept nogil:
     cdef int64_t until
     cdef int quarter = engine.settings.ring // 4
     while True:
+        check_whole(engine)
         op = find_operation(engine, engine.done)
         if op == NULL or not op.called:
             break
@@ -432,9 +596,11 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
         if attempt_of(engine, seq) != old and not (
                 engine.settings.sabotage & BREAK_ORDERED_CUT and op.complete):
             op.complete = 0
+            op.whole = 0
             refresh_attempt(engine, op)
             engine.counters.reruns += 1
             rerun_chunks(engine, op, old)      # also where it fails now: it may not later
+            count_awaited(engine, op)
         elif not op.complete:
             refresh_attempt(engine, op)
         if op.complained and op.small and not op.complete:
@@ -442,6 +608,7 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
     engine.told_done = -1
     engine.told_stable = -1
     engine.watermark_due = 1
+    engine.wholes_due = 1
     for seq in range(engine.freed, engine.freed + engine.settings.ring):
         op = find_operation(engine, seq)
         if op != NULL and op.called:

@@ -5,12 +5,12 @@ The *value tree* of a block is a left fold over the ranks in a rotated order: it
 `block_start` and goes up, modulo the size; dead ranks are left out.  The data follow the same
 order as a chain, so that each rank adds its input to what it received and passes the partial sum
 on; the last one makes the final value, the only place where it is made.  Finals flow back along
-the chain (Allreduce) or along it (Bcast).  Chains over rotated orders keep every link busy both
-ways (Hoplite, section 4, pipelines chunks along a chain; the rotation is the ring's).
+the chain (Allreduce) or along it (Bcast, and Allgather, where every rank's block is a broadcast).
+Chains over rotated orders keep every link busy both ways (Hoplite, section 4, pipelines chunks
+along a chain; the rotation is the ring's).  What only one rank wants it fetches from where it is;
+in a Scan each partial sum is the final value of its rank.
 """
-from hopcoll._state cimport (
-    Mask, Engine, Operation, BCAST, REDUCE, ALLREDUCE, BLOCKS_MAX, mask_has, mask_add, mask_none,
-    members_of)
+from hopcoll._state cimport *
 
 
 cdef int chain_before(const Mask* members, int size, int start, int rank) noexcept nogil:
@@ -41,46 +41,121 @@ cdef Mask chain_prefix(int size, int start, int rank) noexcept nogil:
     return out
 
 
+cdef bint is_fold(int kind) noexcept nogil:
+    """Whether inputs are combined; else they are only copied."""
+    return (kind == ALLREDUCE or kind == REDUCE or kind == REDUCE_SCATTER or kind == SCAN
+            or kind == EXSCAN)
+
+
+cdef bint is_scan(int kind) noexcept nogil:
+    return kind == SCAN or kind == EXSCAN
+
+
+cdef bint is_private(int kind) noexcept nogil:
+    """Whether a rank gets what no other rank has: nobody may return before all have theirs."""
+    return (kind == SCATTER or kind == ALLTOALL or kind == REDUCE_SCATTER or kind == SCAN
+            or kind == EXSCAN)
+
+
+cdef bint is_for_root(int kind) noexcept nogil:
+    return kind == REDUCE or kind == GATHER
+
+
+cdef bint is_from_root(int kind) noexcept nogil:
+    return kind == BCAST or kind == SCATTER
+
+
 cdef int block_count(int kind, int size) noexcept nogil:
     if kind == ALLREDUCE:
         return size if size < BLOCKS_MAX else BLOCKS_MAX
+    if (kind == GATHER or kind == ALLGATHER or kind == SCATTER or kind == ALLTOALL
+            or kind == REDUCE_SCATTER):
+        return size
     return 1
 
 
 cdef int block_start(int kind, int size, int root, int block, int blocks) noexcept nogil:
+    """Where a fold begins, or where the bytes are (in an Alltoall: of what comes to us)."""
     if kind == REDUCE:
         return (root + 1) % size      # the root comes last: it makes the final value
-    if kind == BCAST:
+    if kind == REDUCE_SCATTER:
+        return (block + 1) % size
+    if kind == BCAST or kind == SCATTER:
         return root
-    return block * size // blocks
+    if kind == GATHER or kind == ALLGATHER or kind == ALLTOALL:
+        return block
+    if kind == ALLREDUCE:
+        return block * size // blocks
+    return 0
+
+
+cdef int block_dest(int kind, int rank, int root, int block) noexcept nogil:
+    """Who wants a block; -1: everyone."""
+    if kind == REDUCE or kind == GATHER:
+        return root
+    if kind == SCATTER or kind == REDUCE_SCATTER:
+        return block
+    return rank if kind == ALLTOALL else -1
+
+
+cdef int block_at(const Engine* engine, const Operation* op, int block) noexcept nogil:
+    """The number of one of our blocks at the rank that gives it to us."""
+    return engine.rank if op.sig.kind == ALLTOALL else block
+
+
+cdef bint is_wanted(const Engine* engine, const Operation* op, int block) noexcept nogil:
+    """Whether we need a block: who is no contributor has none."""
+    cdef const Block* b = &op.block[block]
+    cdef Mask members
+    if b.dest >= 0 and b.dest != engine.rank:
+        return False
+    if is_fold(op.sig.kind):
+        return True
+    members = members_of(engine, op.attempt)
+    return mask_has(&members, b.start)
 
 
 cdef int partial_source(const Engine* engine, const Operation* op, int block) noexcept nogil:
     """Who sends us partial sums; -1: nobody."""
     cdef Mask members
-    if op.sig.kind == BCAST or op.standing:
+    cdef int dest = op.block[block].dest
+    if not is_fold(op.sig.kind) or op.standing:
         return -1
     members = members_of(engine, op.attempt)
+    if dest >= 0 and not mask_has(&members, dest):
+        return -1             # nobody wants it any more
     return chain_before(&members, engine.size, op.block[block].start, engine.rank)
 
 
 cdef int final_source(const Engine* engine, const Operation* op, int block) noexcept nogil:
-    """Who sends us finals; -1: we make them, or need none."""
+    """Who sends us finals; -1: we make them, or need none, or nobody can."""
     cdef Mask members
-    if op.sig.kind == REDUCE and op.sig.root != engine.rank:
+    cdef int kind = op.sig.kind, start = op.block[block].start, dest = op.block[block].dest
+    if is_scan(kind) or (dest >= 0 and dest != engine.rank):
         return -1
-    if op.standing:
-        members = members_of(engine, engine.epoch)
-        return chain_before(&members, engine.size, op.holder[block], engine.rank)
-    members = members_of(engine, op.attempt)
-    if op.sig.kind == BCAST:
-        return chain_before(&members, engine.size, op.block[block].start, engine.rank)
-    return chain_after(&members, engine.size, op.block[block].start, engine.rank)
+    members = members_of(engine, engine.epoch if op.standing else op.attempt)
+    if is_fold(kind) or kind == BCAST:
+        if op.standing:
+            if dest >= 0:
+                return -1
+            return chain_before(&members, engine.size, op.holder[block], engine.rank)
+        if kind == BCAST:
+            return chain_before(&members, engine.size, start, engine.rank)
+        return chain_after(&members, engine.size, start, engine.rank)
+    if dest >= 0:
+        return start if start != engine.rank and mask_has(&members, start) else -1
+    if not mask_has(&members, start):
+        if not op.standing or op.holder[0] == NOBODY:
+            return -1
+        start = op.holder[0]
+    return chain_before(&members, engine.size, start, engine.rank)
 
 
 cdef bint is_finalizer(const Engine* engine, const Operation* op, int block) noexcept nogil:
     cdef Mask members
-    if op.sig.kind == BCAST or op.standing:
+    if not is_fold(op.sig.kind) or op.standing or not is_wanted(engine, op, block):
         return False
+    if is_scan(op.sig.kind):
+        return True
     members = members_of(engine, op.attempt)
     return chain_after(&members, engine.size, op.block[block].start, engine.rank) < 0

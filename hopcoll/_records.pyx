@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, int32_t
 from libc.string cimport memset
 from cython_kernels.stream cimport sink_idle
 from hopcoll._state cimport *
+from hopcoll._plan cimport is_for_root, is_from_root
 
 
 # ---- messages -----------------------------------------------------------------------------
@@ -38,7 +39,7 @@ cdef void merge_watermarks(Engine* engine, int peer, const Head* head) noexcept 
 cdef Operation* claim(Engine* engine, int64_t seq) noexcept nogil:
     """The record of operation `seq`, made when it is new; NULL when its slot is taken."""
     cdef Operation* op = slot_of(engine, seq)
-    cdef int b
+    cdef int i
     if op.seq == seq:
         return op
     if op.seq >= 0 or seq < engine.freed or seq >= engine.freed + engine.settings.ring:
@@ -47,11 +48,11 @@ cdef Operation* claim(Engine* engine, int64_t seq) noexcept nogil:
     op.seq = seq
     op.sig_from = -1
     op.attempt = -1
-    for b in range(BLOCKS_MAX):
-        op.holder[b] = NOBODY
-        op.block[b].epoch = -1
-        op.block[b].outlets[0] = -1
-        op.block[b].outlets[1] = -1
+    op.early = -1
+    op.whole_told = -1
+    op.quarrel.source = -1
+    for i in range(BLOCKS_MAX):
+        op.holder[i] = NOBODY
     return op
 
 
@@ -62,9 +63,9 @@ cdef void release_memory(Engine* engine, void* memory) noexcept nogil:
 
 cdef bint record_quiet(const Operation* op) noexcept nogil:
     cdef int b
-    if op.in_flight or op.in_flight_retained:
+    if op.in_flight or op.in_flight_retained or op.early >= 0:
         return False
-    for b in range(BLOCKS_MAX):
+    for b in range(op.blocks):
         if (op.block[b].outlets[0] >= 0 or op.block[b].outlets[1] >= 0
                 or not sink_idle(&op.block[b].sink[0]) or not sink_idle(&op.block[b].sink[1])):
             return False
@@ -85,6 +86,7 @@ cdef void free_records(Engine* engine) noexcept nogil:
             release_memory(engine, op.retained)
             release_memory(engine, op.inbox)
             release_memory(engine, op.states)
+            release_memory(engine, op.block)
             memset(op, 0, sizeof(Operation))
             op.seq = -1
         engine.freed += 1
@@ -113,10 +115,10 @@ cdef int fate_of(const Engine* engine, const Operation* op, Mask* failed) noexce
         failed[0] = mask_without(&before, &members)
         if not mask_empty(failed):
             return STATUS_RANK_FAILED
-    if op.sig.kind == BCAST and not mask_has(&members, op.sig.root):
+    if is_from_root(op.sig.kind) and not mask_has(&members, op.sig.root):
         mask_add(failed, op.sig.root)
         return STATUS_RANK_FAILED
-    if op.sig.kind == REDUCE and not mask_has(&members, op.sig.root):
+    if is_for_root(op.sig.kind) and not mask_has(&members, op.sig.root):
         return STATUS_ROOT_LOST
     return STATUS_OK
 
@@ -160,10 +162,13 @@ cdef bint compare_signature(Engine* engine, Operation* op, int peer,
 cdef void ask_again(Engine* engine, Operation* op) noexcept nogil:
     """What had come beside another signature was refused; whoever sent that one may be dead."""
     cdef Mask members = attempt_members(engine, op)
+    cdef FetchBody body
     cdef int r
     for r in range(engine.size):
         if r != engine.rank and mask_has(&members, r) and not mask_has(&op.have, r):
-            send_message(engine, r, MSG_FETCH, op.seq, &op.sig, NULL, 0)
+            body.have = mask_full(engine.size)      # nobody's but its own
+            mask_drop(&body.have, r)
+            send_message(engine, r, MSG_FETCH, op.seq, &op.sig, &body, sizeof(body))
 
 
 cdef void announce_stuck(Engine* engine) noexcept nogil:

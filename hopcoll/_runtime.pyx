@@ -23,6 +23,7 @@ from hopcoll._engine cimport (
     control_bytes_of, engine_new, engine_free, engine_event, engine_tick, engine_leave,
     engine_quiet, engine_ready, engine_awaited, engine_may_go)
 from hopcoll._operation cimport start_operation
+from hopcoll._plan cimport is_fold, is_for_root, is_from_root
 from hopcoll._faults cimport Faults, check_timed_faults, plant_faults
 
 from cython_kernels import reduction
@@ -195,20 +196,42 @@ _faults_planted = False
 
 # ---- Python -------------------------------------------------------------------------------
 
-_KINDS = {BCAST: "Bcast", REDUCE: "Reduce", ALLREDUCE: "Allreduce", BARRIER: "Barrier"}
+_KINDS = {BCAST: "Bcast", REDUCE: "Reduce", ALLREDUCE: "Allreduce", BARRIER: "Barrier",
+          GATHER: "Gather", ALLGATHER: "Allgather", SCATTER: "Scatter", ALLTOALL: "Alltoall",
+          REDUCE_SCATTER: "Reduce_scatter_block", SCAN: "Scan", EXSCAN: "Exscan"}
+
+
+cdef const int64_t* numbers(array) except? NULL:
+    """The items of an int64 array, as long as it lives; NULL for None."""
+    cdef const int64_t[::1] view
+    if array is None:
+        return NULL
+    view = array
+    return &view[0]
+
+
+cdef str kind_name(const Signature* sig):
+    name = _KINDS.get(sig.kind, f"operation {sig.kind}")
+    if sig.flags & FLAG_VECTOR:
+        return "Reduce_scatter" if sig.kind == REDUCE_SCATTER else name + "v"
+    return name
 
 
 cdef str signature_text(const Signature* sig, int64_t seq):
     parts = []
     if sig.kind != BARRIER:
-        parts += [reduction.DTYPE_NAMES[sig.dtype].lower(), f"count={sig.count}"]
-    if sig.kind == REDUCE or sig.kind == ALLREDUCE:
+        parts.append(reduction.DTYPE_NAMES[sig.dtype].lower())
+    if sig.flags & FLAG_VECTOR and sig.layout:
+        parts.append(f"{sig.count} items in blocks {sig.layout & 0xffffff:06x}")
+    elif sig.kind != BARRIER and not sig.flags & FLAG_VECTOR:
+        parts.append(f"count={sig.count}")
+    if is_fold(sig.kind):
         parts.append(f"op={reduction.OP_NAMES[sig.redop]}")
-    if sig.kind == BCAST or sig.kind == REDUCE:
+    if is_from_root(sig.kind) or is_for_root(sig.kind):
         parts.append(f"root={sig.root}")
     if sig.flags & FLAG_RAISE:
         parts.append("on_failure='raise'")
-    text = f"{_KINDS.get(sig.kind, f'operation {sig.kind}')}({', '.join(parts)})"
+    text = f"{kind_name(sig)}({', '.join(parts)})"
     if sig.raised:
         text += f" with operation {seq - ((seq + 1 - sig.raised) & 0xffff)} raising before it"
     return text
@@ -402,7 +425,14 @@ cdef class Engine_:
 
     def mismatch_message(self):
         cdef int r
+        cdef Quarrel* quarrel = &self.rt.engine.quarrel
         groups = {}
+        if quarrel.source >= 0:
+            return (f"lengths differ between ranks in operation {self.rt.engine.poison_cut} of "
+                    f"this communicator ({kind_name(&self.rt.engine.groups[quarrel.source])}): "
+                    f"rank {quarrel.source} has {quarrel.sent_bytes} bytes for rank "
+                    f"{quarrel.dest}, which expects {quarrel.expected_bytes}. It cannot be used "
+                    "any more")
         for r in range(self.size):
             if mask_has(&self.rt.engine.grouped, r):
                 text = signature_text(&self.rt.engine.groups[r], self.rt.engine.poison_cut)
@@ -439,9 +469,13 @@ cdef class Engine_:
         return 0
 
     def start(self, int kind, int dtype, int redop, int root, int64_t count,
-              uintptr_t send_address, uintptr_t recv_address, int flags, keep):
-        """Enters the next operation.  May block until an earlier one is stable, when 64 are not."""
+              uintptr_t send_address, uintptr_t recv_address, int flags, keep, lengths=None):
+        """Enters the next operation.  May block until an earlier one is stable, when 64 are not.
+
+        `lengths`, with FLAG_VECTOR: int64 arrays by rank of the bytes sent to it, where they start,
+        the bytes received from it, where they go, and a number that all ranks must agree on."""
         cdef Signature sig
+        cdef Layout layout
         cdef Operation_ operation
         cdef Result* result
         cdef int code = START_AGAIN
@@ -454,8 +488,13 @@ cdef class Engine_:
         sig.dtype = dtype
         sig.redop = redop
         sig.root = root
-        sig.flags = flags & FLAG_RAISE
+        sig.flags = flags & (FLAG_RAISE | FLAG_VECTOR)
         sig.count = count
+        memset(&layout, 0, sizeof(layout))
+        if lengths is not None:
+            layout.send_bytes, layout.send_at = numbers(lengths[0]), numbers(lengths[1])
+            layout.recv_bytes, layout.recv_at = numbers(lengths[2]), numbers(lengths[3])
+            sig.layout = lengths[4]
         if kind == BARRIER:
             item_bytes = 0
         result = <Result*>calloc(1, sizeof(Result))
@@ -468,7 +507,7 @@ cdef class Engine_:
                 pthread_mutex_lock(&self.rt.mutex)
                 code = start_operation(self.rt.engine, &sig, item_bytes,
                                        <const unsigned char*>send_address,
-                                       <unsigned char*>recv_address, flags, result)
+                                       <unsigned char*>recv_address, flags, &layout, result)
                 pthread_mutex_unlock(&self.rt.mutex)
             if code != START_AGAIN:
                 break

@@ -39,7 +39,9 @@ ACTIONS = {ACT_CALL: "call", ACT_CONTROL: "control", ACT_DATA: "data", ACT_LATE:
            ACT_DETECT: "detect", ACT_KILL: "kill", ACT_TICK: "tick", ACT_LEAVE: "leave",
            ACT_GO: "go"}
 ACTION_NAMES = {name: action for action, name in ACTIONS.items()}
-KINDS = {"bcast": BCAST, "reduce": REDUCE, "allreduce": ALLREDUCE, "barrier": BARRIER}
+KINDS = {"bcast": BCAST, "reduce": REDUCE, "allreduce": ALLREDUCE, "barrier": BARRIER,
+         "gather": GATHER, "allgather": ALLGATHER, "scatter": SCATTER, "alltoall": ALLTOALL,
+         "reduce_scatter": REDUCE_SCATTER, "scan": SCAN, "exscan": EXSCAN}
 SABOTAGES = {"freeze": BREAK_FREEZE, "ballot_order": BREAK_BALLOT_ORDER,
              "ordered_cut": BREAK_ORDERED_CUT, "taint": BREAK_TAINT, "voids": BREAK_VOIDS,
              "retention": BREAK_RETENTION}
@@ -47,6 +49,7 @@ DELAYS = {"none": DELAY_NONE, "eager": DELAY_EAGER, "late": DELAY_LATE, "any": D
 ORDERS = {"every": EVERY_ORDER, "lowest": LOWEST_FIRST, "turns": IN_TURNS}
 IN_PLACE = FLAG_IN_PLACE
 RAISE = FLAG_RAISE
+VECTOR = FLAG_VECTOR
 
 
 # ---- random runs --------------------------------------------------------------------------
@@ -280,7 +283,8 @@ cdef void fill_plan(World* plan, int size, script, dict options) except *:
     plan.settings.window = options.pop("window", 2)
     plan.settings.ring = options.pop("ring", 8)
     plan.settings.active = options.pop("active", 2)
-    plan.settings.outlets_max = options.pop("outlets_max", 4 * size + 64)
+    plan.settings.outlets_max = options.pop(
+        "outlets_max", 8 * size * plan.settings.active + 64)
     plan.settings.announce_us = 250000
     plan.settings.flush_us = 1000
     if plan.settings.chunk_bytes > COPY_MAX:
@@ -290,7 +294,8 @@ cdef void fill_plan(World* plan, int size, script, dict options) except *:
     if options:
         raise TypeError(f"unknown options: {', '.join(sorted(options))}")
     for k in range(plan.steps_count):
-        chunks += plan.script[k].count * 8 // plan.settings.chunk_bytes + BLOCKS_MAX
+        chunks += (plan.script[k].count + 3) * size * 8 // plan.settings.chunk_bytes \
+            + BLOCKS_MAX + size
     # Per epoch: a ballot, watermarks and, in every operation, all to all, grants and credits.
     plan.controls_max = (2 * deaths + 3) * (
         20 * size * size * (plan.steps_count + 1) + 8 * size * chunks + 1000)
@@ -341,12 +346,15 @@ cdef list describe_operation(const Engine* e, const Operation* op):
     cdef int b, phase
     out = [f"    operation {op.seq}: called {op.called} attempt {op.attempt} status {op.status} "
            f"complete {op.complete} standing {op.standing} in flight {op.in_flight} "
-           f"{op.in_flight_retained} have {ranks_in(&op.have, e.size)}"]
+           f"{op.in_flight_retained} have {ranks_in(&op.have, e.size)} awaited {op.awaited} "
+           f"whole {op.whole} told {op.whole_told} in {op.whole_epoch} wholes "
+           f"{ranks_in(&op.wholes, e.size)} in {op.wholes_epoch} holders "
+           f"{[op.holder[b] for b in range(BLOCKS_MAX)]}"]
     for b in range(op.blocks):
         block = &op.block[b]
         states = "".join(str(op.states[block.state + c]) for c in range(block.grid.chunks))
-        out.append(f"        block {b}: epoch {block.epoch} finals {block.finals} states {states} "
-                   f"in flight {block.in_flight} holder {op.holder[b]}")
+        out.append(f"        block {b}: {block.start} to {block.dest} epoch {block.epoch} finals {block.finals} states {states} "
+                   f"in flight {block.in_flight}")
         for phase in range(2):
             sink = &block.sink[phase]
             if sink.tag:

@@ -12,7 +12,7 @@ cdef enum:
     FAULTS_MAX = 16
     RANKS_MAX = 256
     MASK_WORDS = 4
-    BLOCKS_MAX = 8
+    BLOCKS_MAX = 8            # of a result that all ranks get
     NOBODY = 255 + 1          # "no holder" in a byte pair
     TOKEN_IGNORED = 0
 
@@ -21,10 +21,18 @@ cdef enum Kind:
     REDUCE = 1
     ALLREDUCE = 2
     BARRIER = 3
+    GATHER = 4
+    ALLGATHER = 5
+    SCATTER = 6
+    ALLTOALL = 7
+    REDUCE_SCATTER = 8
+    SCAN = 9
+    EXSCAN = 10
 
 cdef enum Flag:
     FLAG_IN_PLACE = 1         # local: never part of a signature
     FLAG_RAISE = 2
+    FLAG_VECTOR = 4           # blocks of different lengths
 
 cdef enum Status:
     STATUS_OK = 0
@@ -71,7 +79,14 @@ cdef struct Signature:        # what all ranks must agree on in one operation
     uint8_t flags
     int16_t root
     uint16_t raised           # FLAG_RAISE: how the one before it was numbered, see raised_of
-    int64_t count
+    int64_t count             # items of a contribution, or of a rank's block; of all blocks
+    uint64_t layout           # hash of the blocks' lengths, where all ranks know them
+
+cdef struct Layout:           # FLAG_VECTOR: lengths and offsets in bytes, by rank
+    const int64_t* send_bytes
+    const int64_t* send_at
+    const int64_t* recv_bytes
+    const int64_t* recv_at
 
 cdef struct Settings:
     int64_t chunk_bytes
@@ -104,26 +119,40 @@ cdef struct Result:           # what a request of the caller reads; outlives the
 cdef struct Outlet:           # a Spring that serves one granted stream
     Spring spring
     int64_t seq
+    int64_t nbytes            # how long the other rank takes the block to be
     int32_t used
-    int32_t next              # in the list of its block and phase, or of free outlets
+    int32_t next              # in the list of its block and phase, of its operation, or of the free
     int32_t epoch
     int32_t block
     int32_t phase
     int32_t early             # its epoch is ahead of ours
+    int32_t attached          # in the list of its block: we have called what it asks for
+    int32_t pad
     Signature sig             # what the other rank called
 
+# A piece of a result with a way of its own.  A fold goes along a chain of ranks, each of which adds
+# its input; a copy starts where its bytes are.
 cdef struct Block:
-    Grid grid
+    Grid grid                 # what is put together here
+    Grid out                  # what is given from `send`, where that is no fold
+    unsigned char* recv       # where it is put together; NULL: nowhere here
+    const unsigned char* send # our input to it
     int64_t offset            # bytes from the start of the result
     int64_t state             # index of its first chunk's state
     int64_t finals            # chunks in state FINAL
-    int32_t start             # rank at which its rotation starts
+    int32_t start             # rank at which its chain starts
+    int32_t dest              # rank that wants it; -1: all
     int32_t epoch             # epoch in which its streams were opened, -1 before
     int32_t in_flight         # sends of it that read the caller's memory
-    int32_t pad
     Sink sink[2]
     int32_t sink_attempt[2]
     int32_t outlets[2]
+
+cdef struct Quarrel:          # two ranks take a block to be of different lengths
+    int32_t source            # -1: none
+    int32_t dest
+    int64_t sent_bytes
+    int64_t expected_bytes
 
 cdef struct Operation:
     int64_t seq               # -1: free record
@@ -133,7 +162,7 @@ cdef struct Operation:
     int32_t small
     int32_t attempt           # epoch whose members contribute
     int32_t status
-    int32_t complete          # the local part of the result is there
+    int32_t complete          # the local part of the result is there, and all of it that is private
     int32_t done
     int32_t finished          # given back to the caller
     int32_t standing          # decided STAND: what is missing is fetched from a holder
@@ -143,26 +172,38 @@ cdef struct Operation:
     int32_t fetched           # epoch + 1 in which the result was asked for
     int32_t in_flight         # sends from the caller's memory
     int32_t in_flight_retained
-    int32_t root_done         # of a Reduce: the root said that it has the result
+    int32_t root_done         # of a Reduce or Gather: the root said that it has the result
     int32_t keeps_nothing     # no other rank can need anything of it from us
     int32_t born              # the epoch in which it was called
+    int32_t early             # outlets for which we have not called the right thing yet
+    int32_t whole             # our own part is there; others may lack theirs
+    int32_t whole_told        # the coordinator that knows so, and the epoch; -1: none
+    int32_t whole_epoch
+    int32_t wholes_epoch      # at the coordinator: who is whole in which epoch
+    int32_t pad
+    Mask wholes
+    Quarrel quarrel
     int64_t item_bytes
-    int64_t nbytes
+    int64_t nbytes            # of a contribution (small), or of a result that lies in one piece
+    int64_t undo_bytes
+    int64_t share_at          # of a small Reduce_scatter: our part
+    int64_t share_bytes
     int64_t chunks
+    int64_t awaited           # chunks that we need and that are not FINAL
     int64_t previous_raise    # the raise-flagged operation before this one
     int64_t called_us
     int64_t moved_chunks
     int64_t moved_bytes
     const unsigned char* send # our input (for IN_PLACE its undo copy)
-    unsigned char* base       # where the result is put together
-    unsigned char* scratch    # ours, when the caller has no result buffer
+    unsigned char* base       # the caller's result buffer, or scratch in its place
+    unsigned char* scratch    # partial sums that have no place in the caller's buffer
     unsigned char* undo
     unsigned char* retained   # copy of the result that outlives the call
     unsigned char* inbox      # contributions of a small operation, by rank
     uint8_t* states
     Mask have                 # ranks whose contribution is in the inbox
     int16_t holder[BLOCKS_MAX]
-    Block block[BLOCKS_MAX]
+    Block* block
     Result* result
 
 cdef struct Fault:
@@ -216,6 +257,7 @@ cdef struct Engine:
     unsigned char* outbox     # room to write one control message
     Signature* groups         # signatures at the mismatch, by rank
     Mask grouped
+    Quarrel quarrel           # ... or blocks that two ranks take to be of different lengths
     # operations
     Operation* ring
     int64_t next_seq
@@ -227,6 +269,7 @@ cdef struct Engine:
     int64_t told_done
     int64_t told_stable
     int32_t watermark_due
+    int32_t wholes_due        # an operation became whole, here or elsewhere
     int64_t last_large        # behind the last large operation that is done: ranks may wait for it
     int32_t stable_due
     int64_t watermark_us
@@ -258,13 +301,15 @@ cdef enum MessageType:
     MSG_STATUS = 6
     MSG_DECIDE = 7
     MSG_FETCH = 8
-    MSG_RESULT = 9
+    MSG_RELAY = 9
     MSG_ANNOUNCE = 10
     MSG_COMPLAIN = 11
     MSG_BYE = 12
     MSG_READY = 13
     MSG_BYE_HEARD = 14
     MSG_ROOT_DONE = 15
+    MSG_WHOLE = 16
+    MSG_SEAL = 17
 
 cdef struct Head:
     uint8_t type
@@ -283,6 +328,7 @@ cdef struct GrantBody:
     int64_t first
     int64_t end
     int64_t limit
+    int64_t nbytes            # of the whole block
 
 cdef struct CreditBody:
     int32_t block
@@ -292,8 +338,11 @@ cdef struct CreditBody:
     int64_t told
     int64_t limit
 
-cdef struct ResultBody:
-    int32_t attempt
+cdef struct FetchBody:
+    Mask have                 # contributions that need not be sent
+
+cdef struct RelayBody:        # followed by the contribution of
+    int32_t rank
     int32_t pad
 
 cdef struct PrepareBody:
@@ -309,9 +358,11 @@ cdef struct OperationStatus:
     int64_t seq
     Signature sig
     int32_t attempt
-    int32_t called
-    int32_t blocks
-    uint32_t held             # bit b: the final of block b is complete here
+    int32_t small
+    int32_t complete
+    int32_t whole             # our own part is there
+    Mask held                 # bit b: we have all of block b
+    Quarrel quarrel
 
 # Followed by Entry[entries], int16[holders][BLOCKS_MAX], Signature[groups].
 cdef struct DecideBody:
@@ -322,6 +373,7 @@ cdef struct DecideBody:
     int32_t groups            # 0 or size
     int32_t pad
     Mask grouped
+    Quarrel quarrel
 
 # ---- masks --------------------------------------------------------------------------------
 
@@ -392,7 +444,7 @@ cdef inline Mask mask_none() noexcept nogil:
 cdef inline bint signature_equal(const Signature* a, const Signature* b) noexcept nogil:
     return (a.kind == b.kind and a.dtype == b.dtype and a.redop == b.redop
             and a.flags == b.flags and a.root == b.root and a.raised == b.raised
-            and a.count == b.count)
+            and a.count == b.count and a.layout == b.layout)
 
 cdef inline uint16_t raised_of(int64_t previous_raise) noexcept nogil:
     """What went before decides what a raising operation reports: ranks must agree on it too.  The

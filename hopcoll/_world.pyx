@@ -16,6 +16,7 @@ from hopcoll._state cimport *
 from hopcoll._engine cimport (
     engine_new, engine_event, engine_tick, engine_leave, control_bytes_of)
 from hopcoll._operation cimport start_operation
+from hopcoll._plan cimport is_fold, is_for_root, is_from_root
 from hopcoll._network cimport (
     Rooms, Port, NETWORK_FINE, UNEXPECTED_DATA, BORROWED_CHANGED, BORROWED_FREED, network_init,
     network_bytes, network_clear, region_allocate, deliver_control, deliver_data, deliver_late,
@@ -26,6 +27,7 @@ cdef enum:
     SUM = 0
     NONE = 11
     GARBAGE = 0xA5
+    RANKS = 64
 
 
 cdef inline uint64_t rotate(uint64_t x, int64_t by) noexcept nogil:
@@ -37,11 +39,88 @@ cdef uint64_t bcast_item(int seq, int root, int64_t i) noexcept nogil:
     return (<uint64_t>(seq + 1) * 0x9E3779B97F4A7C15ULL) ^ (<uint64_t>root << 48) ^ <uint64_t>i
 
 
+cdef uint64_t copy_item(int seq, int source, int dest, int64_t i) noexcept nogil:
+    """Item i of what one rank has for another."""
+    return bcast_item(seq, source, i) ^ <uint64_t>(dest + 1) << 40
+
+
 cdef const Step* step_of(const World* world, int rank, int k) noexcept nogil:
     """What a rank calls as its operation k."""
     if rank == world.odd_rank and k == world.odd_step:
         return &world.odd
     return &world.script[k]
+
+
+cdef int64_t pair_count(const Step* step, int source, int dest) noexcept nogil:
+    """Items of the block from one rank to another; the same both ways, for Alltoalls in place."""
+    cdef int which
+    if not step.flags & FLAG_VECTOR:
+        return step.count
+    if step.kind == ALLTOALL:
+        which = source + dest
+    elif step.kind == SCATTER or step.kind == REDUCE_SCATTER:
+        which = dest
+    else:
+        which = source
+    return (step.count + 5 * which) % (step.count + 3)
+
+
+cdef int64_t send_items(const Step* step, int size, int rank) noexcept nogil:
+    cdef int64_t items = 0
+    cdef int r
+    if step.kind == BARRIER:
+        return 0
+    if step.kind == GATHER or step.kind == ALLGATHER:
+        return pair_count(step, rank, step.root)
+    if (step.kind == REDUCE_SCATTER or step.kind == ALLTOALL
+            or (step.kind == SCATTER and step.root == rank)):
+        for r in range(size):
+            items += pair_count(step, rank, r)
+        return items
+    return 0 if step.kind == SCATTER else step.count
+
+
+cdef int64_t recv_items(const Step* step, int size, int rank) noexcept nogil:
+    cdef int64_t items = 0
+    cdef int r
+    if step.kind == BARRIER:
+        return 0
+    if (step.kind == ALLGATHER or step.kind == ALLTOALL
+            or (step.kind == GATHER and step.root == rank)):
+        for r in range(size):
+            items += pair_count(step, r, rank)
+        return items
+    if step.kind == SCATTER:
+        return pair_count(step, step.root, rank)
+    if step.kind == REDUCE_SCATTER:
+        return send_items(step, size, rank) if step.flags & FLAG_IN_PLACE \
+            else pair_count(step, 0, rank)
+    return 0 if step.kind == GATHER else step.count
+
+
+cdef int64_t items_before(const Step* step, int rank, int dest) noexcept nogil:
+    """Where the block from (or, for what is cut by its owner, of) `rank` starts."""
+    cdef int64_t items = 0
+    cdef int r
+    for r in range(rank):
+        items += pair_count(step, r, dest) if step.kind != REDUCE_SCATTER \
+            else pair_count(step, 0, r)
+    return items
+
+
+cdef uint64_t input_item(const Step* step, int size, int rank, int k, int64_t j) noexcept nogil:
+    """Item j of a rank's input."""
+    cdef int r
+    cdef int64_t count
+    if step.kind == GATHER or step.kind == ALLGATHER:
+        return copy_item(k, rank, 0, j)
+    if step.kind == SCATTER or step.kind == ALLTOALL:
+        for r in range(size):
+            count = pair_count(step, rank, r)
+            if j < count:
+                return copy_item(k, rank, r, j)
+            j -= count
+    return rotate((<uint64_t>1) << rank, j)
 
 
 cdef bint is_here(const World* world, int rank) noexcept nogil:
@@ -55,32 +134,39 @@ cdef void fill_buffers(World* world, int rank) noexcept nogil:
     cdef Rank* one = &world.ranks[rank]
     cdef const Step* step
     cdef int k
-    cdef int64_t i
+    cdef int64_t i, at
     for k in range(one.steps):
         step = step_of(world, rank, k)
-        for i in range(step.count):
-            one.send[k][i] = rotate((<uint64_t>1) << rank, i)
-            one.recv[k][i] = 0
-            if step.kind == BCAST and step.root == rank:
-                one.recv[k][i] = bcast_item(k, rank, i)
-            elif step.flags & FLAG_IN_PLACE:
-                one.recv[k][i] = rotate((<uint64_t>1) << rank, i)
+        for i in range(recv_items(step, world.size, rank)):
+            one.recv[k][i] = bcast_item(k, rank, i) \
+                if step.kind == BCAST and step.root == rank else 0
+        for i in range(send_items(step, world.size, rank)):
+            one.send[k][i] = input_item(step, world.size, rank, k, i)
+        if not step.flags & FLAG_IN_PLACE or not has_result(world, rank, step) \
+                or step.kind == SCATTER or step.kind == BCAST:
+            continue
+        at = items_before(step, rank, rank) \
+            if step.kind == GATHER or step.kind == ALLGATHER else 0
+        for i in range(send_items(step, world.size, rank)):
+            one.recv[k][at + i] = one.send[k][i]
 
 
 cdef World* make_world(const World* plan, int64_t* total) noexcept nogil:
     """A new world, one piece of `total` bytes, or NULL."""
     cdef int n = plan.size, r, k
-    cdef int64_t items = plan.odd.count, ranks_at
+    cdef int64_t items = plan.odd.count + 3, ranks_at
     cdef Rooms rooms
     cdef World* world
     cdef Rank* one
     cdef const Settings* settings = &plan.settings
     for k in range(plan.steps_count):
-        items += plan.script[k].count
+        items += plan.script[k].count + 3
+    items *= n
     memset(&rooms, 0, sizeof(Rooms))
     rooms.region_bytes = (sizeof(Engine) + control_bytes_of(settings, n) * (n + 1)
                           + (n + 4) * (sizeof(Entry) + 64)
-                          + settings.ring * (sizeof(Operation) + n * (settings.eager_bytes + 48))
+                          + settings.ring * (sizeof(Operation)
+                                             + n * (settings.eager_bytes + 48 + sizeof(Block)))
                           + settings.outlets_max * sizeof(Outlet) + items * 8 * 6
                           + plan.steps_count * (512 + sizeof(Result)) + 2048)
     if plan.fixed:
@@ -106,9 +192,10 @@ cdef World* make_world(const World* plan, int64_t* total) noexcept nogil:
         one.results = <Result*>region_allocate(&world.network.ports[r].region,
                                                (plan.steps_count + 1) * sizeof(Result))
         for k in range(one.steps):
-            items = step_of(world, r, k).count
-            one.send[k] = <uint64_t*>region_allocate(&world.network.ports[r].region, items * 8)
-            one.recv[k] = <uint64_t*>region_allocate(&world.network.ports[r].region, items * 8)
+            one.send[k] = <uint64_t*>region_allocate(
+                &world.network.ports[r].region, send_items(step_of(world, r, k), n, r) * 8)
+            one.recv[k] = <uint64_t*>region_allocate(
+                &world.network.ports[r].region, recv_items(step_of(world, r, k), n, r) * 8)
         fill_buffers(world, r)
         one.engine = engine_new(&world.network.ports[r].table, settings)
         if one.engine == NULL:
@@ -191,20 +278,51 @@ cdef void call_next(World* world, int rank) noexcept nogil:
     cdef unsigned char* send = <unsigned char*>one.send[k]
     cdef unsigned char* recv = <unsigned char*>one.recv[k]
     cdef int flags = step.flags & FLAG_IN_PLACE
+    cdef int64_t sent[RANKS]
+    cdef int64_t sent_at[RANKS]
+    cdef int64_t got[RANKS]
+    cdef int64_t got_at[RANKS]
+    cdef int64_t send_at = 0, recv_at = 0
+    cdef Layout layout
+    cdef int r
+    cdef bint vector = step.flags & FLAG_VECTOR
     memset(&sig, 0, sizeof(Signature))
     sig.kind = step.kind
     sig.dtype = UINT64
-    sig.redop = NONE if step.kind == BCAST or step.kind == BARRIER else SUM
+    sig.redop = SUM if is_fold(step.kind) else NONE
     sig.root = step.root
-    sig.flags = step.flags & FLAG_RAISE
+    sig.flags = step.flags & (FLAG_RAISE | FLAG_VECTOR)
     sig.count = step.count
-    if step.kind == REDUCE and rank != step.root:
+    layout.send_bytes, layout.send_at = sent, sent_at
+    layout.recv_bytes, layout.recv_at = got, got_at
+    for r in range(world.size):
+        sent[r] = 8 * pair_count(step, rank, r)
+        got[r] = 8 * pair_count(step, r, rank)
+        sent_at[r], got_at[r] = send_at, recv_at
+        send_at += sent[r]
+        recv_at += got[r]
+    if vector and step.kind == REDUCE_SCATTER:
+        sig.count = send_at // 8
+        sig.layout = step.count
+    elif vector and step.kind == ALLGATHER:
+        sig.count = recv_at // 8
+        sig.layout = step.count
+    elif vector:
+        sig.count = 0
+    if is_for_root(step.kind) and rank != step.root:
         recv = NULL
+        flags = 0
+    elif step.kind == SCATTER:
+        if rank != step.root:
+            send = NULL
+        elif flags:
+            recv = NULL
         flags = 0
     elif step.kind == BCAST or flags:
         send = NULL
     one.called += 1
-    if start_operation(one.engine, &sig, 8, send, recv, flags, &one.results[k]) != START_OK:
+    if start_operation(one.engine, &sig, 8, send, recv, flags, &layout,
+                       &one.results[k]) != START_OK:
         world.violation = OUT_OF_ROOM
 
 
@@ -268,7 +386,7 @@ cdef void report(World* world, int violation, int rank, int step) noexcept nogil
 
 
 cdef bint has_result(const World* world, int rank, const Step* step) noexcept nogil:
-    return step.kind != BARRIER and not (step.kind == REDUCE and step.root != rank)
+    return step.kind != BARRIER and not (is_for_root(step.kind) and step.root != rank)
 
 
 cdef void check_value(World* world, int rank, int k) noexcept nogil:
@@ -276,20 +394,44 @@ cdef void check_value(World* world, int rank, int k) noexcept nogil:
     cdef Rank* one = &world.ranks[rank]
     cdef const Result* result = &one.results[k]
     cdef const Step* step = step_of(world, rank, k)
-    cdef uint64_t expected
-    cdef int64_t i
+    cdef uint64_t expected, who = result.contributors.word[0]
+    cdef int64_t i, count, at = 0
+    cdef int r
+    cdef bint in_place = step.flags & FLAG_IN_PLACE and has_result(world, rank, step)
     if result.status == STATUS_OK and has_result(world, rank, step):
-        for i in range(step.count):
-            if step.kind == BCAST:
-                expected = bcast_item(k, step.root, i)
-            else:
-                expected = rotate(result.contributors.word[0], i)
-            if one.recv[k][i] != expected:
-                report(world, WRONG_VALUE, rank, k)
-    if (step.kind == REDUCE or step.kind == ALLREDUCE) and not (
-            step.flags & FLAG_IN_PLACE and has_result(world, rank, step)):
-        for i in range(step.count):
-            if one.send[k][i] != rotate((<uint64_t>1) << rank, i):
+        if step.kind == GATHER or step.kind == ALLGATHER or step.kind == ALLTOALL:
+            for r in range(world.size):
+                count = pair_count(step, r, rank)
+                for i in range(count):
+                    expected = copy_item(k, r, rank if step.kind == ALLTOALL else 0, i) \
+                        if mask_has(&result.contributors, r) else 0
+                    if one.recv[k][at + i] != expected:
+                        report(world, WRONG_VALUE, rank, k)
+                at += count
+        elif step.kind == SCATTER:
+            for i in range(0 if in_place and rank == step.root
+                           else pair_count(step, step.root, rank)):
+                if one.recv[k][i] != copy_item(k, step.root, rank, i):
+                    report(world, WRONG_VALUE, rank, k)
+        else:
+            count = step.count
+            if step.kind == REDUCE_SCATTER:
+                count = pair_count(step, 0, rank)
+                at = items_before(step, rank, rank)
+            elif step.kind == SCAN:
+                who &= ~<uint64_t>0 >> (63 - rank)
+            elif step.kind == EXSCAN:
+                who &= ((<uint64_t>1) << rank) - 1
+                if who == 0:
+                    count = 0           # nobody is before it: undefined
+            for i in range(count):
+                expected = bcast_item(k, step.root, i) if step.kind == BCAST \
+                    else rotate(who, at + i)
+                if one.recv[k][i] != expected:
+                    report(world, WRONG_VALUE, rank, k)
+    if not in_place or step.kind == SCATTER:
+        for i in range(send_items(step, world.size, rank) if step.kind != BCAST else 0):
+            if one.send[k][i] != input_item(step, world.size, rank, k, i):
                 report(world, INPUT_CHANGED, rank, k)
 
 
@@ -312,13 +454,13 @@ cdef void check_status(World* world, int rank, int k) noexcept nogil:
     if k and one.results[k - 1].status == STATUS_MISMATCH:
         report(world, WRONG_STATUS, rank, k)
     if shrank != (result.status == STATUS_RANK_FAILED) and not (
-            step.kind == BCAST and not mask_has(&result.contributors, step.root)):
+            is_from_root(step.kind) and not mask_has(&result.contributors, step.root)):
         report(world, RAISED_WRONGLY, rank, k)
-    if step.kind == BCAST and not shrank:
+    if is_from_root(step.kind) and not shrank:
         if (result.status == STATUS_RANK_FAILED) == mask_has(&result.contributors, step.root):
             report(world, WRONG_STATUS, rank, k)
     if result.status == STATUS_ROOT_LOST and (
-            step.kind != REDUCE or mask_has(&result.contributors, step.root)):
+            not is_for_root(step.kind) or mask_has(&result.contributors, step.root)):
         report(world, WRONG_STATUS, rank, k)
     if result.status == STATUS_RANK_FAILED:
         if mask_empty(&result.failed):
@@ -374,8 +516,9 @@ cdef void check_rank(World* world, int rank) noexcept nogil:
         check_status(world, rank, k)
         check_alike(world, rank, k)
         one.checked += 1
-        nbytes = step_of(world, rank, k).count * 8
+        nbytes = 8 * send_items(step_of(world, rank, k), world.size, rank)
         memset(one.send[k], GARBAGE, nbytes)
+        nbytes = 8 * recv_items(step_of(world, rank, k), world.size, rank)
         memset(one.recv[k], GARBAGE, nbytes)
     for r in range(world.size):
         if (is_here(world, r) and not world.ranks[r].leaving
@@ -395,7 +538,7 @@ cdef bint succeeds_alone(const World* world, int rank) noexcept nogil:
     """The operation in question needs no other rank here: the root has its data, and where a loss
     is raised, or a root is lost, nobody is asked."""
     cdef const Step* step = step_of(world, rank, world.odd_step)
-    return ((step.kind == BCAST and step.root == rank)
+    return ((is_from_root(step.kind) and step.root == rank)
             or world.ranks[rank].results[world.odd_step].status == STATUS_RANK_FAILED
             or world.ranks[rank].results[world.odd_step].status == STATUS_ROOT_LOST)
 
@@ -404,6 +547,7 @@ cdef void check_end(World* world) noexcept nogil:
     """Nothing can happen any more: everyone alive must have everything, and owe nothing."""
     cdef int r, k
     cdef Rank* one
+    cdef const Step* step
     cdef bint noticed = False
     cdef int others = 0
     cdef bint odd_lives = world.odd_rank >= 0 and not world.network.ports[world.odd_rank].dead
@@ -418,8 +562,9 @@ cdef void check_end(World* world) noexcept nogil:
             report(world, HANG, r, one.checked)
             return
         for k in range(one.steps):
-            if not is_garbage(one.send[k], step_of(world, r, k).count) or not is_garbage(
-                    one.recv[k], step_of(world, r, k).count):
+            step = step_of(world, r, k)
+            if not is_garbage(one.send[k], send_items(step, world.size, r)) or not is_garbage(
+                    one.recv[k], recv_items(step, world.size, r)):
                 report(world, TOUCHED_AFTER_RETURN, r, one.checked)
             if one.results[k].status != STATUS_MISMATCH and not mask_has(
                     &one.results[k].contributors, r):
