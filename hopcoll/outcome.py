@@ -8,13 +8,25 @@ from hopcoll.config import seconds
 from hopcoll.errors import ClosedError, MpiError, RankFailedError, TransferTimeoutError
 
 if TYPE_CHECKING:
-    from hopcoll.communicator import Communicator
+    from hopcoll._calls import Calls
 
 __all__ = ["Outcome", "Request"]
 
 #: The kinds of operation, as the engine numbers them, and their names.
-BCAST, REDUCE, ALLREDUCE, BARRIER = range(4)
-KIND_NAMES: Final = ("Bcast", "Reduce", "Allreduce", "Barrier")
+BCAST, REDUCE, ALLREDUCE, BARRIER, GATHER, ALLGATHER, SCATTER, ALLTOALL = range(8)
+REDUCE_SCATTER, SCAN, EXSCAN = range(8, 11)
+KIND_NAMES: Final = (
+    "Bcast",
+    "Reduce",
+    "Allreduce",
+    "Barrier",
+    "Gather",
+    "Allgather",
+    "Scatter",
+    "Alltoall",
+) + ("Reduce_scatter_block", "Scan", "Exscan")
+_FROM_ROOT: Final = (BCAST, SCATTER)
+_TO_ROOT: Final = (REDUCE, GATHER)
 
 #: How an operation ended, as the engine numbers it.
 OK, ROOT_LOST, RANK_FAILED, MISMATCH, CLOSED, MPI_ERROR = range(6)
@@ -97,17 +109,18 @@ class Request:
     """
 
     __slots__ = ("__weakref__", "_communicator", "_failed", "_kind", "_operation", "_outcome",
-                 "_raises", "_root", "_timeout_s")  # fmt: skip
+                 "_raises", "_root", "_timeout_s", "_vector")  # fmt: skip
 
     def __init__(
         self,
-        communicator: Communicator,
+        communicator: Calls,
         operation: Any,
         kind: int,
         *,
         root: int,
         raises: bool,
         timeout_s: float | None,
+        vector: bool = False,
     ) -> None:
         self._communicator = communicator
         self._operation = operation
@@ -115,6 +128,7 @@ class Request:
         self._root = root
         self._raises = raises
         self._timeout_s = timeout_s
+        self._vector = vector
         self._outcome: Outcome | None = None
         # The error itself is made anew each time: a kept one would keep the caller's frames.
         self._failed = False
@@ -203,7 +217,10 @@ class Request:
         return True, self._finish()
 
     def _name(self) -> str:
-        return f"{KIND_NAMES[self._kind]} (operation {self._operation.seq} of this communicator)"
+        name = KIND_NAMES[self._kind]
+        if self._vector:
+            name = "Reduce_scatter" if self._kind == REDUCE_SCATTER else name + "v"
+        return f"{name} (operation {self._operation.seq} of this communicator)"
 
     def _check(self) -> None:
         if self._failed:
@@ -215,7 +232,7 @@ class Request:
         """Turn the engine's status into an outcome or an error: the one table that does it."""
         operation = self._operation
         status = operation.status
-        if status == OK or (status == ROOT_LOST and self._kind == REDUCE and not self._raises):
+        if status == OK or (status == ROOT_LOST and self._kind in _TO_ROOT and not self._raises):
             self._outcome = Outcome(operation)
             return self._outcome
         self._failed = True
@@ -229,11 +246,12 @@ class Request:
 
     def _rank_failed(self) -> RankFailedError:
         failed = tuple(self._operation.failed)
-        if not failed and self._kind in (BCAST, REDUCE):
+        if not failed and self._kind in _FROM_ROOT + _TO_ROOT:
             failed = (self._root,)
         lost = ", ".join(str(rank) for rank in failed)
         noun = "rank" if len(failed) == 1 else "ranks"
-        root = " with its root" if self._kind in (BCAST, REDUCE) and self._root in failed else ""
+        rooted = self._kind in _FROM_ROOT + _TO_ROOT
+        root = " with its root" if rooted and self._root in failed else ""
         return RankFailedError(
             f"{self._name()} lost {noun} {lost}{root}; "
             f"the survivors go on in epoch {self._operation.epoch}",

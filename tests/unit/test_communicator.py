@@ -58,7 +58,7 @@ class FakeEngine:
         self.complete = True
         self.status = {}
 
-    def start(self, kind, dtype, redop, root, count, send_address, recv_address, flags, keep):
+    def start(self, kind, dtype, redop, root, count, send_address, recv_address, flags, keep, lengths=None):
         self.started.append(
             (kind, dtype, redop, root, count, send_address, recv_address, flags, keep)
         )
@@ -174,7 +174,7 @@ def test_bcast(comm):
     a = np.zeros(3, [("a", "i4"), ("b", "f8")])
     comm.Bcast(a, root=2)
     assert engine_of(comm).started == [
-        (BCAST, reduction.BYTES, reduction.NONE, 2, 36, 0, address_of(a), 0, a)
+        (BCAST, reduction.BYTES, reduction.NONE, 2, 36, 0, address_of(a), 0, (None, a))
     ]
 
 

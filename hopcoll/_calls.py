@@ -1,0 +1,126 @@
+"""What all collectives share: the checks before a call counts, and its start."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from hopcoll.config import Config, seconds
+from hopcoll.errors import ClosedError
+from hopcoll.outcome import FORKED, Request
+
+if TYPE_CHECKING:
+    from hopcoll.buffers import Blocks, Buffer
+
+__all__ = [
+    "IN_PLACE_FLAG",
+    "VECTOR_FLAG",
+    "Calls",
+    "address_of",
+    "is_in_place",
+    "layout_of",
+    "on_failure_flags",
+]
+
+# Flags of an operation, as the engine numbers them.
+IN_PLACE_FLAG: Final = 1
+_RAISE: Final = 2
+VECTOR_FLAG: Final = 4
+
+_ON_FAILURE: Final = {"survivors": 0, "raise": _RAISE}
+
+
+class Calls:
+    """The state of a communicator, and the checks that each call makes.
+
+    Each check raises before the operation has taken its place in the order.
+    """
+
+    rank: int
+    size: int
+    config: Config
+    _engine: Any
+    _flags: int
+    _closed: bool
+    _forked: bool
+
+    def _open_engine(self) -> Any:
+        if self._forked:
+            raise ClosedError(FORKED)
+        if self._closed:
+            raise ClosedError("the communicator is closed")
+        return self._engine
+
+    def _check_root(self, root: int) -> int:
+        try:
+            number = operator.index(root)
+        except TypeError:
+            raise TypeError(f"root must be an integer, not {type(root).__name__}") from None
+        if not 0 <= number < self.size:
+            raise ValueError(f"root must be from 0 to {self.size - 1}, not {number}")
+        return number
+
+    def _check_call(
+        self, on_failure: str | None, timeout_s: float | None
+    ) -> tuple[int, float | None]:
+        flags = self._flags if on_failure is None else on_failure_flags(on_failure)
+        if timeout_s is None:
+            return flags, self.config.timeout_s
+        return flags, seconds("timeout_s", timeout_s)
+
+    def _begin(
+        self,
+        engine: Any,
+        kind: int,
+        code: int,
+        op_code: int,
+        root: int,
+        count: int,
+        send: tuple[int, Any],
+        recv: tuple[int, Any],
+        flags: int,
+        limit_s: float | None,
+        lengths: tuple[Any, Any, Any, Any, int] | None = None,
+    ) -> Request:
+        """Start an operation; `send` and `recv` are an address and what keeps it valid."""
+        operation = engine.start(
+            kind, code, op_code, root, count, send[0], recv[0], flags, (send[1], recv[1]), lengths
+        )
+        return Request(
+            self,
+            operation,
+            kind,
+            root=root,
+            raises=bool(flags & _RAISE),
+            timeout_s=limit_s,
+            vector=bool(flags & VECTOR_FLAG),
+        )
+
+
+def on_failure_flags(on_failure: str) -> int:
+    try:
+        return _ON_FAILURE[on_failure]
+    except (KeyError, TypeError):
+        raise ValueError(f"on_failure must be 'survivors' or 'raise', not {on_failure!r}") from None
+
+
+def is_in_place(buf: Any) -> bool:
+    # mpi4py's constant is a singleton; it can only be here if mpi4py.MPI is loaded already.
+    return buf is None or type(buf).__name__ == "InPlaceType"
+
+
+def address_of(memory: Buffer | Blocks | None) -> tuple[int, Any]:
+    """The address that the engine gets, and what keeps it valid; of no memory: 0 and None."""
+    if memory is None:
+        return 0, None
+    buffer = getattr(memory, "buffer", memory)
+    return buffer.address, buffer.array
+
+
+def layout_of(nbytes: np.ndarray) -> int:
+    """A number that two ranks have in common where all their blocks are of the same lengths."""
+    digest = hashlib.blake2b(np.ascontiguousarray(nbytes), digest_size=8).digest()
+    return int.from_bytes(digest, "little") | 1
