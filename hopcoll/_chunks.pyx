@@ -343,7 +343,7 @@ cdef void check_complete(Engine* engine, Operation* op) noexcept nogil:
     cdef int b
     if op.complete or op.awaited or awaits_root(engine, op) or not is_active(engine, op):
         return
-    if is_private(op.sig.kind):
+    if is_private(op.sig.kind) and not engine.settings.sabotage & BREAK_SEAL:
         engine.wholes_due |= not op.whole
         op.whole = 1              # complete when everyone is
         return

@@ -68,6 +68,7 @@ cdef enum Sabotage:
     BREAK_TAINT = 8
     BREAK_VOIDS = 16
     BREAK_RETENTION = 32
+    BREAK_SEAL = 64
 
 cdef struct Mask:
     uint64_t word[MASK_WORDS]

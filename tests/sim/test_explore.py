@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import pytest
 
-from hopcoll._simulation import IN_PLACE, RAISE, explore_all
+from hopcoll._simulation import IN_PLACE, RAISE, VECTOR, explore_all
 
 SMALL = {"depth": 1, "ring": 4, "window": 1, "active": 1}
 TWO = {**SMALL, "depth": 2, "active": 2}
 #: Requests end long after their messages, in any order; the windows are wider.
 LATE = {**SMALL, "window": 2, "sent": "late", "lost": "late"}
+#: Every rank has a block for every other.
+BLOCKS = {**SMALL, "outlets_max": 64}
+LATE_BLOCKS = {**LATE, "outlets_max": 64}
 
 
 def exhaust(size, script, deaths, **options):
@@ -98,15 +101,74 @@ def test_allreduce_in_chunks_of_five_ranks_in_one_order():
     exhaust(5, [("allreduce", 5, 0, 0)], deaths=1, order="lowest", outlets_max=32, **SMALL)
 
 
+@pytest.mark.parametrize("root", range(3))
+@pytest.mark.parametrize("kind", ["gather", "scatter"])
+@pytest.mark.parametrize("count", [1, 2], ids=["one", "chunks"])
+def test_blocks_of_a_root(kind, root, count):
+    exhaust(3, [(kind, count, root, 0)], deaths=2, **BLOCKS)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        ("gather", 3, 1, VECTOR),
+        ("scatter", 3, 1, VECTOR),
+        *[(kind, 1, 0, 0) for kind in ("allgather", "alltoall", "reduce_scatter")],
+        *[(kind, 2, 0, VECTOR) for kind in ("allgather", "alltoall", "reduce_scatter")],
+        *[(kind, count, 0, 0) for kind in ("scan", "exscan") for count in (1, 2)],
+        ("allgather", 2, 0, IN_PLACE),
+        ("alltoall", 2, 0, IN_PLACE),
+        ("reduce_scatter", 2, 0, IN_PLACE),
+        ("exscan", 4, 0, IN_PLACE),
+    ],
+    ids=lambda step: f"{step[0]}-{step[1]}-{step[3]}",
+)
+def test_blocks_of_all(step):
+    exhaust(3, [step], deaths=2, **BLOCKS)
+
+
+@pytest.mark.parametrize("kind", ["gather", "allgather", "scatter", "reduce_scatter", "scan"])
+def test_blocks_with_late_requests(kind):
+    exhaust(3, [(kind, 2, 0, 0)], deaths=2 if kind in ("gather", "scatter") else 1, **LATE_BLOCKS)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        [("scan", 2, 0, 0), ("allreduce", 1, 0, 0)],
+        [("scatter", 2, 1, 0), ("gather", 2, 2, 0)],
+        [("exscan", 1, 0, RAISE), ("scatter", 2, 0, RAISE)],
+    ],
+    ids=["scan", "root", "raise"],
+)
+def test_two_operations_with_blocks(script):
+    exhaust(3, script, deaths=1, **{**TWO, "outlets_max": 64})
+
+
+@pytest.mark.parametrize("odd_rank", range(3))
+@pytest.mark.parametrize("kind", ["gather", "scatter", "alltoall"])
+def test_lengths_that_two_ranks_disagree_on(kind, odd_rank):
+    """In a vector form two ranks alone know the length of the block between them."""
+    odd = (odd_rank, 0, (kind, 5, 1, VECTOR))
+    exhaust(3, [(kind, 3, 1, VECTOR)], deaths=0, odd=odd, **BLOCKS)
+
+
+@pytest.mark.parametrize("kind", ["allgather", "scatter", "alltoall", "reduce_scatter", "exscan"])
+def test_blocks_of_five_ranks_in_one_order(kind):
+    exhaust(5, [(kind, 2, 0, 0)], deaths=1, order="lowest", **{**BLOCKS, "outlets_max": 128})
+
+
 @pytest.mark.parametrize(
     ("script", "deaths"),
     [
+        ([("scan", 2, 0, 0)], 1),
+        ([("scatter", 1, 0, 0)], 1),
         ([("bcast", 1, 0, 0)], 1),
         ([("bcast", 3, 1, 0)], 1),
         ([("reduce", 3, 1, 0)], 1),
         ([("allreduce", 1, 0, 0)], 0),
     ],
-    ids=["small-bcast", "bcast", "reduce", "allreduce"],
+    ids=["scan", "scatter", "small-bcast", "bcast", "reduce", "allreduce"],
 )
 def test_equal_digests_mean_equal_outcomes(script, deaths):
     """Telling worlds apart by all their bytes finds more worlds, and the same set of outcomes."""
@@ -123,6 +185,7 @@ def test_equal_digests_mean_equal_outcomes(script, deaths):
         ("retention", [("bcast", 8, 0, 0)]),  # longer than what is kept
         ("voids", [("reduce", 6, 0, 0)]),
         ("taint", [("allreduce", 6, 0, 0)]),
+        ("seal", [("scatter", 2, 0, 0)]),
     ],
 )
 def test_a_broken_rule_is_found(rule, script):

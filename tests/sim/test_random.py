@@ -16,6 +16,7 @@ CAUGHT_WITHIN = {
     "taint": ("plain", 200),
     "voids": ("plain", 100),
     "retention": ("plain", 100),
+    "seal": ("plain", 200),
 }
 
 
