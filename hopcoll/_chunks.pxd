@@ -8,6 +8,7 @@ cdef int prepare_blocks(Engine* engine, Operation* op, const Layout* layout,
                         unsigned char* recv) noexcept nogil
 cdef void count_awaited(Engine* engine, Operation* op) noexcept nogil
 cdef void attach_early(Engine* engine, Operation* op) noexcept nogil
+cdef Quarrel find_quarrel(const Engine* engine, const Operation* op) noexcept nogil
 cdef void check_lengths(Engine* engine, Operation* op) noexcept nogil
 cdef void pump_chunks(Engine* engine, Operation* op) noexcept nogil
 cdef bint awaits_root(const Engine* engine, const Operation* op) noexcept nogil

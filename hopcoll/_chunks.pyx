@@ -471,35 +471,66 @@ cdef void close_outlet(Engine* engine, Operation* op, int32_t index) noexcept no
     retire_outlet(engine, op, index)
 
 
+cdef int64_t length_of(const Operation* op, int b) noexcept nogil:
+    """How long a block is that others ask us for."""
+    cdef const Block* block = &op.block[b]
+    return block.out.nbytes if block.send != NULL and not is_fold(op.sig.kind) \
+        else block.grid.nbytes
+
+
+cdef bint belongs(const Operation* op, const Outlet* outlet) noexcept nogil:
+    """Whether a stream was asked for by what we have called as well."""
+    return (op.called and not op.small and signature_equal(&outlet.sig, &op.sig)
+            and outlet.block < op.blocks)
+
+
 cdef bint attach(Engine* engine, Operation* op, int32_t index) noexcept nogil:
     """Puts a stream that was asked for beside its block, if we have called what it belongs to.
-    What was asked for by another call is not given: the mismatch will be decided."""
+    What was asked for by another call, or in another length, is not given: the mismatch will be
+    decided."""
     cdef Outlet* outlet = &engine.outlets[index]
     cdef Block* block
-    cdef int64_t ours
-    if (not op.called or op.small or not signature_equal(&outlet.sig, &op.sig)
-            or outlet.block >= op.blocks):
+    if not belongs(op, outlet):
         return False
-    block = &op.block[outlet.block]
-    ours = block.out.nbytes if block.send != NULL and not is_fold(op.sig.kind) \
-        else block.grid.nbytes
-    if ours != outlet.nbytes:
-        if op.quarrel.source < 0:
-            op.quarrel.source = engine.rank
-            op.quarrel.dest = outlet.spring.dest
-            op.quarrel.sent_bytes = ours
-            op.quarrel.expected_bytes = outlet.nbytes
+    if length_of(op, outlet.block) != outlet.nbytes:
         complain(engine, op)
         return False
+    block = &op.block[outlet.block]
     outlet.attached = 1
     outlet.next = block.outlets[outlet.phase]
     block.outlets[outlet.phase] = index
     return True
 
 
+cdef Quarrel find_quarrel(const Engine* engine, const Operation* op) noexcept nogil:
+    """Whether someone asked us for a block in another length."""
+    cdef Quarrel quarrel
+    cdef int32_t index = op.early
+    cdef const Outlet* outlet
+    memset(&quarrel, 0, sizeof(quarrel))
+    quarrel.source = -1
+    while index >= 0:
+        outlet = &engine.outlets[index]
+        if belongs(op, outlet):
+            quarrel.source = engine.rank
+            quarrel.dest = outlet.spring.dest
+            quarrel.sent_bytes = length_of(op, outlet.block)
+            quarrel.expected_bytes = outlet.nbytes
+        index = outlet.next
+    return quarrel
+
+
 cdef void keep_early(Engine* engine, Operation* op, int32_t index) noexcept nogil:
     engine.outlets[index].next = op.early
     op.early = index
+
+
+cdef void drop_told(Engine* engine, Operation* op, int32_t index) noexcept nogil:
+    """A stream of an empty block only told its length."""
+    cdef Outlet* outlet = &engine.outlets[index]
+    if op.called and outlet.spring.end == 0 and (outlet.attached or not belongs(op, outlet)):
+        retire_outlet(engine, op, index)
+        outlet.attached = 0
 
 
 cdef void attach_early(Engine* engine, Operation* op) noexcept nogil:
@@ -510,7 +541,7 @@ cdef void attach_early(Engine* engine, Operation* op) noexcept nogil:
         next = engine.outlets[index].next
         if not attach(engine, op, index):
             keep_early(engine, op, index)
-        retire_outlet(engine, op, index)      # an empty block, which only told its length
+        drop_told(engine, op, index)
         index = next
 
 
@@ -572,11 +603,8 @@ cdef void on_grant(Engine* engine, int peer, const Head* head,
     outlet.spring.limit = body.limit
     if not attach(engine, op, index):
         keep_early(engine, op, index)
-        if op.called:
-            retire_outlet(engine, op, index)
-    elif body.end == 0:
-        retire_outlet(engine, op, index)
-    else:
+    drop_told(engine, op, index)
+    if engine.outlets[index].attached:
         pump_block(engine, op, body.block)
         check_complete(engine, op)
 

@@ -20,7 +20,7 @@ from hopcoll._state cimport *
 from hopcoll._operation cimport enter_epoch, settle
 from hopcoll._plan cimport block_count, is_private
 from hopcoll._records cimport claim, send_message
-from hopcoll._chunks cimport part_streams
+from hopcoll._chunks cimport find_quarrel, part_streams
 
 
 cdef void send_ballot(Engine* engine, int dest, int type, const void* body,
@@ -61,7 +61,7 @@ cdef int64_t write_status(Engine* engine, int64_t ballot) noexcept nogil:
         item.small = op.small
         item.complete = op.complete and op.status == STATUS_OK
         item.whole = not op.small and op.awaited == 0
-        item.quarrel = op.quarrel
+        item.quarrel = find_quarrel(engine, op)
         if not op.small:
             for b in range(op.blocks):
                 if holds(engine, op, b):

@@ -605,6 +605,8 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
             refresh_attempt(engine, op)
         if op.complained and op.small and not op.complete:
             ask_again(engine, op)
+        if not op.complete:
+            check_lengths(engine, op)
     engine.told_done = -1
     engine.told_stable = -1
     engine.watermark_due = 1

@@ -50,7 +50,6 @@ cdef Operation* claim(Engine* engine, int64_t seq) noexcept nogil:
     op.attempt = -1
     op.early = -1
     op.whole_told = -1
-    op.quarrel.source = -1
     for i in range(BLOCKS_MAX):
         op.holder[i] = NOBODY
     return op

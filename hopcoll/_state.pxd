@@ -183,7 +183,6 @@ cdef struct Operation:
     int32_t wholes_epoch      # at the coordinator: who is whole in which epoch
     int32_t pad
     Mask wholes
-    Quarrel quarrel
     int64_t item_bytes
     int64_t nbytes            # of a contribution (small), or of a result that lies in one piece
     int64_t undo_bytes
