@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hopcoll import _life
 from hopcoll._calls import on_failure_flags
-from hopcoll._reductions import Reductions
+from hopcoll._objects import Objects
 from hopcoll.config import Config, seconds
 from hopcoll.errors import HopcollError, MpiError, RankFailedError, TransferTimeoutError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Communicator"]
 
 
-class Communicator(Reductions):
+class Communicator(Objects):
     """Collectives over the ranks of an MPI communicator, which go on when ranks die.
 
     Making one is collective over `comm` and blocking: the communicator is duplicated, every pair of
@@ -113,6 +113,7 @@ class Communicator(Reductions):
         self._flags = flags
         self._closed = False
         self._forked = False
+        self._outcome = None
         self.config = config
         self.rank = engine.rank
         self.size = engine.size
