@@ -216,6 +216,15 @@ class Request:
             return False, None
         return True, self._finish()
 
+    def Wait(self) -> bool:
+        """Wait as `wait` does; True, as mpi4py spells it. The outcome is in `outcome`."""
+        self.wait()
+        return True
+
+    def Test(self) -> bool:
+        """Tell whether the operation is complete, as mpi4py spells it; see `test`."""
+        return self.test()[0]
+
     def _name(self) -> str:
         name = KIND_NAMES[self._kind]
         if self._vector:
