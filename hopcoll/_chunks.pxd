@@ -4,9 +4,6 @@ from libc.stdint cimport int64_t
 from cython_kernels.transport cimport Event
 from hopcoll._state cimport *
 
-cdef int prepare_blocks(Engine* engine, Operation* op, const Layout* layout,
-                        unsigned char* recv) noexcept nogil
-cdef void count_awaited(Engine* engine, Operation* op) noexcept nogil
 cdef void attach_early(Engine* engine, Operation* op) noexcept nogil
 cdef Quarrel find_quarrel(const Engine* engine, const Operation* op) noexcept nogil
 cdef void check_lengths(Engine* engine, Operation* op) noexcept nogil

@@ -9,13 +9,13 @@ from libc.stdint cimport int64_t, int32_t, uint8_t
 from libc.string cimport memcpy, memset
 from cython_kernels.transport cimport Event, EVENT_RECEIVED
 from cython_kernels.stream cimport (
-    Sink, CHUNK_NONE, CHUNK_PARTIAL, CHUNK_FINAL, make_grid, chunk_length, sink_open, sink_post,
+    Grid, Sink, CHUNK_NONE, CHUNK_PARTIAL, CHUNK_FINAL, chunk_length, sink_open, sink_post,
     sink_arrived, sink_credit_due, sink_idle, spring_push, send_voids)
 from cython_kernels.reduction cimport reduce_into, divide
 from hopcoll._state cimport *
 from hopcoll._plan cimport (
-    block_at, block_count, block_dest, block_start, chain_prefix, final_source, is_finalizer,
-    is_fold, is_for_root, is_private, is_scan, is_wanted, partial_source)
+    block_at, chain_prefix, final_source, is_finalizer, is_fold, is_for_root, is_private, is_scan,
+    is_wanted, partial_source)
 from hopcoll._records cimport (
     attempt_members, claim, compare_signature, complain, send_message)
 
@@ -28,101 +28,6 @@ cdef enum:
 
 cdef inline int64_t token_of(int kind, int64_t index, int64_t part) noexcept nogil:
     return (<int64_t>kind << 60) | (index << 12) | part
-
-
-# ---- laying out ---------------------------------------------------------------------------
-
-cdef void land(Block* block, const unsigned char* source) noexcept nogil:
-    """A block that we have ourselves: into its place, unless it is there already."""
-    if source != NULL and block.recv != source and block.grid.nbytes:
-        memcpy(block.recv, source, block.grid.nbytes)
-
-
-cdef int lay_out(Engine* engine, Operation* op, const Layout* layout,
-                 unsigned char* recv) noexcept nogil:
-    """Where each block's bytes are here, and go to."""
-    cdef int kind = op.sig.kind, size = engine.size, me = engine.rank, b
-    cdef int64_t unit = op.sig.count * op.item_bytes, begin, end
-    cdef int64_t chunk_bytes = engine.settings.chunk_bytes
-    cdef bint vector = op.sig.flags & FLAG_VECTOR
-    cdef Block* block
-    for b in range(op.blocks):
-        block = &op.block[b]
-        begin, end = b * unit, (b + 1) * unit
-        if kind == ALLREDUCE:
-            begin = (b * op.sig.count // op.blocks) * op.item_bytes
-            end = ((b + 1) * op.sig.count // op.blocks) * op.item_bytes
-        elif kind == REDUCE_SCATTER and vector:
-            begin, end = layout.send_at[b], layout.send_at[b] + layout.send_bytes[b]
-        if is_fold(kind) or kind == BCAST:
-            block.grid = make_grid(end - begin, chunk_bytes)
-            block.send = op.send + begin if op.send != NULL else NULL
-            if op.base != NULL and not (kind == REDUCE_SCATTER and b != me):
-                block.recv = op.base + (0 if kind == REDUCE_SCATTER else begin)
-            elif op.scratch != NULL:
-                block.recv = op.scratch + begin
-            if kind == BCAST and op.sig.root == me:
-                block.send = NULL
-            continue
-        # A copy: what comes, what goes, and what stays.
-        if kind == ALLGATHER or kind == ALLTOALL or (kind == GATHER and op.sig.root == me):
-            block.grid = make_grid(layout.recv_bytes[b] if vector else unit, chunk_bytes)
-            block.recv = recv + (layout.recv_at[b] if vector else begin)
-        elif kind == SCATTER and b == me and recv != NULL:
-            block.grid = make_grid(layout.recv_bytes[me] if vector else unit, chunk_bytes)
-            block.recv = recv
-        if kind == ALLTOALL or (kind == SCATTER and op.sig.root == me):
-            block.out = make_grid(layout.send_bytes[b] if vector else unit, chunk_bytes)
-            block.send = op.send + (layout.send_at[b] if vector else begin)
-        elif kind == GATHER and b == me and op.sig.root != me:
-            block.out = make_grid(layout.send_bytes[me] if vector else unit, chunk_bytes)
-            block.send = op.send
-        if b == me and block.recv != NULL:
-            land(block, block.send if block.send != NULL else op.send)
-    return START_OK
-
-
-cdef int prepare_blocks(Engine* engine, Operation* op, const Layout* layout,
-                        unsigned char* recv) noexcept nogil:
-    cdef int b, kind = op.sig.kind
-    cdef int64_t states = 0
-    cdef Block* block
-    op.blocks = block_count(kind, engine.size)
-    op.block = <Block*>engine.transport.allocate(engine.transport.self,
-                                                 op.blocks * sizeof(Block))
-    if op.block == NULL:
-        op.blocks = 0
-        return START_NO_MEMORY
-    memset(op.block, 0, op.blocks * sizeof(Block))
-    lay_out(engine, op, layout, recv)
-    for b in range(op.blocks):
-        block = &op.block[b]
-        block.start = block_start(kind, engine.size, op.sig.root, b, op.blocks)
-        block.dest = block_dest(kind, engine.rank, op.sig.root, b)
-        block.epoch = -1
-        block.outlets[0] = block.outlets[1] = -1
-        block.offset = block.recv - op.base
-        block.state = states
-        states += block.grid.chunks
-    op.chunks = states
-    op.states = <uint8_t*>engine.transport.allocate(engine.transport.self, states + 1)
-    if op.states == NULL:
-        return START_NO_MEMORY
-    memset(op.states, CHUNK_NONE, states + 1)
-    for b in range(op.blocks):
-        block = &op.block[b]
-        if block.start == engine.rank and not is_fold(kind):
-            memset(op.states + block.state, CHUNK_FINAL, block.grid.chunks)
-            block.finals = block.grid.chunks
-    return START_OK
-
-
-cdef void count_awaited(Engine* engine, Operation* op) noexcept nogil:
-    cdef int b
-    op.awaited = 0
-    for b in range(op.blocks):
-        if is_wanted(engine, op, b):
-            op.awaited += op.block[b].grid.chunks - op.block[b].finals
 
 
 # ---- chunks -------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The collectives of Python objects: bcast, gather, allreduce and the others in lower case.
 
-An object travels as one piece of bytes: its pickle (protocol 5) with the memory of its arrays behind
-it, as it lies, and not inside. What arrives is not copied again: arrays are views of what was
+An object travels as one piece of bytes: its pickle (protocol 5), and behind that the memory of its
+arrays as it lies. What arrives is not copied again: arrays are views of what was
 received. Nobody but the sender knows how long a piece is, so the lengths go first; pieces of up to
 `_INLINE_BYTES` go along with them.
 """

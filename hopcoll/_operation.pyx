@@ -15,8 +15,9 @@ from hopcoll._records cimport (
     ask_again, attempt_members, claim, compare_signature, complain, fate_of, free_records,
     refresh_attempt, release_memory, send_message)
 from hopcoll._chunks cimport (
-    attach_early, awaits_root, check_chunk_faults, check_lengths, count_awaited, end_streams,
-    on_credit, on_grant, prepare_blocks, pump_chunks, rerun_chunks)
+    attach_early, awaits_root, check_chunk_faults, check_lengths, end_streams, on_credit, on_grant,
+    pump_chunks, rerun_chunks)
+from hopcoll._layout cimport count_awaited, prepare_blocks
 
 cdef enum:
     AVG = 10

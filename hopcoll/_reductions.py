@@ -15,7 +15,7 @@ from hopcoll._calls import (
     is_in_place,
     layout_of,
 )
-from hopcoll._copies import Copies
+from hopcoll._gathers import Gathers
 from hopcoll.buffers import Buffer
 from hopcoll.ops import AVG, SUM, Op, resolve
 from hopcoll.outcome import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Reductions"]
 
 
-class Reductions(Copies):
+class Reductions(Gathers):
     """The part of `hopcoll.Communicator` that combines the inputs of ranks."""
 
     def Reduce(
@@ -228,7 +228,9 @@ class Reductions(Copies):
         on_failure: str | None = None,
         timeout_s: float | None = None,
     ) -> Outcome:
-        """Reduce, and give each rank its block of the result. Collective, blocking; see `Ireduce_scatter_block`.
+        """Reduce, and give each rank its block of the result.
+
+        Collective, blocking; see `Ireduce_scatter_block`.
 
         The block of a rank that is gone is not made.
 
@@ -286,8 +288,9 @@ class Reductions(Copies):
         `eager_bytes`, counted over all blocks, need none). Memory beyond the window: partial sums
         as large as the input, and with `IN_PLACE` an undo copy.
 
-        Parameters and errors are those of `Reduce_scatter_block`; the errors of the operation itself come from
-        the request. May block until earlier operations are stable, when many are outstanding.
+        Parameters and errors are those of `Reduce_scatter_block`; the errors of the operation
+        itself come from the request. May block until earlier operations are stable, when many are
+        outstanding.
 
         Returns
         -------
@@ -327,7 +330,9 @@ class Reductions(Copies):
         on_failure: str | None = None,
         timeout_s: float | None = None,
     ) -> Outcome:
-        """Reduce, and give each rank its part of the result. Collective, blocking; see `Ireduce_scatter`.
+        """Reduce, and give each rank its part of the result.
+
+        Collective, blocking; see `Ireduce_scatter`.
 
         The part of a rank that is gone is not made.
 
@@ -384,8 +389,9 @@ class Reductions(Copies):
 
         As `Ireduce_scatter_block` does it, with parts of any length.
 
-        Parameters and errors are those of `Reduce_scatter`; the errors of the operation itself come from
-        the request. May block until earlier operations are stable, when many are outstanding.
+        Parameters and errors are those of `Reduce_scatter`; the errors of the operation itself
+        come from the request. May block until earlier operations are stable, when many are
+        outstanding.
 
         Returns
         -------
@@ -428,7 +434,9 @@ class Reductions(Copies):
         on_failure: str | None = None,
         timeout_s: float | None = None,
     ) -> Outcome:
-        """Reduce the inputs of the ranks up to and with this one. Collective, blocking; see `Iscan`.
+        """Reduce the inputs of the ranks up to and with this one.
+
+        Collective, blocking; see `Iscan`.
 
         The result holds the input of each contributor whose rank is not higher than this one, each
         exactly once.

@@ -353,7 +353,8 @@ cdef list describe_operation(const Engine* e, const Operation* op):
     for b in range(op.blocks):
         block = &op.block[b]
         states = "".join(str(op.states[block.state + c]) for c in range(block.grid.chunks))
-        out.append(f"        block {b}: {block.start} to {block.dest} epoch {block.epoch} finals {block.finals} states {states} "
+        out.append(f"        block {b}: {block.start} to {block.dest} epoch {block.epoch} "
+                   f"finals {block.finals} states {states} "
                    f"in flight {block.in_flight}")
         for phase in range(2):
             sink = &block.sink[phase]

@@ -58,7 +58,10 @@ class FakeEngine:
         self.complete = True
         self.status = {}
 
-    def start(self, kind, dtype, redop, root, count, send_address, recv_address, flags, keep, lengths=None):
+    def start(
+        self, kind, dtype, redop, root, count, send_address, recv_address, flags, keep,
+        lengths=None,
+    ):  # fmt: skip
         self.started.append(
             (kind, dtype, redop, root, count, send_address, recv_address, flags, keep)
         )

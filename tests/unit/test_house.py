@@ -183,6 +183,8 @@ def test_no_native_collectives():
                 if isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
                 and node.func.attr in NATIVE_METHODS
+                # A communicator of ours that calls itself.
+                and not (isinstance(node.func.value, ast.Name) and node.func.value.id == "self")
             ]
     assert not wrong
 
