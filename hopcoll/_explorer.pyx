@@ -239,6 +239,7 @@ cdef uint64_t mix_outlets(Explorer* x, uint64_t h, int rank, const Engine* engin
         if not outlet.attached:
             h = mix(h, <uint64_t>outlet.block << 32 | <uint64_t>outlet.phase)
             h = mix(h, <uint64_t>outlet.sig.kind << 32 ^ <uint64_t>outlet.sig.count)
+            h = mix(h, outlet.nbytes)
         x.outlet_name[rank][index] = x.outlet_count[rank]
         x.outlet_count[rank] += 1
         h = mix(h, 0x0071E7 ^ <uint64_t>outlet.epoch << 32 ^ <uint64_t>outlet.early << 60)
