@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IN_PLACE_FLAG",
+    "ORDERED_FLAG",
     "VECTOR_FLAG",
     "Calls",
     "address_of",
     "is_in_place",
     "layout_of",
+    "number_of",
     "on_failure_flags",
 ]
 
@@ -29,6 +31,7 @@ __all__ = [
 IN_PLACE_FLAG: Final = 1
 _RAISE: Final = 2
 VECTOR_FLAG: Final = 4
+ORDERED_FLAG: Final = 8
 
 _ON_FAILURE: Final = {"survivors": 0, "raise": _RAISE}
 
@@ -83,12 +86,15 @@ class Calls:
         recv: tuple[int, Any],
         flags: int,
         limit_s: float | None,
-        lengths: tuple[Any, Any, Any, Any, int] | None = None,
+        lengths: tuple[Any, Any, Any, Any] | None = None,
+        function: tuple[Any, np.dtype] | None = None,
+        agreed: int = 0,
     ) -> Request:
         """Start an operation; `send` and `recv` are an address and what keeps it valid."""
         operation = engine.start(
-            kind, code, op_code, root, count, send[0], recv[0], flags, (send[1], recv[1]), lengths
-        )
+            kind, code, op_code, root, count, send[0], recv[0], flags, (send[1], recv[1]),
+            lengths, function, agreed,
+        )  # fmt: skip
         return Request(
             self,
             operation,
@@ -122,5 +128,9 @@ def address_of(memory: Buffer | Blocks | None) -> tuple[int, Any]:
 
 def layout_of(nbytes: np.ndarray) -> int:
     """A number that two ranks have in common where all their blocks are of the same lengths."""
-    digest = hashlib.blake2b(np.ascontiguousarray(nbytes), digest_size=8).digest()
-    return int.from_bytes(digest, "little") | 1
+    return number_of(np.ascontiguousarray(nbytes).tobytes())
+
+
+def number_of(what: bytes) -> int:
+    """A number that two ranks have in common where they agree; never 0."""
+    return int.from_bytes(hashlib.blake2b(what, digest_size=8).digest(), "little") | 1

@@ -11,13 +11,13 @@ from cython_kernels.transport cimport Event, EVENT_RECEIVED
 from cython_kernels.stream cimport (
     Grid, Sink, CHUNK_NONE, CHUNK_PARTIAL, CHUNK_FINAL, chunk_length, sink_open, sink_post,
     sink_arrived, sink_credit_due, sink_idle, spring_push, send_voids)
-from cython_kernels.reduction cimport reduce_into, divide
+from cython_kernels.reduction cimport divide
 from hopcoll._state cimport *
 from hopcoll._plan cimport (
-    block_at, chain_prefix, final_source, is_finalizer, is_fold, is_for_root, is_private, is_scan,
+    block_at, chain_prefix, ends_at_root, final_source, is_finalizer, is_fold, is_private, is_scan,
     is_wanted, partial_source)
 from hopcoll._records cimport (
-    attempt_members, claim, compare_signature, complain, send_message)
+    attempt_members, claim, combine, compare_signature, complain, send_message)
 
 cdef enum:
     AVG = 10
@@ -270,7 +270,7 @@ cdef void pump_chunks(Engine* engine, Operation* op) noexcept nogil:
 
 cdef bint awaits_root(const Engine* engine, const Operation* op) noexcept nogil:
     """What is only for the root is over for another rank when the root says so."""
-    return is_for_root(op.sig.kind) and op.sig.root != engine.rank
+    return ends_at_root(&op.sig) and op.sig.root != engine.rank
 
 
 cdef void chunk_received(Engine* engine, Operation* op, int b, int phase, int64_t chunk,
@@ -293,9 +293,9 @@ cdef void chunk_received(Engine* engine, Operation* op, int b, int phase, int64_
     if phase == FINAL_PHASE:
         make_final(op, block, chunk)
     else:
-        reduce_into(op.sig.dtype, op.sig.redop,
-                    op.scratch + at if op.sig.kind == EXSCAN else block.recv + at,
-                    block.recv + at, block.send + at, nbytes // op.item_bytes)
+        if not combine(engine, op, op.scratch + at if op.sig.kind == EXSCAN else block.recv + at,
+                       block.recv + at, block.send + at, nbytes):
+            return             # it is never complete here: its caller leaves
         state[0] = CHUNK_PARTIAL
         if is_finalizer(engine, op, b):
             finalize_chunk(engine, op, block, chunk)

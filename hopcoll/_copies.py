@@ -403,18 +403,17 @@ class Copies(Calls):
         shape: Any = send if send is not None else recv
         blocks = isinstance(shape, Blocks)
         code = shape.buffer.code if blocks else shape.code
-        count, lengths = 0, None
+        count, lengths, layout = 0, None, 0
         if vector:
             flags |= VECTOR_FLAG
             send_bytes, send_at = self._lengths(send)
             recv_bytes, recv_at = self._lengths(recv)
-            layout = 0
             if kind == ALLTOALL and send is None:
                 send_bytes, send_at = recv_bytes, recv_at
             elif kind == ALLGATHER and isinstance(recv, Blocks):
                 count = int(recv_bytes.sum()) // recv.item_bytes
                 layout = layout_of(recv_bytes)
-            lengths = (send_bytes, send_at, recv_bytes, recv_at, layout)
+            lengths = (send_bytes, send_at, recv_bytes, recv_at)
         elif blocks:
             count = int(shape.nbytes[0]) // shape.item_bytes
         else:
@@ -429,7 +428,7 @@ class Copies(Calls):
             flags |= IN_PLACE_FLAG
         return self._begin(
             engine, kind, code, reduction.NONE, root, count, send_from, recv_to, flags, limit_s,
-            lengths,
+            lengths, None, layout,
         )  # fmt: skip
 
     def _lengths(self, memory: Buffer | Blocks | None) -> tuple[np.ndarray, np.ndarray]:

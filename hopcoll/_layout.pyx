@@ -74,6 +74,10 @@ cdef int prepare_blocks(Engine* engine, Operation* op, const Layout* layout,
         block = &op.block[b]
         block.start = block_start(kind, engine.size, op.sig.root, b, op.blocks)
         block.dest = block_dest(kind, engine.rank, op.sig.root, b)
+        if op.sig.flags & FLAG_ORDERED:
+            block.start = 0
+            if kind == REDUCE:
+                block.dest = -1
         block.epoch = -1
         block.outlets[0] = block.outlets[1] = -1
         block.offset = block.recv - op.base

@@ -443,7 +443,7 @@ class Objects(Reductions):
 
 def _function(op: Any) -> Fold:
     if isinstance(op, Op):
-        return _FUNCTIONS[op.name]
+        return _FUNCTIONS[op.name] if op.function is None else op.function
     if not callable(op):
         raise TypeError(f"op must be an operation or a callable of two objects, not {op!r}")
     function: Fold = op

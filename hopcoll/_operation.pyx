@@ -8,11 +8,11 @@ is done too and no ballot holds us frozen (a promise to everyone: a done operati
 from libc.stdint cimport int64_t, int32_t
 from libc.string cimport memcpy, memset
 from cython_kernels.stream cimport sink_idle
-from cython_kernels.reduction cimport reduce_into, divide
+from cython_kernels.reduction cimport divide
 from hopcoll._state cimport *
-from hopcoll._plan cimport is_fold, is_for_root, is_from_root, is_private
+from hopcoll._plan cimport ends_at_root, is_fold, is_from_root, is_private
 from hopcoll._records cimport (
-    ask_again, attempt_members, claim, compare_signature, complain, fate_of, free_records,
+    ask_again, attempt_members, claim, combine, compare_signature, complain, fate_of, free_records,
     refresh_attempt, release_memory, send_message)
 from hopcoll._chunks cimport (
     attach_early, awaits_root, check_chunk_faults, check_lengths, end_streams, on_credit, on_grant,
@@ -227,8 +227,7 @@ cdef void fold_small(Engine* engine, Operation* op, const Mask* members, int64_t
             if not folded:
                 memcpy(op.base, one, nbytes)
             else:
-                reduce_into(op.sig.dtype, op.sig.redop, op.base, op.base, one,
-                            nbytes // op.item_bytes)
+                combine(engine, op, op.base, op.base, one, nbytes)
             folded += 1
     if op.sig.redop == AVG:
         divide(op.sig.dtype, op.base, nbytes // op.item_bytes, folded)
@@ -367,7 +366,7 @@ cdef void answer_fetch(Engine* engine, const Operation* op, int peer,
     cdef int64_t slot
     cdef int r
     if not op.small:
-        if is_for_root(op.sig.kind) and op.complete and op.status == STATUS_OK:
+        if ends_at_root(&op.sig) and op.complete and op.status == STATUS_OK:
             send_message(engine, peer, MSG_ROOT_DONE, op.seq, &op.sig, NULL, 0)
         return
     for r in range(engine.size):
@@ -442,9 +441,9 @@ cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
         op.keeps_nothing = 1
     elif op.small:
         land_small(engine, op)
-    elif is_for_root(op.sig.kind) or is_private(op.sig.kind):
+    elif ends_at_root(&op.sig) or is_private(op.sig.kind):
         op.keeps_nothing = 1
-    elif (not op.sig.flags & FLAG_VECTOR and op.nbytes <= engine.settings.retain_bytes_max
+    elif (op.base != NULL and not op.sig.flags & FLAG_VECTOR and op.nbytes <= engine.settings.retain_bytes_max
             and engine.retained_bytes + op.nbytes <= engine.settings.retain_budget_bytes):
         op.retained = <unsigned char*>engine.transport.allocate(engine.transport.self, op.nbytes)
         if op.retained != NULL:
@@ -461,7 +460,7 @@ cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
     if not op.small:
         engine.watermark_due = 1
         engine.last_large = engine.done
-        if is_for_root(op.sig.kind) and op.sig.root == engine.rank and op.status == STATUS_OK:
+        if ends_at_root(&op.sig) and op.sig.root == engine.rank and op.status == STATUS_OK:
             out = gone(engine)
             for r in range(engine.size):
                 if r != engine.rank and not mask_has(&out, r):

@@ -1,7 +1,7 @@
 # cython: language_level=3
 """Where a block's data comes from: pure functions of membership and rank."""
 from libc.stdint cimport int64_t
-from hopcoll._state cimport Mask, Engine, Operation
+from hopcoll._state cimport Mask, Engine, Operation, Signature
 
 cdef int chain_before(const Mask* members, int size, int start, int rank) noexcept nogil
 cdef int chain_after(const Mask* members, int size, int start, int rank) noexcept nogil
@@ -10,6 +10,7 @@ cdef bint is_fold(int kind) noexcept nogil
 cdef bint is_scan(int kind) noexcept nogil
 cdef bint is_private(int kind) noexcept nogil
 cdef bint is_for_root(int kind) noexcept nogil
+cdef bint ends_at_root(const Signature* sig) noexcept nogil
 cdef bint is_from_root(int kind) noexcept nogil
 cdef int block_count(int kind, int size) noexcept nogil
 cdef int block_start(int kind, int size, int root, int block, int blocks) noexcept nogil

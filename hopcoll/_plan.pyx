@@ -61,6 +61,12 @@ cdef bint is_for_root(int kind) noexcept nogil:
     return kind == REDUCE or kind == GATHER
 
 
+cdef bint ends_at_root(const Signature* sig) noexcept nogil:
+    """Whether only the root makes or gets the result.  A Reduce in the order of the ranks ends at
+    the last rank, and goes from there to all like an Allreduce."""
+    return is_for_root(sig.kind) and not sig.flags & FLAG_ORDERED
+
+
 cdef bint is_from_root(int kind) noexcept nogil:
     return kind == BCAST or kind == SCATTER
 

@@ -12,6 +12,8 @@ cdef void free_records(Engine* engine) noexcept nogil
 cdef Mask attempt_members(const Engine* engine, const Operation* op) noexcept nogil
 cdef int fate_of(const Engine* engine, const Operation* op, Mask* failed) noexcept nogil
 cdef void refresh_attempt(Engine* engine, Operation* op) noexcept nogil
+cdef bint combine(Engine* engine, const Operation* op, void* dest, const void* left,
+                  const void* right, int64_t nbytes) noexcept nogil
 cdef void complain(Engine* engine, Operation* op) noexcept nogil
 cdef bint compare_signature(Engine* engine, Operation* op, int peer,
                             const Signature* sig) noexcept nogil

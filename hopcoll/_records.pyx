@@ -5,6 +5,7 @@ Below the streams and the small path: messages, records, signatures, attempts an
 """
 from libc.stdint cimport int64_t, int32_t
 from libc.string cimport memset
+from cython_kernels.reduction cimport reduce_into
 from cython_kernels.stream cimport sink_idle
 from hopcoll._state cimport *
 from hopcoll._plan cimport is_for_root, is_from_root
@@ -128,6 +129,16 @@ cdef void refresh_attempt(Engine* engine, Operation* op) noexcept nogil:
     op.status = fate_of(engine, op, &failed)
     if op.status != STATUS_OK:
         op.complete = 1
+
+
+cdef bint combine(Engine* engine, const Operation* op, void* dest, const void* left,
+                  const void* right, int64_t nbytes) noexcept nogil:
+    """dest = left op right; False when the caller's own operation failed."""
+    cdef int64_t count = nbytes // op.item_bytes
+    if op.sig.redop == USER_OP:
+        return engine.user(engine.user_context, op, dest, left, right, count) == 0
+    reduce_into(op.sig.dtype, op.sig.redop, dest, left, right, count)
+    return True
 
 
 # ---- signatures ---------------------------------------------------------------------------

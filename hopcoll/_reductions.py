@@ -10,10 +10,12 @@ import numpy as np
 from hopcoll import buffers
 from hopcoll._calls import (
     IN_PLACE_FLAG,
+    ORDERED_FLAG,
     VECTOR_FLAG,
     address_of,
     is_in_place,
     layout_of,
+    number_of,
 )
 from hopcoll._gathers import Gathers
 from hopcoll.buffers import Buffer
@@ -422,7 +424,7 @@ class Reductions(Gathers):
         at = np.cumsum(nbytes) - nbytes
         return self._start_reduction(
             engine, REDUCE_SCATTER, op, 0, send, recv, flags | VECTOR_FLAG, limit_s,
-            count=whole.items, lengths=(nbytes, at, nbytes, at, layout_of(nbytes)),
+            count=whole.items, lengths=(nbytes, at, nbytes, at), layout=layout_of(nbytes),
         )  # fmt: skip
 
     def Scan(
@@ -609,6 +611,11 @@ class Reductions(Gathers):
 
     def _own_block(self, recvbuf: Any, send: Buffer | None, op: Op) -> Buffer:
         """The place of this rank's part; in place: of the input as well."""
+        if not op.commute:
+            raise TypeError(
+                f"op {op.name} does not commute, and the parts are folded in different orders: "
+                "use Allreduce, or make it with commute=True"
+            )
         if is_in_place(recvbuf):
             raise TypeError("recvbuf must be a buffer; IN_PLACE goes into sendbuf")
         recv = buffers.parse(recvbuf, "recvbuf", writable=True)
@@ -662,10 +669,17 @@ class Reductions(Gathers):
         limit_s: float | None,
         *,
         count: int | None = None,
-        lengths: tuple[Any, Any, Any, Any, int] | None = None,
+        lengths: tuple[Any, Any, Any, Any] | None = None,
+        layout: int = 0,
     ) -> Request:
         # Both are never None: either is the input, and who has no input has a result.
         shape: Any = recv if send is None else send
+        function = None
+        if op.function is not None:
+            function = op.function, shape.dtype
+            layout ^= number_of(op.name.encode())
+            if not op.commute:
+                flags |= ORDERED_FLAG
         return self._begin(
             engine,
             kind,
@@ -678,4 +692,6 @@ class Reductions(Gathers):
             flags | (IN_PLACE_FLAG if send is None else 0),
             limit_s,
             lengths,
+            function,
+            layout,
         )

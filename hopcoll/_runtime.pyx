@@ -26,6 +26,8 @@ from hopcoll._operation cimport start_operation
 from hopcoll._plan cimport is_fold, is_for_root, is_from_root
 from hopcoll._faults cimport Faults, check_timed_faults, plant_faults
 
+import numpy
+
 from cython_kernels import reduction
 from hopcoll.errors import ClosedError, MpiError, ProtocolError, TransferTimeoutError
 
@@ -191,6 +193,35 @@ cdef void* progress(void* argument) noexcept nogil:
     return NULL
 
 
+# ---- operations of the user ----------------------------------------------------------------
+
+cdef object array_over(const void* memory, int64_t count, dtype, bint writable):
+    cdef unsigned char[::1] view = <unsigned char[:count * dtype.itemsize]><unsigned char*>memory
+    array = numpy.asarray(view).view(dtype)
+    array.flags.writeable = writable
+    return array
+
+
+cdef int call_function(void* context, const Operation* op, void* dest, const void* left,
+                       const void* right, int64_t count) noexcept with gil:
+    """dest = left op right.  Whoever holds the lock of the engine and waits here for the GIL waits
+    for a thread that never asks for the lock while it has the GIL."""
+    cdef Engine_ engine = <Engine_>context
+    try:
+        function, dtype = engine.functions[op.seq]
+        out = array_over(dest, count, dtype, True)
+        a, b = array_over(left, count, dtype, False), array_over(right, count, dtype, False)
+        if isinstance(function, numpy.ufunc):
+            function(a, b, out=out)
+        else:
+            out[...] = function(a, b)
+        return 0
+    except BaseException as error:
+        if engine.failure is None:
+            engine.failure = error
+        return -1
+
+
 _faults_planted = False
 
 
@@ -226,7 +257,8 @@ cdef str signature_text(const Signature* sig, int64_t seq):
     elif sig.kind != BARRIER and not sig.flags & FLAG_VECTOR:
         parts.append(f"count={sig.count}")
     if is_fold(sig.kind):
-        parts.append(f"op={reduction.OP_NAMES[sig.redop]}")
+        parts.append(f"op={reduction.OP_NAMES[sig.redop]}" if sig.redop != USER_OP
+                     else f"op of the user's {sig.layout & 0xffffff:06x}")
     if is_from_root(sig.kind) or is_for_root(sig.kind):
         parts.append(f"root={sig.root}")
     if sig.flags & FLAG_RAISE:
@@ -286,6 +318,8 @@ cdef class Engine_:
     cdef Doorbell doorbell
     cdef object config
     cdef dict kept
+    cdef dict functions
+    cdef object failure       # what a user's operation raised
     cdef list orphans
     cdef bint closed
     cdef bint abandoned
@@ -302,6 +336,7 @@ cdef class Engine_:
         from mpi4py import MPI
         memset(&self.rt, 0, sizeof(Runtime))
         self.kept = {}
+        self.functions = {}
         self.orphans = []
         self.config = config
         memset(&settings, 0, sizeof(settings))
@@ -349,6 +384,8 @@ cdef class Engine_:
         self.rank = comm.Get_rank()
         self.size = size
         self.fault_tolerant = self.transport.fault_tolerant
+        self.rt.engine.user_context = <void*>self
+        self.rt.engine.user = call_function
         pthread_mutex_init(&self.rt.mutex, NULL)
         self.rt.engine.now_us = clock_us()
         self.meet()
@@ -463,17 +500,24 @@ cdef class Engine_:
     cdef int check(self) except -1:
         if self.abandoned or self.closed:
             raise ClosedError("the communicator is closed")
+        if self.failure is not None:
+            self.finalize(0.0)          # others may wait for what it cannot give them
+            error, self.failure = self.failure, None
+            raise error
         if self.rt.engine.broken:
             raise ProtocolError("the engine of this rank gave up: a message that cannot be, or no "
                                 "memory left; please report it")
         return 0
 
     def start(self, int kind, int dtype, int redop, int root, int64_t count,
-              uintptr_t send_address, uintptr_t recv_address, int flags, keep, lengths=None):
+              uintptr_t send_address, uintptr_t recv_address, int flags, keep, lengths=None,
+              function=None, agreed=0):
         """Enters the next operation.  May block until an earlier one is stable, when 64 are not.
 
         `lengths`, with FLAG_VECTOR: int64 arrays by rank of the bytes sent to it, where they start,
-        the bytes received from it, where they go, and a number that all ranks must agree on."""
+        the bytes received from it, and where they go.  `function`, with USER_OP: what combines two
+        arrays of the dtype that `keep[1]` or `keep[0]` has.  All must agree on the number
+        `agreed`."""
         cdef Signature sig
         cdef Layout layout
         cdef Operation_ operation
@@ -488,13 +532,13 @@ cdef class Engine_:
         sig.dtype = dtype
         sig.redop = redop
         sig.root = root
-        sig.flags = flags & (FLAG_RAISE | FLAG_VECTOR)
+        sig.flags = flags & (FLAG_RAISE | FLAG_VECTOR | FLAG_ORDERED)
         sig.count = count
+        sig.layout = agreed
         memset(&layout, 0, sizeof(layout))
         if lengths is not None:
             layout.send_bytes, layout.send_at = numbers(lengths[0]), numbers(lengths[1])
             layout.recv_bytes, layout.recv_at = numbers(lengths[2]), numbers(lengths[3])
-            sig.layout = lengths[4]
         if kind == BARRIER:
             item_bytes = 0
         result = <Result*>calloc(1, sizeof(Result))
@@ -502,6 +546,9 @@ cdef class Engine_:
             raise MemoryError("operation: out of memory")
         if self.config.timeout_s is not None:
             limit = clock_us() + <int64_t>(self.config.timeout_s * 1e6)
+        seq = self.rt.engine.next_seq
+        if function is not None:
+            self.functions[seq] = function
         while True:
             with nogil:
                 pthread_mutex_lock(&self.rt.mutex)
@@ -521,9 +568,11 @@ cdef class Engine_:
                         "too many operations are under way, and none became stable within "
                         f"{self.config.timeout_s:g} s; nothing was started")
             except BaseException:
+                self.functions.pop(seq, None)
                 free(result)
                 raise
         if code == START_NO_MEMORY:
+            self.functions.pop(seq, None)
             free(result)
             raise MemoryError(f"{_KINDS[kind]}: no memory for the copy that it needs "
                               f"({count * item_bytes} bytes); nothing was started")
@@ -531,8 +580,10 @@ cdef class Engine_:
         operation.owner = self
         operation.result = result
         operation.seq = result.seq
-        if keep is not None and not result.complete:
-            self.kept[result.seq] = keep
+        if result.complete:
+            self.functions.pop(seq, None)
+        elif keep is not None:
+            self.kept[seq] = keep
         return operation
 
     cdef int reap(self) except -1:
@@ -540,19 +591,26 @@ cdef class Engine_:
         cdef list left = []
         for address in self.orphans:
             if (<Result*><uintptr_t>address).complete:
-                self.kept.pop((<Result*><uintptr_t>address).seq, None)
+                self.let_go((<Result*><uintptr_t>address).seq)
                 free(<Result*><uintptr_t>address)
             else:
                 left.append(address)
         self.orphans = left
         return 0
 
+    cdef void let_go(self, seq):
+        """The operation is over: nothing of the caller's is needed any more."""
+        self.kept.pop(seq, None)
+        self.functions.pop(seq, None)
+
     def wait(self, Operation_ operation, timeout_s):
         """Waits for an operation; False when the time is over."""
         cdef int64_t until, limit = -1
         cdef int code, error_class, peer = -1
+        if self.failure is not None:
+            self.check()
         if operation.result.complete:
-            self.kept.pop(operation.seq, None)
+            self.let_go(operation.seq)
             return True
         if self.closed or self.abandoned:
             return True        # its status says so
@@ -564,8 +622,10 @@ cdef class Engine_:
                 until = limit
             with nogil:
                 code = wait_for(&self.rt, operation.result, until)
+            if self.failure is not None:
+                self.check()
             if code == WAIT_DONE:
-                self.kept.pop(operation.seq, None)
+                self.let_go(operation.seq)
                 return True
             if self.closed or self.abandoned:
                 return True
@@ -586,8 +646,10 @@ cdef class Engine_:
                 pthread_mutex_lock(&self.rt.mutex)
                 turn(&self.rt)
                 pthread_mutex_unlock(&self.rt.mutex)
+        if self.failure is not None:
+            self.check()
         if operation.result.complete:
-            self.kept.pop(operation.seq, None)
+            self.let_go(operation.seq)
             return True
         return self.closed or self.abandoned
 
@@ -626,6 +688,7 @@ cdef class Engine_:
         self.closed = True
         self.transport.close(1.0)
         self.kept.clear()
+        self.functions.clear()
         self.reap()
         return bool(quiet)
 

@@ -50,6 +50,7 @@ ORDERS = {"every": EVERY_ORDER, "lowest": LOWEST_FIRST, "turns": IN_TURNS}
 IN_PLACE = FLAG_IN_PLACE
 RAISE = FLAG_RAISE
 VECTOR = FLAG_VECTOR
+ORDERED = FLAG_ORDERED
 
 
 # ---- random runs --------------------------------------------------------------------------

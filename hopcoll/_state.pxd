@@ -15,6 +15,7 @@ cdef enum:
     BLOCKS_MAX = 8            # of a result that all ranks get
     NOBODY = 255 + 1          # "no holder" in a byte pair
     TOKEN_IGNORED = 0
+    USER_OP = 12              # behind the operations of the kernels: the caller's own
 
 cdef enum Kind:
     BCAST = 0
@@ -33,6 +34,7 @@ cdef enum Flag:
     FLAG_IN_PLACE = 1         # local: never part of a signature
     FLAG_RAISE = 2
     FLAG_VECTOR = 4           # blocks of different lengths
+    FLAG_ORDERED = 8          # a fold in the order of the ranks, whoever that suits
 
 cdef enum Status:
     STATUS_OK = 0
@@ -81,7 +83,7 @@ cdef struct Signature:        # what all ranks must agree on in one operation
     int16_t root
     uint16_t raised           # FLAG_RAISE: how the one before it was numbered, see raised_of
     int64_t count             # items of a contribution, or of a rank's block; of all blocks
-    uint64_t layout           # hash of the blocks' lengths, where all ranks know them
+    uint64_t layout           # hash of the blocks' lengths, where all know them; of a user's op
 
 cdef struct Layout:           # FLAG_VECTOR: lengths and offsets in bytes, by rank
     const int64_t* send_bytes
@@ -281,6 +283,10 @@ cdef struct Engine:
     int32_t next_tag
     int32_t broken            # protocol error or out of memory: nothing goes on
     int64_t now_us
+    # the caller's own operations: 0, or not 0 when it failed
+    void* user_context
+    int (*user)(void* context, const Operation* op, void* dest, const void* left,
+                const void* right, int64_t count) noexcept nogil
     # faults for tests
     int32_t faults
     Fault fault[FAULTS_MAX]

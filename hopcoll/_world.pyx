@@ -291,7 +291,7 @@ cdef void call_next(World* world, int rank) noexcept nogil:
     sig.dtype = UINT64
     sig.redop = SUM if is_fold(step.kind) else NONE
     sig.root = step.root
-    sig.flags = step.flags & (FLAG_RAISE | FLAG_VECTOR)
+    sig.flags = step.flags & (FLAG_RAISE | FLAG_VECTOR | FLAG_ORDERED)
     sig.count = step.count
     layout.send_bytes, layout.send_at = sent, sent_at
     layout.recv_bytes, layout.recv_at = got, got_at
@@ -535,12 +535,22 @@ cdef bint is_garbage(const uint64_t* items, int64_t count) noexcept nogil:
 
 
 cdef bint succeeds_alone(const World* world, int rank) noexcept nogil:
-    """The operation in question needs no other rank here: the root has its data, and where a loss
-    is raised, or a root is lost, nobody is asked."""
+    """The operation in question needs no other rank here: the root has its data, nobody else has
+    any, and where a loss is raised, or a root is lost, nobody is asked."""
     cdef const Step* step = step_of(world, rank, world.odd_step)
-    return ((is_from_root(step.kind) and step.root == rank)
-            or world.ranks[rank].results[world.odd_step].status == STATUS_RANK_FAILED
-            or world.ranks[rank].results[world.odd_step].status == STATUS_ROOT_LOST)
+    cdef int status = world.ranks[rank].results[world.odd_step].status
+    cdef int r
+    if status == STATUS_RANK_FAILED or status == STATUS_ROOT_LOST:
+        return True
+    if is_from_root(step.kind):
+        return step.root == rank
+    if not step.flags & FLAG_VECTOR or not (step.kind == ALLGATHER or (
+            step.kind == GATHER and step.root == rank)):
+        return False
+    for r in range(world.size):
+        if r != rank and pair_count(step, r, rank):
+            return False
+    return True
 
 
 cdef void check_end(World* world) noexcept nogil:

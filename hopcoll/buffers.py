@@ -217,6 +217,8 @@ def check_reducible(buffer: Buffer, op: Op, noun: str) -> None:
     """
     if (buffer.code, op.code) in _SUPPORTED:
         return
+    if op.function is not None and buffer.code != reduction.BYTES:
+        return
     dtype = buffer.dtype
     why = ""
     if not dtype.isnative:

@@ -7,7 +7,8 @@ mean stays a mean when a rank is lost.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 from cython_kernels import reduction
 
@@ -28,33 +29,98 @@ __all__ = [
 ]
 
 
+#: The code of all operations of the user's.
+USER_OP: Final = 12
+
+
 class Op:
-    """A reduction operation: a name and the kernels' code for it. Immutable; one object each.
+    """A reduction operation: a name and the engine's code for it. Immutable; one object each.
 
     Attributes
     ----------
     name : str
-        ``"SUM"``, ``"AVG"``, ...
+        ``"SUM"``, ``"AVG"``, ...; of an operation of the user's the name of its function.
     code : int
-        The code of `cython_kernels.reduction`.
+        The code of `cython_kernels.reduction`, or that of the user's operations.
+    function : callable or None
+        What combines two arrays, in an operation of the user's.
+    commute : bool
+        Whether ``a op b`` is ``b op a``.
     """
 
-    __slots__ = ("code", "name")
+    __slots__ = ("code", "commute", "function", "name")
 
     name: str
     code: int
+    function: Callable[[Any, Any], Any] | None
+    commute: bool
 
-    def __init__(self, name: str, code: int) -> None:
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "code", code)
+    def __init__(
+        self,
+        name: str,
+        code: int,
+        function: Callable[[Any, Any], Any] | None = None,
+        commute: bool = True,
+    ) -> None:
+        store = object.__setattr__
+        store(self, "name", name)
+        store(self, "code", code)
+        store(self, "function", function)
+        store(self, "commute", commute)
+
+    @staticmethod
+    def Create(function: Callable[[Any, Any], Any], commute: bool = False) -> Op:
+        """Make an operation of a function over arrays. Local.
+
+        Parameters
+        ----------
+        function : callable
+            Takes two arrays of one dimension and equal length, of the dtype of the operation, and
+            gives their combination, item by item; the first holds lower ranks. It must be
+            associative, give equal bits for equal items wherever an array is cut, and leave its
+            arguments alone: they are read-only. A `numpy.ufunc` writes to its place at once;
+            anything else makes a new array for each chunk (64 KiB) of each partial sum. It is
+            called with the GIL, so a rank that keeps the GIL holds up those behind it.
+        commute : bool, default False
+            Whether the operands can be swapped. If not, the fold goes in the order of the ranks,
+            one block from end to end instead of several side by side.
+
+        Returns
+        -------
+        Op
+            Ranks have to use functions of the same qualified name in one operation. A function
+            that raises makes the call at that rank raise the same, and the rank leave the
+            communicator: the others go on without it.
+
+        Raises
+        ------
+        TypeError
+            `function` cannot be called.
+
+        References
+        ----------
+        MPI 4.1, section 6.9.5.
+
+        Examples
+        --------
+        >>> hypot = hopcoll.Op.Create(np.hypot, commute=True)  # doctest: +SKIP
+        """
+        if not callable(function):
+            raise TypeError(f"function must be callable, not {function!r}")
+        name = getattr(function, "__qualname__", None) or getattr(
+            function, "__name__", type(function).__name__
+        )
+        return Op(str(name), USER_OP, function, bool(commute))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Op is immutable: {name} cannot be set")
 
     def __repr__(self) -> str:
-        return f"hopcoll.{self.name}"
+        return f"hopcoll.{self.name}" if self.function is None else f"<hopcoll.Op {self.name}>"
 
-    def __reduce__(self) -> str:
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        if self.function is not None:
+            return Op.Create, (self.function, self.commute)
         return self.name  # pickles as the module's own object, so that `is` holds after a trip
 
 
@@ -92,7 +158,7 @@ def resolve(op: Any) -> Op:
     ------
     TypeError
         It is neither, or an operation of MPI that has no counterpart here (MINLOC, MAXLOC,
-        REPLACE, NO_OP, or one made by ``MPI.Op.Create``).
+        REPLACE, NO_OP, or one made by ``MPI.Op.Create``: use `Op.Create`).
     """
     if type(op) is Op:
         return op

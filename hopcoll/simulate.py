@@ -39,6 +39,8 @@ def random_step(rng: random.Random, size: int) -> tuple[str, int, int, int]:
         count = min(count, 9)
         if rng.random() < 0.4:
             flags |= _simulation.VECTOR
+    if kind in ("allreduce", "reduce") and rng.random() < 0.1:
+        flags |= _simulation.ORDERED
     return kind, count, root, flags
 
 

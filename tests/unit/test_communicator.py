@@ -60,7 +60,7 @@ class FakeEngine:
 
     def start(
         self, kind, dtype, redop, root, count, send_address, recv_address, flags, keep,
-        lengths=None,
+        lengths=None, function=None, agreed=0,
     ):  # fmt: skip
         self.started.append(
             (kind, dtype, redop, root, count, send_address, recv_address, flags, keep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 
 import hopcoll
@@ -32,3 +33,14 @@ def test_immutable():
 def test_anything_else_is_refused(wrong):
     with pytest.raises(TypeError, match="^op must be one of SUM, .*AVG"):
         ops.resolve(wrong)
+
+
+def test_an_operation_of_the_users():
+    op = hopcoll.Op.Create(np.hypot, commute=True)
+    assert (op.name, op.function, op.commute) == ("hypot", np.hypot, True)
+    assert repr(op) == "<hopcoll.Op hypot>"
+    assert not hopcoll.Op.Create(max).commute
+    copy = pickle.loads(pickle.dumps(op))
+    assert (copy.function, copy.commute) == (np.hypot, True)
+    with pytest.raises(TypeError, match="^function must be callable"):
+        hopcoll.Op.Create("SUM")
