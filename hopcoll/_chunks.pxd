@@ -8,6 +8,7 @@ cdef void attach_early(Engine* engine, Operation* op) noexcept nogil
 cdef Quarrel find_quarrel(const Engine* engine, const Operation* op) noexcept nogil
 cdef void check_lengths(Engine* engine, Operation* op) noexcept nogil
 cdef void pump_chunks(Engine* engine, Operation* op) noexcept nogil
+cdef void check_complete(Engine* engine, Operation* op) noexcept nogil
 cdef bint awaits_root(const Engine* engine, const Operation* op) noexcept nogil
 cdef void on_data_event(Engine* engine, const Event* event) noexcept nogil
 cdef void on_grant(Engine* engine, int peer, const Head* head, const GrantBody* body) noexcept nogil

@@ -14,8 +14,8 @@ from cython_kernels.stream cimport (
 from cython_kernels.reduction cimport divide
 from hopcoll._state cimport *
 from hopcoll._plan cimport (
-    block_at, chain_prefix, ends_at_root, final_source, is_finalizer, is_fold, is_private, is_scan,
-    is_wanted, partial_source)
+    block_at, chain_prefix, ends_at_root, final_source, final_taker, is_finalizer, is_fold,
+    is_private, is_scan, is_wanted, partial_source)
 from hopcoll._records cimport (
     attempt_members, claim, combine, compare_signature, complain, send_message)
 
@@ -243,10 +243,19 @@ cdef void pump_block(Engine* engine, Operation* op, int b) noexcept nogil:
     pump_outlets(engine, op, b, FINAL_PHASE)
 
 
+cdef bint is_asked(const Engine* engine, const Operation* op) noexcept nogil:
+    """Whether the next rank of a Bcast has shown that it called the same.  A root needs nothing of
+    others: without this, two of them would never notice each other."""
+    cdef int taker = final_taker(engine, op, 0)
+    return taker < 0 or mask_has(&op.asked, taker)
+
+
 cdef void check_complete(Engine* engine, Operation* op) noexcept nogil:
     """Once all that we need is there."""
     cdef int b
     if op.complete or op.awaited or awaits_root(engine, op) or not is_active(engine, op):
+        return
+    if op.sig.kind == BCAST and not is_asked(engine, op):
         return
     if is_private(op.sig.kind) and not engine.settings.sabotage & BREAK_SEAL:
         engine.wholes_due |= not op.whole
@@ -401,6 +410,7 @@ cdef bint attach(Engine* engine, Operation* op, int32_t index) noexcept nogil:
         complain(engine, op)
         return False
     block = &op.block[outlet.block]
+    mask_add(&op.asked, outlet.spring.dest)
     outlet.attached = 1
     outlet.next = block.outlets[outlet.phase]
     block.outlets[outlet.phase] = index

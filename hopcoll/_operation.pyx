@@ -15,8 +15,8 @@ from hopcoll._records cimport (
     ask_again, attempt_members, claim, combine, compare_signature, complain, fate_of, free_records,
     refresh_attempt, release_memory, send_message)
 from hopcoll._chunks cimport (
-    attach_early, awaits_root, check_chunk_faults, check_lengths, end_streams, on_credit, on_grant,
-    pump_chunks, rerun_chunks)
+    attach_early, awaits_root, check_chunk_faults, check_complete, check_lengths, end_streams,
+    on_credit, on_grant, pump_chunks, rerun_chunks)
 from hopcoll._layout cimport count_awaited, prepare_blocks
 
 cdef enum:
@@ -418,6 +418,10 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
         engine.complaint = 1      # a ballot compares what everyone called
     elif head.type == MSG_ROOT_DONE:
         op.root_done = 1
+    elif head.type == MSG_CALLED:
+        mask_add(&op.asked, peer)
+        if op.called and not op.small:
+            check_complete(engine, op)
     elif head.type == MSG_WHOLE:
         note_whole(op, peer, head.epoch)
         engine.wholes_due = 1
@@ -443,7 +447,8 @@ cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
         land_small(engine, op)
     elif ends_at_root(&op.sig) or is_private(op.sig.kind):
         op.keeps_nothing = 1
-    elif (op.base != NULL and not op.sig.flags & FLAG_VECTOR and op.nbytes <= engine.settings.retain_bytes_max
+    elif (op.base != NULL and not op.sig.flags & FLAG_VECTOR
+            and op.nbytes <= engine.settings.retain_bytes_max
             and engine.retained_bytes + op.nbytes <= engine.settings.retain_budget_bytes):
         op.retained = <unsigned char*>engine.transport.allocate(engine.transport.self, op.nbytes)
         if op.retained != NULL:
@@ -580,6 +585,17 @@ cdef void settle(Engine* engine) noexcept nogil:
 
 # ---- a new epoch --------------------------------------------------------------------------
 
+cdef void tell_called(Engine* engine, const Operation* op) noexcept nogil:
+    """Who has all of a Bcast asks nobody for it any more: its new neighbour hears of it so."""
+    cdef Mask out = gone(engine)
+    cdef int r
+    if op.small or op.sig.kind != BCAST or op.awaited:
+        return
+    for r in range(engine.size):
+        if r != engine.rank and not mask_has(&out, r):
+            send_message(engine, r, MSG_CALLED, op.seq, &op.sig, NULL, 0)
+
+
 cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
     """After a decision: all streams end, answered by voids, and begin again where they stood."""
     cdef int64_t seq
@@ -614,5 +630,6 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
     for seq in range(engine.freed, engine.freed + engine.settings.ring):
         op = find_operation(engine, seq)
         if op != NULL and op.called:
+            tell_called(engine, op)
             pump(engine, op)
     settle(engine)

@@ -19,4 +19,5 @@ cdef int block_at(const Engine* engine, const Operation* op, int block) noexcept
 cdef bint is_wanted(const Engine* engine, const Operation* op, int block) noexcept nogil
 cdef int partial_source(const Engine* engine, const Operation* op, int block) noexcept nogil
 cdef int final_source(const Engine* engine, const Operation* op, int block) noexcept nogil
+cdef int final_taker(const Engine* engine, const Operation* op, int block) noexcept nogil
 cdef bint is_finalizer(const Engine* engine, const Operation* op, int block) noexcept nogil

@@ -185,6 +185,7 @@ cdef struct Operation:
     int32_t wholes_epoch      # at the coordinator: who is whole in which epoch
     int32_t pad
     Mask wholes
+    Mask asked                # of a large Bcast: who showed that they have called it
     int64_t item_bytes
     int64_t nbytes            # of a contribution (small), or of a result that lies in one piece
     int64_t undo_bytes
@@ -316,6 +317,7 @@ cdef enum MessageType:
     MSG_ROOT_DONE = 15
     MSG_WHOLE = 16
     MSG_SEAL = 17
+    MSG_CALLED = 18
 
 cdef struct Head:
     uint8_t type

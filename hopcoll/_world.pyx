@@ -542,8 +542,9 @@ cdef bint succeeds_alone(const World* world, int rank) noexcept nogil:
     cdef int r
     if status == STATUS_RANK_FAILED or status == STATUS_ROOT_LOST:
         return True
-    if is_from_root(step.kind):
-        return step.root == rank
+    if is_from_root(step.kind):            # what is small is sent, and that is all
+        return step.root == rank and not step.flags & FLAG_VECTOR and 8 * step.count * (
+            world.size if step.kind == SCATTER else 1) <= world.settings.eager_bytes
     if not step.flags & FLAG_VECTOR or not (step.kind == ALLGATHER or (
             step.kind == GATHER and step.root == rank)):
         return False

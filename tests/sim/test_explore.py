@@ -87,6 +87,14 @@ def test_mismatch(odd):
     exhaust(3, [("allreduce", 1, 0, 0)], deaths=0, odd=(1, 0, odd), **SMALL)
 
 
+def test_two_roots():
+    """The root of a broadcast needs nothing of others, and yet two of them notice each other."""
+    script = [("bcast", 3, 0, 0), ("barrier", 0, 0, 0)]
+    for odd in (("bcast", 3, 1, 0), ("bcast", 5, 1, 0)):
+        exhaust(2, script, deaths=1, odd=(1, 0, odd), **TWO)
+        exhaust(3, script[:1], deaths=0, odd=(1, 0, odd), **SMALL)
+
+
 @pytest.mark.parametrize(
     "step",
     [("bcast", 1, 1, 0), ("bcast", 4, 0, 0), ("reduce", 4, 2, 0), ("allreduce", 1, 0, 0)],
