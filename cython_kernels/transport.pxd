@@ -12,6 +12,7 @@ suite holds both to the rules below.
    SENT or RECEIVED, or LOST when the peer is dead.  A data message matches the oldest receive
    posted for the same (peer, tag), and the receives of one (peer, tag) end in the order posted; the
    protocol posts the receive before it lets the peer send.
+   The memory of a receive that is LOST is undefined: something may have been written.
    A data message of zero bytes is a *void* and arrives as RECEIVED with ``nbytes == 0``.
 4. DEAD names a dead peer once, and is never wrong.  No control message of the peer comes after
    it; requests that are still open with the peer end as RECEIVED, SENT or LOST, before or after.

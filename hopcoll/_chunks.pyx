@@ -7,7 +7,7 @@ ends them all, and `open_block` begins anew once nothing of the earlier epoch is
 """
 from libc.stdint cimport int64_t, int32_t, uint8_t
 from libc.string cimport memcpy, memset
-from cython_kernels.transport cimport Event, EVENT_RECEIVED
+from cython_kernels.transport cimport Event, EVENT_LOST, EVENT_RECEIVED
 from cython_kernels.stream cimport (
     Grid, Sink, CHUNK_NONE, CHUNK_PARTIAL, CHUNK_FINAL, chunk_length, sink_open, sink_post,
     sink_arrived, sink_credit_due, sink_idle, spring_push, send_voids)
@@ -316,6 +316,7 @@ cdef void on_data_event(Engine* engine, const Event* event) noexcept nogil:
     cdef int64_t index = (event.token >> 12) & 0x7fffffff
     cdef int part = event.token & 0xfff
     cdef int block_of
+    cdef uint8_t* state
     cdef Operation* op
     cdef Block* block
     cdef Sink* sink
@@ -329,6 +330,9 @@ cdef void on_data_event(Engine* engine, const Event* event) noexcept nogil:
         if event.kind == EVENT_RECEIVED and event.nbytes > 0:
             chunk_received(engine, op, part >> 1, part & 1, chunk, event.nbytes)
         else:
+            state = op.states + block.state + chunk
+            if event.kind == EVENT_LOST and state[0] != CHUNK_FINAL:
+                state[0] = CHUNK_NONE      # where it was to land, anything may have been written
             sink.broken = 1
             close_sink(engine, op, part >> 1, part & 1)
         if sink.open and sink.arrived == sink.end:

@@ -20,6 +20,7 @@ from hopcoll._state cimport Mask, mask_has, mask_add, mask_none
 cdef enum:
     BLOCK_HEAD = 16
     FRESH = 0xCD
+    SCRIBBLE = 0xEE
 
 
 cdef uint64_t next_random(Network* network) noexcept nogil:
@@ -525,6 +526,8 @@ cdef void detect_death(Network* network, int observer, int peer) noexcept nogil:
                       posted.data, incoming.data[k].copy)
             drop_data(incoming, k)
         else:
+            # What was to come may have been written, in part or whole: nobody may count on the rest.
+            memset(posted.data, SCRIBBLE, posted.nbytes)
             push_lost(port, peer, posted.token)
             for k in range(incoming.data_count - 1, -1, -1):
                 if incoming.data[k].tag == posted.tag:
