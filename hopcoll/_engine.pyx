@@ -47,6 +47,7 @@ cdef Engine* engine_new(Transport* transport, const Settings* settings) noexcept
     engine.status_bytes = status_bytes_of(settings, size)
     engine.last_raise = -1
     engine.quarrel.source = -1
+    engine.dispute.seq = -1
     engine.told_done = 0
     engine.history = <Entry*>zeroed(transport, engine.history_max * sizeof(Entry))
     engine.statuses = <unsigned char*>zeroed(transport, size * engine.status_bytes)

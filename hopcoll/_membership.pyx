@@ -48,6 +48,7 @@ cdef int64_t write_status(Engine* engine, int64_t ballot) noexcept nogil:
     status.ballot = ballot
     status.next_seq = engine.next_seq
     status.entries = engine.epoch
+    status.dispute = engine.dispute
     memcpy(entries, engine.history, engine.epoch * sizeof(Entry))
     item = <OperationStatus*>(entries + engine.epoch)
     for seq in range(engine.freed, engine.freed + engine.settings.ring):
@@ -209,6 +210,33 @@ cdef int64_t first_mismatch(Engine* engine, const Mask* alive, int64_t low,
     return -1
 
 
+cdef int64_t first_dispute(Engine* engine, const Mask* alive, int64_t wrong) noexcept nogil:
+    """An earlier operation than `wrong` of which a living rank has seen what another living one
+    called otherwise; -1: none.  Fills the groups."""
+    cdef const Dispute* one
+    cdef int64_t first = -1
+    cdef int r, i
+    for r in range(engine.size):
+        if not mask_has(alive, r):
+            continue
+        one = &status_of(engine, r).dispute
+        if (one.seq < 0 or not mask_has(alive, one.peer) or (wrong >= 0 and one.seq >= wrong)
+                or (first >= 0 and one.seq >= first)):
+            continue
+        first = one.seq
+        engine.grouped = mask_none()
+        engine.quarrel.source = -1
+        for i in range(engine.size):
+            if mask_has(alive, i) and operation_in(status_of(engine, i), first) != NULL:
+                engine.groups[i] = operation_in(status_of(engine, i), first).sig
+                mask_add(&engine.grouped, i)
+        engine.groups[r] = one.ours
+        engine.groups[one.peer] = one.theirs
+        mask_add(&engine.grouped, r)
+        mask_add(&engine.grouped, one.peer)
+    return first if first >= 0 else wrong
+
+
 cdef OperationStatus* answer_of(Engine* engine, const Mask* alive, int rank, int64_t seq,
                                 int attempt) noexcept nogil:
     """What a living rank reported of an attempt at an operation, or NULL."""
@@ -326,7 +354,7 @@ cdef void decide(Engine* engine, const Mask* alive) noexcept nogil:
         count += 1
         cut = seq + 1
     if not engine.poisoned:
-        wrong = first_mismatch(engine, alive, reported, high)
+        wrong = first_dispute(engine, alive, first_mismatch(engine, alive, reported, high))
     remaining = mask_and(&members, alive)      # a membership never grows again
     if not mask_equal(&members, &remaining):
         memset(&history[entries], 0, sizeof(Entry))
@@ -376,6 +404,7 @@ cdef void adopt(Engine* engine, const DecideBody* body) noexcept nogil:
     engine.frozen = 0
     if engine.suspecting == SUSPICION_TOLD:
         engine.suspecting = SUSPICION_NONE
+        engine.dispute.seq = -1
     if body.entries <= engine.epoch:
         engine.wholes_due = 1
         settle(engine)         # nothing had changed

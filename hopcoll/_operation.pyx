@@ -12,7 +12,7 @@ from cython_kernels.reduction cimport divide
 from hopcoll._state cimport *
 from hopcoll._plan cimport ends_at_root, is_fold, is_from_root, is_private
 from hopcoll._records cimport (
-    ask_again, attempt_members, claim, combine, compare_signature, complain, fate_of, free_records,
+    ask_again, attempt_members, claim, combine, compare_signature, dispute, fate_of, free_records,
     refresh_attempt, release_memory, send_message)
 from hopcoll._chunks cimport (
     attach_early, awaits_root, check_chunk_faults, check_complete, check_lengths, end_streams,
@@ -123,8 +123,9 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
     cdef Signature sig = called[0]
     cdef Operation* op
     cdef Mask out
-    cdef int r, failed = START_OK
+    cdef int r, other_from, failed = START_OK
     cdef bint mismatch
+    cdef Signature other
     cdef const unsigned char* input = send
     if seq >= engine.freed + engine.settings.ring // 2:
         return START_AGAIN
@@ -134,6 +135,8 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
     if sig.flags & FLAG_RAISE:
         sig.raised = raised_of(engine.last_raise)
     mismatch = op.sig_from >= 0 and not signature_equal(&op.sig, &sig)
+    other = op.sig
+    other_from = op.sig_from
     if mismatch:                           # what came was laid out for the other signature
         release_memory(engine, op.inbox)
         op.inbox = NULL
@@ -182,7 +185,7 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
     refresh_attempt(engine, op)
     count_awaited(engine, op)
     if mismatch:
-        complain(engine, op)
+        dispute(engine, op, &op.sig, other_from, &other)
     # Whatever the status: a later epoch may take an error back.
     if op.small and contributes(engine, &sig):
         out = gone(engine)

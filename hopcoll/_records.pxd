@@ -14,6 +14,8 @@ cdef int fate_of(const Engine* engine, const Operation* op, Mask* failed) noexce
 cdef void refresh_attempt(Engine* engine, Operation* op) noexcept nogil
 cdef bint combine(Engine* engine, const Operation* op, void* dest, const void* left,
                   const void* right, int64_t nbytes) noexcept nogil
+cdef void dispute(Engine* engine, Operation* op, const Signature* ours, int peer,
+                  const Signature* theirs) noexcept nogil
 cdef void complain(Engine* engine, Operation* op) noexcept nogil
 cdef bint compare_signature(Engine* engine, Operation* op, int peer,
                             const Signature* sig) noexcept nogil

@@ -157,6 +157,18 @@ cdef void complain(Engine* engine, Operation* op) noexcept nogil:
         send_message(engine, coordinator, MSG_COMPLAIN, op.seq, &op.sig, NULL, 0)
 
 
+cdef void dispute(Engine* engine, Operation* op, const Signature* ours, int peer,
+                  const Signature* theirs) noexcept nogil:
+    """Complains of what a peer called, and remembers it: where both were done at once, by the time
+    of the ballot neither may have a record of it."""
+    if engine.dispute.seq < 0 or op.seq < engine.dispute.seq:
+        engine.dispute.seq = op.seq
+        engine.dispute.peer = peer
+        engine.dispute.ours = ours[0]
+        engine.dispute.theirs = theirs[0]
+    complain(engine, op)
+
+
 cdef bint compare_signature(Engine* engine, Operation* op, int peer,
                             const Signature* sig) noexcept nogil:
     if op.sig_from < 0:
@@ -165,7 +177,10 @@ cdef bint compare_signature(Engine* engine, Operation* op, int peer,
         return True
     if signature_equal(&op.sig, sig):
         return True
-    complain(engine, op)
+    if op.called:
+        dispute(engine, op, &op.sig, peer, sig)
+    else:
+        complain(engine, op)
     return False
 
 

@@ -157,6 +157,13 @@ cdef struct Quarrel:          # two ranks take a block to be of different length
     int64_t sent_bytes
     int64_t expected_bytes
 
+cdef struct Dispute:          # a signature that is not ours, as it was seen: records do not last
+    int64_t seq               # -1: none
+    int32_t peer
+    int32_t pad
+    Signature ours
+    Signature theirs
+
 cdef struct Operation:
     int64_t seq               # -1: free record
     Signature sig             # ours once called, else the first one seen
@@ -254,6 +261,7 @@ cdef struct Engine:
     int32_t suspecting        # Suspicion: a mismatch was seen here, and from operation `suspect`
     int64_t suspect           # on nothing is done before a ballot that knows of it
     int64_t poison_cut
+    Dispute dispute
     Mask answered
     unsigned char* statuses   # size x status_bytes
     int64_t status_bytes
@@ -361,6 +369,7 @@ cdef struct StatusBody:       # followed by Entry[entries], then OperationStatus
     int64_t next_seq
     int32_t entries
     int32_t operations
+    Dispute dispute
 
 cdef struct OperationStatus:
     int64_t seq
