@@ -89,6 +89,7 @@ def main(form: str, root: str, in_place: str, on_failure: str) -> None:
         timeout_s=TIMEOUT_S,
     )
     run = Hurt(comm)
+    comm.Barrier(on_failure="survivors")  # operation 0: the first that moves chunks is 1
     for finish in [start(run, form, int(root), bool(int(in_place))) for _ in range(3)]:
         finish()
     total = np.empty(COUNT)
