@@ -437,41 +437,44 @@ def every_fold(run: Family) -> None:
 def many_outstanding(run: Family) -> None:
     """All kinds, new and old, under way at once, not waited for in the order of the calls."""
     rng = np.random.default_rng(11)
-    size = run.comm.size
     for batch in range(12):
-        started: list[Finish] = []
-        for _ in range(12):
-            code = int(rng.choice(SOME_CODES))
-            dtype = DTYPES[code]
-            count = int(rng.choice(block_counts_of(dtype, size)))
-            vectors = vectors_of(dtype, size)
-            vector = vectors[int(rng.integers(len(vectors)))]
-            how = str(rng.choice([PACKED, GAPS, PERMUTED]))
-            root = int(rng.integers(size))
-            in_place = bool(rng.integers(2))
-            equal = [count] * size
-            starts: list[Callable[[], Finish]] = [
-                lambda: run.gather(dtype, equal, root, in_place),
-                lambda: run.gather(dtype, equal, None, in_place),
-                lambda: run.scatter(dtype, equal, root, in_place),
-                lambda: run.alltoall(dtype, [equal] * size, in_place),
-                lambda: run.gather(dtype, vector, root, in_place, how),
-                lambda: run.gather(dtype, vector, None, in_place, how),
-                lambda: run.scatter(dtype, vector, root, in_place, how),
-                lambda: run.alltoall(dtype, exchange(vector, symmetric=True), in_place, how),
-                lambda: run.reduce_scatter(code, ops.SUM, equal, in_place),
-                lambda: run.reduce_scatter(code, ops.SUM, vector, in_place, "given"),
-                lambda: run.scan(SCAN, code, ops.SUM, count, in_place),
-                lambda: run.scan(EXSCAN, code, ops.SUM, count, in_place),
-                lambda: run.reduction(ALLREDUCE, code, ops.SUM, count, 0, in_place),
-                lambda: run.reduction(REDUCE, code, ops.SUM, count, root, in_place),
-                lambda: run.broadcast(code, count, root),
-                run.barrier,
-            ]
-            started.append(starts[int(rng.integers(len(starts)))]())
+        started = [any_case(run, rng) for _ in range(12)]
         order = np.random.default_rng([batch, run.me]).permutation(len(started))
         for index in order:
             started[index]()
+
+
+def any_case(run: Family, rng: np.random.Generator) -> Finish:
+    """Start a case of any kind, the same at all ranks."""
+    size = run.comm.size
+    code = int(rng.choice(SOME_CODES))
+    dtype = DTYPES[code]
+    count = int(rng.choice(block_counts_of(dtype, size)))
+    vectors = vectors_of(dtype, size)
+    vector = vectors[int(rng.integers(len(vectors)))]
+    how = str(rng.choice([PACKED, GAPS, PERMUTED]))
+    root = int(rng.integers(size))
+    in_place = bool(rng.integers(2))
+    equal = [count] * size
+    starts: list[Callable[[], Finish]] = [
+        lambda: run.gather(dtype, equal, root, in_place),
+        lambda: run.gather(dtype, equal, None, in_place),
+        lambda: run.scatter(dtype, equal, root, in_place),
+        lambda: run.alltoall(dtype, [equal] * size, in_place),
+        lambda: run.gather(dtype, vector, root, in_place, how),
+        lambda: run.gather(dtype, vector, None, in_place, how),
+        lambda: run.scatter(dtype, vector, root, in_place, how),
+        lambda: run.alltoall(dtype, exchange(vector, symmetric=True), in_place, how),
+        lambda: run.reduce_scatter(code, ops.SUM, equal, in_place),
+        lambda: run.reduce_scatter(code, ops.SUM, vector, in_place, "given"),
+        lambda: run.scan(SCAN, code, ops.SUM, count, in_place),
+        lambda: run.scan(EXSCAN, code, ops.SUM, count, in_place),
+        lambda: run.reduction(ALLREDUCE, code, ops.SUM, count, 0, in_place),
+        lambda: run.reduction(REDUCE, code, ops.SUM, count, root, in_place),
+        lambda: run.broadcast(code, count, root),
+        run.barrier,
+    ]
+    return starts[int(rng.integers(len(starts)))]()
 
 
 def spellings(run: Family) -> None:
