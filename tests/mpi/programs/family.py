@@ -57,7 +57,7 @@ def random_items(rng: np.random.Generator, dtype: np.dtype, count: int) -> np.nd
 
 
 def block_counts_of(dtype: np.dtype, size: int) -> list[int]:
-    """None, one, both sides of the short path's end for one block and for all, chunks and a rest."""
+    """None, few, both sides of the short path's end for a block and for all, chunks and a rest."""
     item = dtype.itemsize
     eager = EAGER_BYTES // item
     chunk = CHUNK_BYTES // item
