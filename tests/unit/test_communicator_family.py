@@ -227,10 +227,21 @@ def test_reduce_scatter_without_counts_asks_for_them(comm, monkeypatch):
         return operation
 
     monkeypatch.setattr(engine, "start", fill)
-    comm.Reduce_scatter(np.ones(6), np.zeros(3))
+    comm.Reduce_scatter(np.ones(6), np.zeros(3), timeout_s=4)
     assert [s[0] for s in engine.started] == [ALLGATHER, REDUCE_SCATTER]
     assert engine.started[0][1:5] == (reduction.INT64, NONE, 0, 1)
     assert engine.lengths[1][0].tolist() == [16, 24, 0, 8]
+    assert engine.waits == [4, 4]
+
+
+def test_reduce_scatter_cannot_ask_who_is_lost(comm):
+    engine_of(comm).status = {"contributors": (1, 3), "epoch": 2}
+    with pytest.raises(
+        errors.RankFailedError, match=r"^recvcounts must be given .*: 0, 2"
+    ) as caught:
+        comm.Reduce_scatter(np.ones(6), np.zeros(3))
+    assert (caught.value.ranks, caught.value.epoch) == ((0, 2), 2)
+    assert [s[0] for s in engine_of(comm).started] == [ALLGATHER]
 
 
 @pytest.mark.parametrize(("name", "kind"), [("Scan", SCAN), ("Exscan", EXSCAN)])
