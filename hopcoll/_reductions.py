@@ -19,6 +19,7 @@ from hopcoll._calls import (
 )
 from hopcoll._gathers import Gathers
 from hopcoll.buffers import Buffer
+from hopcoll.errors import RankFailedError
 from hopcoll.ops import AVG, SUM, Op, resolve
 from hopcoll.outcome import (
     ALLREDUCE,
@@ -349,7 +350,7 @@ class Reductions(Gathers):
         recvcounts : sequence of int, optional
             The number of items of each rank's part, the same at all ranks. None asks every rank
             for the length of its `recvbuf`, by an `Allgather` that blocks (not possible with
-            `IN_PLACE`).
+            `IN_PLACE`, nor once a rank is lost).
         op : Op or mpi4py.MPI.Op, default SUM
             The operation.
         on_failure : {"survivors", "raise"}, optional
@@ -368,8 +369,9 @@ class Reductions(Gathers):
             This call is wrong; nothing was sent, no buffer is touched. ValueError also where the
             calls of the ranks differ, as `Request.wait` says.
         RankFailedError
-            Only under ``on_failure="raise"``: a rank was lost. `recvbuf` is undefined (with
-            `IN_PLACE` it holds the input again), the inputs are unchanged.
+            A rank is lost and `recvcounts` is None: raised at all ranks, no buffer is touched.
+            Otherwise only under ``on_failure="raise"``: a rank was lost. `recvbuf` is undefined
+            (with `IN_PLACE` it holds the input again), the inputs are unchanged.
         TransferTimeoutError, ClosedError, MpiError
             As `Request.wait` raises them, with the state of the buffers.
         """
@@ -409,7 +411,10 @@ class Reductions(Gathers):
         send = None if is_in_place(sendbuf) else self._input(sendbuf, op, "sendbuf")
         recv = self._own_block(recvbuf, send, op)
         whole = recv if send is None else send
-        counts = self._part_counts(recvcounts, None if send is None else recv)
+        if recvcounts is None:
+            counts = self._ask_for_counts(None if send is None else recv, on_failure, timeout_s)
+        else:
+            counts = self._given_counts(recvcounts)
         if counts.sum() != whole.items:
             noun = "recvbuf" if send is None else "sendbuf"
             raise ValueError(
@@ -627,13 +632,25 @@ class Reductions(Gathers):
             buffers.check_disjoint(send, recv)
         return recv
 
-    def _part_counts(self, recvcounts: Sequence[int] | None, recv: Buffer | None) -> np.ndarray:
-        if recvcounts is None:
-            if recv is None:
-                raise ValueError("recvcounts must be given where sendbuf is IN_PLACE")
-            counts = np.empty(self.size, np.int64)
-            self.Allgather(np.array([recv.items], np.int64), counts)
-            return counts
+    def _ask_for_counts(
+        self, recv: Buffer | None, on_failure: str | None, timeout_s: float | None
+    ) -> np.ndarray:
+        if recv is None:
+            raise ValueError("recvcounts must be given where sendbuf is IN_PLACE")
+        counts = np.empty(self.size, np.int64)
+        own = np.array([recv.items], np.int64)
+        outcome = self.Allgather(own, counts, on_failure=on_failure, timeout_s=timeout_s)
+        silent = tuple(sorted(set(range(self.size)) - set(outcome.contributors)))
+        if silent:
+            raise RankFailedError(
+                "recvcounts must be given where ranks are lost, which cannot be asked for theirs: "
+                + ", ".join(str(rank) for rank in silent),
+                silent,
+                outcome.epoch,
+            )
+        return counts
+
+    def _given_counts(self, recvcounts: Sequence[int]) -> np.ndarray:
         counts = np.asarray(recvcounts)
         if counts.shape != (self.size,) or (counts.size and counts.dtype.kind not in "iu"):
             raise ValueError(f"recvcounts must be {self.size} integers, not {recvcounts!r}")

@@ -43,14 +43,14 @@ class Outcome:
     Attributes
     ----------
     contributors : tuple of int
-        For a reduction the ranks whose input is in the result, each exactly once; for a broadcast
-        and a barrier the members of the epoch in which it completed. Ascending, numbered as at
-        the start. Every rank that is alive when the last survivor returns is among them.
+        For a reduction the ranks whose input is in the result, each exactly once; for a Gather,
+        Allgather and Alltoall those whose blocks are; for a Bcast, Scatter and Barrier the members
+        of the epoch in which it completed. Ascending, numbered as at the start. Every rank that is alive when the last survivor returns is among them.
     epoch : int
         The version of the membership in which the operation completed: 0 at the start, one more
         with each decision that ranks are gone.
     root_lost : bool
-        True if the root of a Reduce is gone, and the result with it; `contributors` then says
+        True if the root of a Reduce or Gather is gone, and the result with it; `contributors` then says
         nothing.
     """
 
@@ -168,7 +168,8 @@ class Request:
             It did not complete in time. It goes on in the background, its buffers stay pinned,
             and `wait` can be called again.
         RankFailedError
-            The root of a Bcast died before the survivors together held all of it; or
+            The root of a Bcast died before the survivors together held all of it, or that of a
+            Scatter before all had their blocks; or
             ``on_failure="raise"`` holds and a rank was lost. The receive buffer is undefined (but
             that of an ``IN_PLACE`` operation is as it was before), the send buffer unchanged.
         ValueError

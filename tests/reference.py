@@ -7,7 +7,7 @@ together. All are exact: a result must have the same bits, whatever the machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -151,6 +151,23 @@ def divide_twin(dtype: int, array: np.ndarray, divisor: int) -> np.ndarray:
         return _one_nan(out)
 
 
+def left_fold(pieces: Sequence[np.ndarray], redop: int) -> np.ndarray:
+    """Return ``((pieces[0] op pieces[1]) op pieces[2]) ...``; AVG divides by their number.
+
+    Parameters
+    ----------
+    pieces : sequence of ndarray
+        At least one; all of one dtype and length.
+    redop : int
+        The code of the operation.
+    """
+    code = DTYPES.index(pieces[0].dtype)
+    total = pieces[0].copy()
+    for piece in pieces[1:]:
+        total = reduce_twin(code, redop, total, piece)
+    return divide_twin(code, total, len(pieces)) if redop == reduction.AVG else total
+
+
 def value_tree(
     inputs: Mapping[int, np.ndarray],
     contributors: Collection[int],
@@ -190,16 +207,13 @@ def value_tree(
     if not contributors:
         raise ValueError("contributors must not be empty")
     like = inputs[next(iter(contributors))]
-    code = DTYPES.index(like.dtype)
     count = len(like)
 
     def fold(start: int, first: int, end: int) -> np.ndarray:
         rotated = [(start + place) % size for place in range(size)]
-        pieces = [inputs[rank][first:end] for rank in rotated if rank in contributors]
-        total = pieces[0].copy()
-        for piece in pieces[1:]:
-            total = reduce_twin(code, redop, total, piece)
-        return divide_twin(code, total, len(pieces)) if redop == reduction.AVG else total
+        return left_fold(
+            [inputs[rank][first:end] for rank in rotated if rank in contributors], redop
+        )
 
     if like.nbytes <= eager_bytes:
         return fold(0, 0, count)

@@ -12,105 +12,12 @@ import pytest
 import hopcoll
 from cython_kernels import reduction
 from hopcoll import _life, communicator, errors
-from hopcoll.communicator import Communicator
 from hopcoll.config import Config
+from tests.fake_engine import IN_PLACE, address_of, engine_of
 
 OK, ROOT_LOST, RANK_FAILED, MISMATCH, CLOSED, MPI_ERROR = range(6)
 BCAST, REDUCE, ALLREDUCE, BARRIER = range(4)
 FLOAT64 = reduction.FLOAT64
-
-
-class InPlaceType:
-    """Stands for mpi4py's constant, which cannot be had without starting MPI."""
-
-
-IN_PLACE = InPlaceType()
-
-
-class FakeOperation:
-    def __init__(self, seq):
-        self.seq = seq
-        self.status = OK
-        self.contributors = (0, 1, 2, 3)
-        self.epoch = 0
-        self.failed = ()
-        self.message = ""
-        self.is_stable = False
-
-    def stable(self):
-        return self.is_stable
-
-
-class FakeEngine:
-    """Records what is started; operations complete when the test says so."""
-
-    def __init__(self, comm, config):
-        self.comm = comm
-        self.config = config
-        self.rank, self.size = 1, 4
-        self.alive = (0, 1, 2, 3)
-        self.epoch = 0
-        self.fault_tolerant = True
-        self.started = []
-        self.waits = []
-        self.finalized = []
-        self.abandoned = False
-        self.complete = True
-        self.status = {}
-
-    def start(
-        self, kind, dtype, redop, root, count, send_address, recv_address, flags, keep,
-        lengths=None, function=None, agreed=0,
-    ):  # fmt: skip
-        self.started.append(
-            (kind, dtype, redop, root, count, send_address, recv_address, flags, keep)
-        )
-        operation = FakeOperation(len(self.started) - 1)
-        for name, value in self.status.items():
-            setattr(operation, name, value)
-        return operation
-
-    def wait(self, operation, timeout_s):
-        self.waits.append(timeout_s)
-        if isinstance(self.complete, BaseException):
-            raise self.complete
-        return self.complete
-
-    def test(self, operation):
-        return self.complete
-
-    def counters(self):
-        return {"ballots": 2}
-
-    def finalize(self, timeout_s):
-        self.finalized.append(timeout_s)
-        return self.complete
-
-    def abandon(self):
-        self.abandoned = True
-
-
-@pytest.fixture
-def make(monkeypatch):
-    """Make communicators over fake engines, without the hooks of a real process."""
-    for name in ("HOPCOLL_TIMEOUT_S", "HOPCOLL_WINDOW", "HOPCOLL_PROGRESS", "HOPCOLL_CHUNK_BYTES"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(communicator, "_make_engine", FakeEngine)
-    monkeypatch.setattr(_life, "watch", lambda comm: None)
-    return lambda **settings: Communicator("a communicator of MPI", **settings)
-
-
-@pytest.fixture
-def comm(make):
-    return make()
-
-
-def engine_of(comm):
-    return comm._engine
-
-
-def address_of(a):
-    return a.__array_interface__["data"][0]
 
 
 # ---- what is handed to the engine -------------------------------------------------------------

@@ -8,6 +8,8 @@ should lists it at the end, and its exit code is 1.
 
 from __future__ import annotations
 
+import itertools
+import re
 import sys
 from collections.abc import Callable
 
@@ -21,6 +23,7 @@ RANK, SIZE = WORLD.rank, WORLD.size
 ALL = tuple(range(SIZE))
 ODD_ONE = SIZE - 2
 LARGE = 100_000
+BLOCK = 5_000  # one of SIZE
 TIMEOUT_S = 20
 
 FAILURES: list[str] = []
@@ -63,6 +66,68 @@ def barrier(**more: str) -> Call:
     return lambda comm: comm.Barrier(**more)
 
 
+def everyone(function: Callable[[np.ndarray, np.ndarray], object], count: int) -> object:
+    """Call with a block, and room for one from each rank."""
+    return function(np.ones(count), np.zeros(SIZE * count))
+
+
+def gather(root: int = 0, count: int = 10, dtype: str = "f8") -> Call:
+    return lambda comm: comm.Gather(np.ones(count, dtype), np.zeros(SIZE * count, dtype), root)
+
+
+def gatherv(count: int = 10, root: int = 0) -> Call:
+    return lambda comm: comm.Gatherv(np.ones(count), [np.zeros(SIZE * count), count], root)
+
+
+def allgather(count: int = 10) -> Call:
+    return lambda comm: everyone(comm.Allgather, count)
+
+
+def allgatherv(counts: list[int]) -> Call:
+    return lambda comm: comm.Allgatherv(np.ones(counts[RANK]), [np.zeros(sum(counts)), counts])
+
+
+def scatter(root: int = 0, count: int = 10) -> Call:
+    return lambda comm: comm.Scatter(np.ones(SIZE * count), np.zeros(count), root)
+
+
+def scatterv(count: int = 10, root: int = 0) -> Call:
+    return lambda comm: comm.Scatterv([np.ones(SIZE * count), count], np.zeros(count), root)
+
+
+def alltoall(count: int = 10) -> Call:
+    return lambda comm: comm.Alltoall(np.ones(SIZE * count), np.zeros(SIZE * count))
+
+
+def alltoallv(sent: int, expected: int) -> Call:
+    """The same to each other rank, the same from each; nothing to itself."""
+    to, of = ([0 if rank == RANK else n for rank in ALL] for n in (sent, expected))
+    return lambda comm: comm.Alltoallv([np.ones(sum(to)), to], [np.zeros(sum(of)), of])
+
+
+def reduce_scatter(counts: list[int], op: hopcoll.Op = hopcoll.SUM) -> Call:
+    return lambda comm: comm.Reduce_scatter(
+        np.ones(sum(counts)), np.zeros(counts[RANK]), counts, op
+    )
+
+
+def reduce_scatter_block(count: int = 10) -> Call:
+    return lambda comm: comm.Reduce_scatter_block(np.ones(SIZE * count), np.zeros(count))
+
+
+def scan(count: int = 10, op: hopcoll.Op = hopcoll.SUM) -> Call:
+    return lambda comm: comm.Scan(np.ones(count), np.zeros(count), op)
+
+
+def exscan(count: int = 10) -> Call:
+    return lambda comm: comm.Exscan(np.ones(count), np.zeros(count))
+
+
+def counts_of(first: int, last: int) -> list[int]:
+    """Counts that add up to the same, whichever of the ranks has more."""
+    return [first, *[20] * (SIZE - 2), last]
+
+
 # What most ranks call, and what the odd one calls.
 MISMATCHES: dict[str, tuple[Call, Call]] = {
     "count": (send(count=10), send(count=11)),
@@ -90,6 +155,70 @@ MISMATCHES: dict[str, tuple[Call, Call]] = {
     "Bcast and Allreduce, large": (bcast(count=LARGE), send(count=LARGE)),
     "Bcast and Reduce, large": (bcast(count=LARGE), reduce_to(0, LARGE)),
     "on_failure": (barrier(on_failure="survivors"), barrier(on_failure="raise")),
+    "Gather and Gatherv": (gather(), gatherv()),
+    "Gather and Gatherv, large": (gather(count=BLOCK), gatherv(BLOCK)),
+    "Gather and Allgather": (gather(), allgather()),
+    "Gather and Reduce, large": (gather(count=BLOCK), reduce_to(0, BLOCK)),
+    "Gather and Barrier": (gather(), barrier()),
+    "root of Gather": (gather(0), gather(1)),
+    "root of Gather, large": (gather(0, BLOCK), gather(1, BLOCK)),
+    "root of Gatherv": (gatherv(root=0), gatherv(root=1)),
+    "count of Gather": (gather(count=10), gather(count=11)),
+    "count of Gather, short and long path": (gather(count=10), gather(count=BLOCK)),
+    "dtype of Gather": (gather(dtype="f8"), gather(dtype="i8")),
+    "Allgather and Alltoall, large": (allgather(BLOCK), alltoall(BLOCK)),
+    "Allgather and Allgatherv": (allgather(20), allgatherv(counts_of(20, 20))),
+    "counts of Allgatherv": (allgatherv(counts_of(5, 15)), allgatherv(counts_of(15, 5))),
+    "counts of Allgatherv, sum": (allgatherv(counts_of(5, 15)), allgatherv(counts_of(5, 16))),
+    "counts of Allgatherv, large": (
+        allgatherv(counts_of(BLOCK, 0)),
+        allgatherv(counts_of(0, BLOCK)),
+    ),
+    "Scatter and Bcast": (scatter(), bcast()),
+    "Scatter and Scatterv, large": (scatter(count=BLOCK), scatterv(BLOCK)),
+    "root of Scatter, large": (scatter(0, BLOCK), scatter(1, BLOCK)),
+    "root of Scatterv, large": (scatterv(BLOCK, 0), scatterv(BLOCK, 1)),
+    "count of Scatter": (scatter(count=10), scatter(count=9)),
+    "count of Scatter, large": (scatter(count=BLOCK), scatter(count=BLOCK - 1)),
+    "count of Alltoall": (alltoall(10), alltoall(11)),
+    "count of Alltoall, none": (alltoall(BLOCK), alltoall(0)),
+    "count of Alltoall, large": (alltoall(BLOCK), alltoall(BLOCK + 1)),
+    "Alltoall and Alltoallv": (alltoall(10), alltoallv(10, 10)),
+    "recvcounts": (reduce_scatter(counts_of(5, 15)), reduce_scatter(counts_of(15, 5))),
+    "recvcounts, large": (
+        reduce_scatter(counts_of(BLOCK, 0)),
+        reduce_scatter(counts_of(0, BLOCK)),
+    ),
+    "recvcounts, short and long path": (
+        reduce_scatter(counts_of(5, 15)),
+        reduce_scatter(counts_of(5, BLOCK)),
+    ),
+    "op of Reduce_scatter": (
+        reduce_scatter(counts_of(5, 5)),
+        reduce_scatter(counts_of(5, 5), hopcoll.MAX),
+    ),
+    "Reduce_scatter and Reduce_scatter_block": (
+        reduce_scatter(counts_of(20, 20)),
+        reduce_scatter_block(20),
+    ),
+    "count of Reduce_scatter_block": (reduce_scatter_block(BLOCK), reduce_scatter_block(BLOCK - 1)),
+    "Scan and Exscan": (scan(), exscan()),
+    "Scan and Allreduce, large": (scan(BLOCK), send(count=BLOCK)),
+    "Scan and Exscan, large": (scan(BLOCK), exscan(BLOCK)),
+    "count of Scan": (scan(10), scan(11)),
+    "op of Scan, large": (scan(BLOCK), scan(BLOCK, hopcoll.PROD)),
+    "count of Exscan, large": (exscan(BLOCK), exscan(BLOCK + 1)),
+}
+
+# What the odd one and the others take the same block to be, in items.
+LENGTHS = ((10, 11), (10, 9), (10, 0), (0, 10), (BLOCK, BLOCK + 1), (BLOCK, 0), (0, BLOCK))
+
+# In each the odd one disagrees with one other rank or with all of them.
+QUARRELS: dict[str, Callable[[int, int], tuple[Call, Call]]] = {
+    "Gatherv": lambda usual, odd: (gatherv(usual), gatherv(odd)),
+    "Scatterv": lambda usual, odd: (scatterv(usual), scatterv(odd)),
+    "Alltoallv, sent": lambda usual, odd: (alltoallv(usual, usual), alltoallv(odd, usual)),
+    "Alltoallv, expected": lambda usual, odd: (alltoallv(usual, usual), alltoallv(usual, odd)),
 }
 
 
@@ -104,7 +233,23 @@ def mismatch_text(call: Callable[[], object], name: str = "") -> str | None:
     return None
 
 
-def mismatch(name: str, usual: Call, odd: Call, odd_one: int) -> None:
+#: Looks at the name of a case, what was said, and who was odd.
+Check = Callable[[str, str, int], None]
+
+
+def names_groups(name: str, text: str, odd_one: int) -> None:
+    # Whoever had not called yet when it was decided is in no group.
+    expect(text.count(" called ") >= 2, name, "does not name two groups:", text)
+    expect(str(odd_one) in text, name, "does not name rank", odd_one, "in:", text)
+
+
+def mismatch(
+    name: str,
+    usual: Call,
+    odd: Call,
+    odd_one: int,
+    check: Check = names_groups,
+) -> None:
     comm = new()
     allreduce(comm)
     mine = odd if odd_one == RANK else usual
@@ -116,9 +261,7 @@ def mismatch(name: str, usual: Call, odd: Call, odd_one: int) -> None:
     expect(again == third, name, "says something else the second time:", again, third)
     expect(text is None or text == again, name, "says something else later:", text, again)
     if again is not None:
-        # Whoever had not called yet when it was decided is in no group.
-        expect(again.count(" called ") >= 2, name, "does not name two groups:", again)
-        expect(str(odd_one) in again, name, "does not name rank", odd_one, "in:", again)
+        check(name, again, odd_one)
     # First out of hopcoll: without its progress thread, a rank that waits in a collective of MPI
     # answers nobody.
     comm.close()
@@ -130,6 +273,39 @@ def mismatches() -> None:
     for name, (usual, odd) in MISMATCHES.items():
         for odd_one in (ODD_ONE, 0):
             mismatch(name, usual, odd, odd_one)
+
+
+QUARREL = re.compile(
+    r"lengths differ between ranks in operation 1 of this communicator \((\w+)\): "
+    r"rank (\d+) has (\d+) bytes for rank (\d+), which expects (\d+)\. It cannot be used any more"
+)
+
+
+def names_lengths(kind: str, usual_bytes: int, odd_bytes: int) -> Check:
+    """A check of what is said where two ranks take a block to be of different lengths."""
+
+    def check(name: str, text: str, odd_one: int) -> None:
+        found = QUARREL.fullmatch(text)
+        if found is None:
+            expect(False, name, "says:", text)
+            return
+        source, sent, dest, expected = map(int, found.groups()[1:])
+        expect(found[1] == kind.partition(",")[0], name, text)
+        expect(odd_one in (source, dest) and source != dest, name, odd_one, text)
+        lengths = (sent, expected) if source == odd_one else (expected, sent)
+        expect(lengths == (odd_bytes, usual_bytes), name, odd_one, text)
+        expect(not kind.endswith("sent") or source == odd_one, name, odd_one, text)
+        expect(not kind.endswith("expected") or dest == odd_one, name, odd_one, text)
+
+    return check
+
+
+def quarrels() -> None:
+    """Two ranks take a block to be of different lengths: both are named, and what they have."""
+    for (name, calls), (usual, odd) in itertools.product(QUARRELS.items(), LENGTHS):
+        for odd_one in (ODD_ONE, 0):
+            check = names_lengths(name, 8 * usual, 8 * odd)
+            mismatch(f"{name}, {usual} and {odd}", *calls(usual, odd), odd_one, check)
 
 
 def three_groups() -> None:
@@ -197,6 +373,20 @@ LOCAL: dict[str, tuple[Call, type[Exception]]] = {
     "objects": (lambda comm: comm.Bcast(np.zeros(2, object)), TypeError),
     "on_failure": (lambda comm: comm.Barrier(on_failure="ignore"), ValueError),
     "IN_PLACE": (lambda comm: comm.Reduce(MPI.IN_PLACE, ROOM, root=(RANK + 1) % SIZE), ValueError),
+    "IN_PLACE of Gather": (
+        lambda comm: comm.Gather(MPI.IN_PLACE, ROOM, (RANK + 1) % SIZE),
+        ValueError,
+    ),
+    "recvbuf of Allgather": (lambda comm: comm.Allgather(ONES, ROOM), ValueError),
+    "counts of Alltoallv": (
+        lambda comm: comm.Alltoallv([ONES, [1] * SIZE], [ROOM, [2] * (SIZE - 1)]),
+        ValueError,
+    ),
+    "recvcounts": (
+        lambda comm: comm.Reduce_scatter(ONES, ROOM[:1], [1] * (SIZE + 1)),
+        ValueError,
+    ),
+    "AVG of Scan": (lambda comm: comm.Scan(ONES, ROOM, hopcoll.AVG), TypeError),
 }
 
 
@@ -214,8 +404,18 @@ def local_mistakes() -> None:
     comm.close()
 
 
+PARTS = (
+    local_mistakes,
+    mismatches,
+    quarrels,
+    three_groups,
+    outstanding,
+    another_communicator,
+)
+
+
 def main() -> int:
-    for part in (local_mistakes, mismatches, three_groups, outstanding, another_communicator):
+    for part in PARTS:
         part()
     for failure in FAILURES[:20]:
         print(f"rank {RANK}: {failure}", file=sys.stderr)
