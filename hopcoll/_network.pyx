@@ -526,7 +526,7 @@ cdef void detect_death(Network* network, int observer, int peer) noexcept nogil:
                       posted.data, incoming.data[k].copy)
             drop_data(incoming, k)
         else:
-            # What was to come may have been written, in part or whole: nobody may count on the rest.
+            # What was to come may have been written, in part or whole.
             memset(posted.data, SCRIBBLE, posted.nbytes)
             push_lost(port, peer, posted.token)
             for k in range(incoming.data_count - 1, -1, -1):

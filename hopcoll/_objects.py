@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from hopcoll._reductions import Reductions
+from hopcoll._shares import Shares
 from hopcoll.ops import AVG, SUM, Op
 from hopcoll.outcome import Outcome
 
@@ -47,7 +47,7 @@ _FUNCTIONS: Final[dict[str, Fold]] = {
 }
 
 
-class Objects(Reductions):
+class Objects(Shares):
     """The part of `hopcoll.Communicator` that takes any Python object.
 
     These are mpi4py's lower-case methods: they pickle what they are given, block, and return

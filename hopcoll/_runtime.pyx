@@ -23,7 +23,7 @@ from hopcoll._engine cimport (
     control_bytes_of, engine_new, engine_free, engine_event, engine_tick, engine_leave,
     engine_quiet, engine_ready, engine_awaited, engine_may_go)
 from hopcoll._operation cimport start_operation
-from hopcoll._plan cimport is_fold, is_for_root, is_from_root
+from hopcoll._texts cimport kind_name, mismatch_text, ranks_of
 from hopcoll._faults cimport Faults, check_timed_faults, plant_faults
 
 import numpy
@@ -227,11 +227,6 @@ _faults_planted = False
 
 # ---- Python -------------------------------------------------------------------------------
 
-_KINDS = {BCAST: "Bcast", REDUCE: "Reduce", ALLREDUCE: "Allreduce", BARRIER: "Barrier",
-          GATHER: "Gather", ALLGATHER: "Allgather", SCATTER: "Scatter", ALLTOALL: "Alltoall",
-          REDUCE_SCATTER: "Reduce_scatter_block", SCAN: "Scan", EXSCAN: "Exscan"}
-
-
 cdef const int64_t* numbers(array) except? NULL:
     """The items of an int64 array, as long as it lives; NULL for None."""
     cdef const int64_t[::1] view
@@ -239,38 +234,6 @@ cdef const int64_t* numbers(array) except? NULL:
         return NULL
     view = array
     return &view[0]
-
-
-cdef str kind_name(const Signature* sig):
-    name = _KINDS.get(sig.kind, f"operation {sig.kind}")
-    if sig.flags & FLAG_VECTOR:
-        return "Reduce_scatter" if sig.kind == REDUCE_SCATTER else name + "v"
-    return name
-
-
-cdef str signature_text(const Signature* sig, int64_t seq):
-    parts = []
-    if sig.kind != BARRIER:
-        parts.append(reduction.DTYPE_NAMES[sig.dtype].lower())
-    if sig.flags & FLAG_VECTOR and sig.layout:
-        parts.append(f"{sig.count} items in blocks {sig.layout & 0xffffff:06x}")
-    elif sig.kind != BARRIER and not sig.flags & FLAG_VECTOR:
-        parts.append(f"count={sig.count}")
-    if is_fold(sig.kind):
-        parts.append(f"op={reduction.OP_NAMES[sig.redop]}" if sig.redop != USER_OP
-                     else f"op of the user's {sig.layout & 0xffffff:06x}")
-    if is_from_root(sig.kind) or is_for_root(sig.kind):
-        parts.append(f"root={sig.root}")
-    if sig.flags & FLAG_RAISE:
-        parts.append("on_failure='raise'")
-    text = f"{kind_name(sig)}({', '.join(parts)})"
-    if sig.raised:
-        text += f" with operation {seq - ((seq + 1 - sig.raised) & 0xffff)} raising before it"
-    return text
-
-
-cdef tuple ranks_of(const Mask* mask, int size):
-    return tuple([r for r in range(size) if mask_has(mask, r)])
 
 
 @cython.no_gc_clear
@@ -461,24 +424,7 @@ cdef class Engine_:
         return self.rt.engine.epoch
 
     def mismatch_message(self):
-        cdef int r
-        cdef Quarrel* quarrel = &self.rt.engine.quarrel
-        groups = {}
-        if quarrel.source >= 0:
-            return (f"lengths differ between ranks in operation {self.rt.engine.poison_cut} of "
-                    f"this communicator ({kind_name(&self.rt.engine.groups[quarrel.source])}): "
-                    f"rank {quarrel.source} has {quarrel.sent_bytes} bytes for rank "
-                    f"{quarrel.dest}, which expects {quarrel.expected_bytes}. It cannot be used "
-                    "any more")
-        for r in range(self.size):
-            if mask_has(&self.rt.engine.grouped, r):
-                text = signature_text(&self.rt.engine.groups[r], self.rt.engine.poison_cut)
-                groups.setdefault(text, []).append(r)
-        text = "; ".join(
-            f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))} called {name}"
-            for name, ranks in groups.items())
-        return (f"arguments differ between ranks in operation {self.rt.engine.poison_cut} of this "
-                f"communicator: {text}. It cannot be used any more")
+        return mismatch_text(self.rt.engine)
 
     def counters(self):
         """What the engine counted since its start, by name."""
@@ -574,7 +520,7 @@ cdef class Engine_:
         if code == START_NO_MEMORY:
             self.functions.pop(seq, None)
             free(result)
-            raise MemoryError(f"{_KINDS[kind]}: no memory for the copy that it needs "
+            raise MemoryError(f"{kind_name(&sig)}: no memory for the copy that it needs "
                               f"({count * item_bytes} bytes); nothing was started")
         operation = Operation_.__new__(Operation_)
         operation.owner = self

@@ -45,13 +45,14 @@ class Outcome:
     contributors : tuple of int
         For a reduction the ranks whose input is in the result, each exactly once; for a Gather,
         Allgather and Alltoall those whose blocks are; for a Bcast, Scatter and Barrier the members
-        of the epoch in which it completed. Ascending, numbered as at the start. Every rank that is alive when the last survivor returns is among them.
+        of the epoch in which it completed. Ascending, numbered as at the start. Every rank that is
+        alive when the last survivor returns is among them.
     epoch : int
         The version of the membership in which the operation completed: 0 at the start, one more
         with each decision that ranks are gone.
     root_lost : bool
-        True if the root of a Reduce or Gather is gone, and the result with it; `contributors` then says
-        nothing.
+        True if the root of a Reduce or Gather is gone, and the result with it; `contributors` then
+        says nothing.
     """
 
     __slots__ = ("_operation", "contributors", "epoch", "root_lost")
