@@ -57,6 +57,7 @@ __version__ = "0.1.0"
 
 _world: Communicator | None = None
 _world_settings: dict[str, Any] = {}
+_world_comm: Any = None
 
 
 def init(comm: MPI.Intracomm | None = None, **settings: Any) -> Communicator:
@@ -84,7 +85,8 @@ def init(comm: MPI.Intracomm | None = None, **settings: Any) -> Communicator:
     Raises
     ------
     TypeError, ValueError
-        A setting is wrong; or the communicator exists already with other settings.
+        A setting is wrong; or the communicator exists already, of another `comm` or with other
+        settings.
     TransferTimeoutError
         Not all ranks came within ``connect_timeout_s``.
     ClosedError
@@ -97,7 +99,7 @@ def init(comm: MPI.Intracomm | None = None, **settings: Any) -> Communicator:
     >>> comm.Bcast(weights, root=0)                                # doctest: +SKIP
     Outcome(contributors=(0, 1, 2, 3), epoch=0)
     """
-    global _world, _world_settings
+    global _world, _world_settings, _world_comm
     if _world is not None and _world._forked:
         raise errors.ClosedError("init was called by the parent of this forked process")
     if _world is None or _world._closed:
@@ -106,8 +108,13 @@ def init(comm: MPI.Intracomm | None = None, **settings: Any) -> Communicator:
 
             comm = MPI.COMM_WORLD
         _world = Communicator(comm, **settings)
-        _world_settings = settings
+        _world_settings, _world_comm = settings, comm
         _say_what_is_missing(_world)
+    elif comm is not None and comm is not _world_comm:
+        raise ValueError(
+            "comm is another one than that with which init was called first; "
+            "make a second Communicator"
+        )
     elif settings and settings != _world_settings:
         raise ValueError(
             f"settings {settings} differ from {_world_settings}, with which init was called first; "

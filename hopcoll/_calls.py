@@ -93,7 +93,7 @@ class Calls:
         """Start an operation; `send` and `recv` are an address and what keeps it valid."""
         operation = engine.start(
             kind, code, op_code, root, count, send[0], recv[0], flags, (send[1], recv[1]),
-            lengths, function, agreed,
+            lengths, function, agreed, limit_s,
         )  # fmt: skip
         return Request(
             self,

@@ -12,6 +12,7 @@ ends with an uncaught exception       it says good-bye at once, waiting for noth
                                       on as after a death; the exit code is Python's (1; after a
                                       KeyboardInterrupt the process ends by SIGINT). Without fault
                                       tolerance the job is aborted with code 1
+calls MPI.Finalize itself             as at the end: what is open is closed first
 forks                                 in the child every call raises `ClosedError` and MPI is never
                                       touched, its finalization at the child's exit included
 dies by a signal                      nothing here runs: the others learn it from MPI
@@ -54,6 +55,7 @@ class _Process:
         self.previous_hook = sys.excepthook
         sys.excepthook = self.on_uncaught
         atexit.register(self.on_exit)
+        self.leave_before_mpi_ends()
         os.register_at_fork(after_in_child=self.on_fork)
 
     def on_uncaught(
@@ -75,9 +77,19 @@ class _Process:
         for communicator in reversed(self.open[:]):
             try:
                 communicator._leave(0.0 if self.failed else LEAVE_TIMEOUT_S)
-            except Exception:
-                # One that cannot say good-bye must not keep the next from doing so.
+            except BaseException:
+                # One that cannot say good-bye, or is interrupted by Ctrl-C, must not keep the next
+                # from doing so.
                 traceback.print_exc()
+
+    def leave_before_mpi_ends(self) -> None:
+        """A program may call MPI.Finalize itself: it first deletes the attributes of COMM_SELF."""
+        from mpi4py import MPI
+
+        def on_delete(comm: Any, keyval: int, value: Any) -> None:
+            self.on_exit()
+
+        MPI.COMM_SELF.Set_attr(MPI.Comm.Create_keyval(delete_fn=on_delete), None)
 
     def on_fork(self) -> None:
         for communicator in self.open:

@@ -286,6 +286,7 @@ cdef class Engine_:
     cdef list orphans
     cdef bint closed
     cdef bint abandoned
+    cdef bint ended           # no request points into the engine's memory any more
     cdef readonly int rank
     cdef readonly int size
     cdef readonly bint fault_tolerant
@@ -387,6 +388,8 @@ cdef class Engine_:
     def __dealloc__(self):
         if not self.abandoned:
             self.stop_thread()
+        if self.ended:
+            engine_free(self.rt.engine)
 
     cdef void stop_thread(self) noexcept:
         if self.rt.threaded:
@@ -399,6 +402,7 @@ cdef class Engine_:
 
     cdef void drop(self, Result* result) noexcept:
         if self.closed or self.abandoned or result.complete:
+            self.let_go(result.seq)
             free(result)
         else:
             self.orphans.append(<uintptr_t>result)
@@ -455,9 +459,16 @@ cdef class Engine_:
                                 "memory left; please report it")
         return 0
 
+    cdef int check_transport(self) except -1:
+        cdef int peer = -1, error_class = transport_error(self.rt.transport, &peer)
+        if error_class:
+            raise MpiError(f"MPI failed with error class {error_class}, and no rank's death "
+                           f"explains it (peer {peer})", error_class, peer)
+        return 0
+
     def start(self, int kind, int dtype, int redop, int root, int64_t count,
               uintptr_t send_address, uintptr_t recv_address, int flags, keep, lengths=None,
-              function=None, agreed=0):
+              function=None, agreed=0, timeout_s=None):
         """Enters the next operation.  May block until an earlier one is stable, when 64 are not.
 
         `lengths`, with FLAG_VECTOR: int64 arrays by rank of the bytes sent to it, where they start,
@@ -490,8 +501,8 @@ cdef class Engine_:
         result = <Result*>calloc(1, sizeof(Result))
         if result == NULL:
             raise MemoryError("operation: out of memory")
-        if self.config.timeout_s is not None:
-            limit = clock_us() + <int64_t>(self.config.timeout_s * 1e6)
+        if timeout_s is not None:
+            limit = clock_us() + <int64_t>(min(timeout_s, 1e9) * 1e6)
         seq = self.rt.engine.next_seq
         if function is not None:
             self.functions[seq] = function
@@ -512,7 +523,8 @@ cdef class Engine_:
                 if limit >= 0 and clock_us() > limit:
                     raise TransferTimeoutError(
                         "too many operations are under way, and none became stable within "
-                        f"{self.config.timeout_s:g} s; nothing was started")
+                        f"{timeout_s:g} s; nothing was started")
+                self.check_transport()
             except BaseException:
                 self.functions.pop(seq, None)
                 free(result)
@@ -552,7 +564,7 @@ cdef class Engine_:
     def wait(self, Operation_ operation, timeout_s):
         """Waits for an operation; False when the time is over."""
         cdef int64_t until, limit = -1
-        cdef int code, error_class, peer = -1
+        cdef int code
         if self.failure is not None:
             self.check()
         if operation.result.complete:
@@ -576,10 +588,7 @@ cdef class Engine_:
             if self.closed or self.abandoned:
                 return True
             self.check()
-            error_class = transport_error(self.rt.transport, &peer)
-            if error_class:
-                raise MpiError(f"MPI failed with error class {error_class}, and no rank's death "
-                               f"explains it (peer {peer})", error_class, peer)
+            self.check_transport()
             if limit >= 0 and clock_us() >= limit:
                 return False
             PyErr_CheckSignals()
@@ -601,11 +610,13 @@ cdef class Engine_:
 
     def finalize(self, timeout_s):
         """Leaves: waits, bounded, until nobody needs this rank, says good-bye, and stays until the
-        others have heard it.  False when the time was too short."""
+        others have heard it.  False when the time was too short.  An exception from a signal, as
+        of Ctrl-C, ends the waiting, but not the leaving: the others count on it."""
         cdef int64_t until = clock_us() + <int64_t>(min(timeout_s, 1e9) * 1e6)
         cdef bint quiet = False, heard = False
         if self.closed or self.abandoned:
             return True
+        interrupt = None
         while not self.rt.engine.broken:
             with nogil:
                 pthread_mutex_lock(&self.rt.mutex)
@@ -616,12 +627,16 @@ cdef class Engine_:
                 break
             with nogil:
                 wait_for(&self.rt, NULL, clock_us() + 100)
-            PyErr_CheckSignals()
+            try:
+                PyErr_CheckSignals()
+            except BaseException as error:
+                interrupt = error
+                break
         self.stop_thread()
         with nogil:
             engine_leave(self.rt.engine)
         # Others may wait for something of ours: they are given voids until they have heard.
-        until = max(until, clock_us() + 5000000)
+        until = max(clock_us() if interrupt is not None else until, clock_us() + 5000000)
         while not self.rt.engine.broken and clock_us() < until:
             with nogil:
                 turn(&self.rt)
@@ -630,12 +645,19 @@ cdef class Engine_:
                 break
             with nogil:
                 sleep_us(20)
-            PyErr_CheckSignals()
+            try:
+                PyErr_CheckSignals()
+            except BaseException as error:
+                if interrupt is not None:
+                    until = clock_us()      # the second time it is meant
+                interrupt = error
         self.closed = True
-        self.transport.close(1.0)
+        self.ended = self.transport.close(1.0)
         self.kept.clear()
         self.functions.clear()
         self.reap()
+        if interrupt is not None:
+            raise interrupt
         return bool(quiet)
 
     def abandon(self):

@@ -103,9 +103,9 @@ class RankFailedError(HopcollError):
 class TransferTimeoutError(HopcollError, TimeoutError):
     """An operation did not complete within its timeout.
 
-    It was not cancelled: it goes on in the background, its buffers stay pinned, and a later call
-    on the request may still find it complete. Until then the send buffer must not be changed and
-    the receive buffer holds undefined bytes.
+    It was not cancelled: it goes on in the background, its buffers stay pinned, and `request.wait`
+    may still find it complete. Until then the send buffer must not be changed and the receive
+    buffer holds undefined bytes.
 
     Parameters
     ----------
@@ -115,9 +115,16 @@ class TransferTimeoutError(HopcollError, TimeoutError):
         The rank that was waited for, where one is known.
     watermark_bytes : int, optional
         The contiguous prefix that had been received, in bytes.
+
+    Attributes
+    ----------
+    request : Request or None
+        The request of the operation, also where a blocking call raised; None where nothing was
+        started.
     """
 
     _fields = ("peer", "watermark_bytes")
+    request: Any = None
 
     def __init__(
         self, message: str = "", peer: int | None = None, watermark_bytes: int = 0

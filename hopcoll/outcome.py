@@ -188,10 +188,12 @@ class Request:
         self._check()
         limit_s = self._timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
         if not self._communicator._engine.wait(self._operation, limit_s):
-            raise TransferTimeoutError(
+            error = TransferTimeoutError(
                 f"{self._name()} did not complete within {limit_s:g} s; it goes on in the "
                 "background, and its buffers stay pinned until it is complete"
             )
+            error.request = self
+            raise error
         return self._finish()
 
     def test(self) -> tuple[bool, Outcome | None]:

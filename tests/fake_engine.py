@@ -46,7 +46,7 @@ class FakeEngine:
 
     def start(
         self, kind, dtype, redop, root, count, send_address, recv_address, flags, keep,
-        lengths=None, function=None, agreed=0,
+        lengths=None, function=None, agreed=0, timeout_s=None,
     ):  # fmt: skip
         self.started.append(
             (kind, dtype, redop, root, count, send_address, recv_address, flags, keep)
