@@ -509,6 +509,8 @@ cdef class Engine_:
         while True:
             with nogil:
                 pthread_mutex_lock(&self.rt.mutex)
+                if not self.rt.threaded:
+                    turn(&self.rt)      # a good-bye may be waiting: nothing is asked of who is gone
                 code = start_operation(self.rt.engine, &sig, item_bytes,
                                        <const unsigned char*>send_address,
                                        <unsigned char*>recv_address, flags, &layout, result)

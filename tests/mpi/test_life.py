@@ -100,6 +100,27 @@ def test_ctrl_c_inside_a_wait(settings):
 
 
 @pytest.mark.parametrize("settings", [{}, INLINE], ids=["thread", "inline"])
+def test_ctrl_c_while_closing(settings):
+    said = by_rank(play("interrupt_while_closing", settings=settings), THREE)
+    assert said[1] == {"closed": True}
+    assert said[0]["alive"] == said[2]["alive"] == [0, 2]
+
+
+@pytest.mark.parametrize("settings", [{}, INLINE], ids=["thread", "inline"])
+def test_the_program_ends_mpi_itself(settings):
+    assert alike(play("mpi_finalize", settings=settings)) == {"contributors": THREE}
+    assert alike(play("mpi_finalize_by_one", settings=settings), [0, 2])["alive"] == [0, 2]
+
+
+def test_a_start_that_waits_keeps_to_its_limit():
+    assert alike(play("too_many_open")) == {"refused": True}
+
+
+def test_a_dropped_request_lets_go_of_its_buffers():
+    assert alike(play("dropped_when_complete")) == {"lives": False}
+
+
+@pytest.mark.parametrize("settings", [{}, INLINE], ids=["thread", "inline"])
 def test_timeout(settings):
     said = by_rank(play("timeout", settings=settings), THREE)
     assert [said[rank]["timeouts"] for rank in THREE] == [3, 0, 3]

@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -237,6 +238,93 @@ def interrupt() -> None:
         contributors=[outcome.contributors, again],
         correct=correct and bool((result == 1).all()),
     )
+
+
+@scene
+def interrupt_while_closing() -> None:
+    """Ctrl-C while a rank waits in close for the others: it leaves all the same, and they go on."""
+    comm = hopcoll.init()
+    allreduce(comm)
+    if RANK == ODD_ONE:
+        comm.Iallreduce(np.ones(LARGE), np.zeros(LARGE))  # what it would wait for
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            comm.close()
+        except KeyboardInterrupt:
+            report(closed=True)
+        for other in ALL:
+            if other != ODD_ONE:
+                WORLD.send("go", other)
+        return
+    WORLD.recv(source=ODD_ONE)
+    go_on(comm)
+
+
+@scene
+def mpi_finalize() -> None:
+    """The program ends MPI itself, with communicators open: they are closed first."""
+    comm = hopcoll.init()
+    with hopcoll.Communicator(WORLD) as second:
+        allreduce(second)
+    third = hopcoll.Communicator(WORLD)
+    allreduce(third)
+    outcome = allreduce(comm, LARGE)
+    MPI.Finalize()
+    try:
+        third.Barrier()
+    except errors.ClosedError:
+        report(contributors=outcome.contributors)
+
+
+@scene
+def mpi_finalize_by_one() -> None:
+    comm = hopcoll.init()
+    allreduce(comm)
+    if RANK == ODD_ONE:
+        MPI.Finalize()
+        return
+    go_on(comm)
+
+
+@scene
+def too_many_open() -> None:
+    """A start that has to wait keeps to the limit of its call."""
+    comm = hopcoll.init()
+    if RANK == ODD_ONE:
+        for other in ALL:
+            if other != ODD_ONE:
+                WORLD.recv(source=other)
+        for _ in range(64):
+            comm.Barrier()
+        report(refused=True)
+        return
+    requests = []
+    refused = False
+    try:
+        while len(requests) < 200:
+            requests.append(comm.Ibarrier(timeout_s=0.1))
+    except errors.TransferTimeoutError as error:
+        refused = error.request is None and len(requests) == 64
+    WORLD.send("go", ODD_ONE)
+    for request in requests:
+        request.wait()
+    report(refused=refused)
+
+
+@scene
+def dropped_when_complete() -> None:
+    """A request that nobody waits for lets go of its buffers once its operation is over."""
+    comm = hopcoll.init()
+    result = np.zeros(LARGE)
+    request = comm.Iallreduce(np.ones(LARGE), result)
+    lives = weakref.ref(result)
+    comm.Barrier()
+    del request, result
+    for _ in range(3):
+        comm.Barrier()
+    gc.collect()
+    report(lives=lives() is not None)
 
 
 @scene
