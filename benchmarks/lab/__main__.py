@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from benchmarks.lab import Lab, LabError, state
-from benchmarks.lab.cluster import MTU, NAME, exit_when_told
+from benchmarks.lab.cluster import MTU, NAME, exits_when_told
 
 _AS_GIVEN = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
@@ -39,7 +39,7 @@ def main() -> None:
     python -m benchmarks.lab run -n 8 train.py
     python -m benchmarks.lab down
     """
-    exit_when_told()
+    click.get_current_context().with_resource(exits_when_told())
 
 
 @main.command()
@@ -61,7 +61,12 @@ def up(
         rates[int(host)] = _rate(its)
     lab = Lab(hosts, _rate(rate), rates=rates, mtu=mtu, name=name, subnet=subnet)
     lab.up()
-    click.echo(_table(lab))
+    try:
+        made = _table(lab)
+    except BaseException:
+        lab.down()
+        raise
+    click.echo(made)
 
 
 def _rate(word: str) -> str | None:

@@ -244,8 +244,9 @@ class Lab:
     def lose(self, host: int) -> int:
         """Kill every process on a host at once: launcher's daemon, ranks and all.
 
-        Its connections are closed, as when a host is rebooted. For one that falls silent, pull its
-        cable first. The host itself is there again at once, with nothing running.
+        Its connections are closed, as when a host is rebooted; with its cable pulled before, other
+        ranks hear nothing of it. mpirun notices either way, by its agent's end, where a real ssh to
+        a host without power would linger. The host is there again at once, with nothing running.
 
         Returns
         -------
@@ -273,14 +274,19 @@ def _down(name: str) -> str:
     return f"python -m benchmarks.lab down{option}"
 
 
-def exit_when_told() -> None:
+@contextmanager
+def exits_when_told() -> Iterator[None]:
     """Make SIGTERM and SIGHUP an exit in good order, as Ctrl-C is, so that teardowns run."""
 
     def leave(number: int, _: object) -> None:
         sys.exit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, leave)  # what this process may become by exec has the default again
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

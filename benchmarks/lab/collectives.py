@@ -38,7 +38,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.collectives import cpu_name, size_name
-from benchmarks.lab.cluster import Lab, exit_when_told
+from benchmarks.lab.cluster import Lab, exits_when_told
 from benchmarks.lab.network import LabError, bits_per_s
 from hopcoll.config import Config
 from hopcoll.launcher import find_mpirun
@@ -95,9 +95,9 @@ def main(
     name: str,
 ) -> None:
     """Time collectives over a lab, as multiples of the bandwidth bound; print Markdown."""
-    exit_when_told()
     try:
-        report = measure(hosts, rate, sizes, turns, kills if kill else 0, name)
+        with exits_when_told():
+            report = measure(hosts, rate, sizes, turns, kills if kill else 0, name)
     except LabError as error:
         raise click.ClickException(str(error)) from error
     click.echo(table(report))
