@@ -104,7 +104,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any] | None:
             "turns": options.turns,
             "rows": rows,
             "machine": {
-                "cpu": _cpu_name(),
+                "cpu": cpu_name(),
                 "cores": len(os.sched_getaffinity(0)),
                 "python": platform.python_version(),
                 "numpy": np.__version__,
@@ -115,7 +115,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any] | None:
     return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return what the processor calls itself."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

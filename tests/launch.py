@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -123,3 +124,26 @@ def _alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def why_no_lab(limits_rates: bool = True) -> str:
+    """Why this process cannot make hosts (see benchmarks.lab), by a try; empty if it can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    for tool in ("ip", "tc", "unshare", "hostname"):
+        if shutil.which(tool) is None:
+            return f"{tool} is missing"
+    tried = f"hc{os.getpid()}-0"
+    inside = ["ip", "netns", "exec", tried]
+    steps = [["ip", "netns", "add", tried], [*inside, "unshare", "--uts", "hostname", tried]]
+    if limits_rates:
+        tbf = "tbf rate 1mbit burst 16k latency 20ms"
+        steps.append([*inside, "tc", "qdisc", "add", "dev", "lo", "root", *tbf.split()])
+    try:
+        for step in steps:
+            done = subprocess.run(step, capture_output=True, text=True, check=False)
+            if done.returncode:
+                return f"{' '.join(step)}: {done.stderr.strip()}"
+    finally:
+        subprocess.run(["ip", "netns", "del", tried], capture_output=True, check=False)
+    return ""
