@@ -158,7 +158,9 @@ def test_two_operations_with_blocks(script):
 def test_lengths_that_two_ranks_disagree_on(kind, odd_rank):
     """In a vector form two ranks alone know the length of the block between them."""
     odd = (odd_rank, 0, (kind, 5, 1, VECTOR))
-    exhaust(3, [(kind, 3, 1, VECTOR)], deaths=0, odd=odd, **BLOCKS)
+    # With blocks from all to all there are too many orders for a test.
+    order = "turns" if kind == "alltoall" else "every"
+    exhaust(3, [(kind, 3, 1, VECTOR)], deaths=0, odd=odd, order=order, **BLOCKS)
 
 
 @pytest.mark.parametrize("kind", ["allgather", "scatter", "alltoall", "reduce_scatter", "exscan"])
