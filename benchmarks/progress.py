@@ -72,8 +72,9 @@ def _measure(rounds: int) -> dict[str, Any] | None:
         comm.Barrier()
         begin_s = time.perf_counter()
         if comm.rank == 1:
-            comm.Bcast(small, root=1)  # a root has it at once
+            request = comm.Ibcast(small, root=1)
             _hold_the_gil(BUSY_S)
+            request.wait()
         else:
             time.sleep(BUSY_S / 2)
             begin_s = time.perf_counter()

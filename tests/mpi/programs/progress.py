@@ -45,13 +45,16 @@ def relay(comm: hopcoll.Communicator, shared: mmap.mmap) -> dict[str, object]:
 
 
 def answer(comm: hopcoll.Communicator, shared: mmap.mmap) -> dict[str, object]:
-    """Rank 1 has returned from its operations, and serves the others, who come later, with them."""
+    """Rank 1 has what the others, who come later, ask it for."""
     array = np.full(1 << 14, 7 if comm.rank == 1 else 0, np.uint8)
     if comm.rank != 1:
         loop_until(shared, [1])
-    comm.Bcast(array, root=1)
+    request = comm.Ibcast(array, root=1)
+    if comm.rank != 1:
+        request.wait()
     shared[comm.rank] = 1
     seen = loop_until(shared, [0, 2]) if comm.rank == 1 else None
+    request.wait()
     return {"seen": seen, "right": bool((array == 7).all())}
 
 
