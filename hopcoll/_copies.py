@@ -90,10 +90,10 @@ class Copies(Calls):
 
         A receiver that loses the rank it receives from goes on at the offset it has, from any rank
         that holds the bytes, be it the root or not. Above `eager_bytes` a rank is done when the
-        next one in the chain has called it too, so that ranks that differ in the root notice. Cost: with C chunks and n ranks about C + n
-        chunk times. Memory beyond the window: none while it runs; when it completes, a copy of a
-        small result (up to 32 KiB) is kept until it is stable, while with a larger one
-        `Request.wait` returns only once it is.
+        next one in the chain has called it too, so that ranks that differ in the root notice.
+        Cost: with C chunks and n ranks about C + n chunk times. Memory beyond the window: none
+        while it runs; when it completes, a copy of a small result (up to 32 KiB) is kept until it
+        is stable, while with a larger one `Request.wait` returns only once it is.
 
         Parameters and errors are those of `Bcast`; the errors of the operation itself come from
         the request. May block until earlier operations are stable, when many are outstanding.

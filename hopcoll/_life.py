@@ -19,8 +19,10 @@ dies by a signal                      nothing here runs: the others learn it fro
 ====================================  =============================================================
 
 A death makes MPI_Finalize's own barrier hang when a job spans several hosts, so that barrier is
-switched off in a job that can survive deaths; the good-bye above takes its place. A rank must never
-leave by ``os._exit`` with a code other than 0: Open MPI's mpirun then tells nobody, and never ends.
+switched off in a job that can survive deaths; the good-bye above takes its place. Open MPI's
+mpirun tells nobody of a rank that leaves by ``os._exit`` with a code other than 0, and never ends:
+under ``hopcoll run`` such a rank dies by SIGKILL instead. A C library that calls ``exit`` with
+such a code cannot be caught.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hopcoll.communicator import Communicator
 
-__all__ = ["forget", "watch"]
+__all__ = ["forget", "is_open", "watch"]
 
 #: How long the end of a program waits for its operations, and for the other ranks to have them.
 LEAVE_TIMEOUT_S = 60.0
@@ -134,6 +136,11 @@ def forget(communicator: Communicator) -> None:
     """
     if _process is not None and communicator in _process.open:
         _process.open.remove(communicator)
+
+
+def is_open() -> bool:
+    """Whether other ranks still count on this process. Local."""
+    return _process is not None and bool(_process.open)
 
 
 def _variable_of_open_mpi(name: str, kind: Any) -> Any:

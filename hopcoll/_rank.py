@@ -9,7 +9,9 @@ from __future__ import annotations
 import atexit
 import os
 import runpy
+import signal
 import sys
+from typing import NoReturn
 
 #: What a rank writes to its stderr when the interpreter ends, with whatever exit code. One write
 #: that is shorter than PIPE_BUF arrives in one piece.
@@ -46,6 +48,20 @@ def mark_end() -> None:
             os.write(stderr, END_MARK)
 
     atexit.register(write)
+    exit_at_once = os._exit
+
+    def leave(status: int) -> NoReturn:
+        """``os._exit`` passes atexit by.  With another code than 0 mpirun would tell nobody, and
+        never end: a rank that others still count on dies by a signal instead, which all see."""
+        if os.getpid() == rank:
+            life = sys.modules.get("hopcoll._life")
+            if status == 0:
+                os.write(stderr, END_MARK)
+            elif life is not None and life.is_open():
+                os.kill(rank, signal.SIGKILL)
+        exit_at_once(status)
+
+    os._exit = leave
 
 
 if __name__ == "__main__":

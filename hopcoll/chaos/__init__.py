@@ -14,23 +14,60 @@ victim records what it was doing when it died; nothing is taken for killed witho
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import click
 
-__all__ = ["command"]
+__all__ = ["check_place", "command"]
+
+
+def check_place(path: Path | None) -> Path | None:
+    """Make the folder of a report before the work is done, or say why it cannot be written."""
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise click.BadParameter(f"{path} cannot be written: {error}") from error
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise click.BadParameter(f"{path} cannot be written: permission denied")
+    return path
 
 
 @click.command("chaos")
-@click.option("--kills", default=200, show_default=True, help="Go on until so many ranks died.")
-@click.option("--seed", default=1, show_default=True, help="Decides all of the runs.")
-@click.option("--jobs", default=1, show_default=True, help="Runs at the same time.")
-@click.option("--run", "number", type=int, help="Replay this run of the seed, and no other.")
 @click.option(
-    "--deadline", default=60.0, show_default=True, help="Seconds after which a run has hung."
+    "--kills",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="Go on until so many ranks died.",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report here.")
+@click.option("--seed", default=1, show_default=True, help="Decides all of the runs.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Runs at the same time.",
+)
+@click.option(
+    "--run", "number", type=click.IntRange(0), help="Replay this run of the seed, and no other."
+)
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds after which a run has hung.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=lambda context, option, path: check_place(path),
+    help="Write the report here.",
+)
 @click.option(
     "--keep",
     type=click.Path(path_type=Path, file_okay=False),
@@ -51,7 +88,12 @@ def command(
     the deaths fell where they should.
     """
     # Only here: `hopcoll --help` should not have to import NumPy.
-    from hopcoll.chaos import harness
+    try:
+        from hopcoll.chaos import harness
+    except ModuleNotFoundError as error:
+        raise click.UsageError(
+            f"chaos needs {error.name}; pip install 'hopcoll[test]' brings it along"
+        ) from error
 
     report = harness.chaos(
         kills=kills,

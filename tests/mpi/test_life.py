@@ -45,6 +45,8 @@ def alike(ended, expected=THREE):
         ("exception_with_requests", 1),
         ("sys_exit", 3),
         ("killed", 0),
+        ("os_exit", 0),  # a death
+        ("forked_then_killed", 0),
         ("killed_then_exit_code", 5),
         ("interrupt_uncaught", 0),  # Python ends by SIGINT then, and a signal is a death
     ],
@@ -84,6 +86,10 @@ def test_the_exit_code_is_the_programs():
 def test_a_rank_may_end_with_requests_that_nobody_waited_for(settings):
     said = alike(play("pending_at_exit", settings=settings), [0, 2])
     assert said == {"contributors": [THREE, THREE], "correct": True}
+
+
+def test_a_process_may_leave_at_once_when_it_has_closed():
+    assert len(play("os_exit_everywhere").said) == 3
 
 
 # ---- requests ---------------------------------------------------------------------------------

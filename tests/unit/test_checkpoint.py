@@ -97,6 +97,17 @@ ARRAYS = {
 }
 
 
+def test_wrong_steps_attributes_and_folders(tmp_path):
+    with pytest.raises(TypeError, match="^step must be an integer, not float"):
+        save(tmp_path, 2.0, {})
+    with pytest.raises(TypeError, match="^attributes: 1 is no string"):
+        save(tmp_path, 2, {}, {1: "one"})
+    path = save(tmp_path, 2, {}, {"loss": float("nan")})
+    assert load(path, attributes={"loss": float("nan")}).step == 2
+    with pytest.raises(CheckpointError, match="is no folder"):
+        load_latest(path)
+
+
 def test_arrays_come_back_as_they_were(tmp_path: Path) -> None:
     save(tmp_path, 7, ARRAYS)
     found = load_latest(tmp_path)

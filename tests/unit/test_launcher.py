@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import stat
 import sys
+import threading
 
 import pytest
 from click.testing import CliRunner
@@ -155,12 +157,74 @@ def test_open_mpi_gets_a_home(fake_mpirun, script, monkeypatch):
         (["run", "-n", "2"], "PROGRAM"),
         (["run", "-n", "2", "-m"], "module"),
         (["run", "--mpirun", "/no/mpirun", "-m", "json"], "/no/mpirun"),
+        (["run", "--mpirun-args", "'a", "-m", "json"], "No closing quotation"),
+        (["doctor", "--json", "/proc/none/report.json"], "cannot be written"),
+        (["chaos", "--json", "/etc/passwd/report.json"], "cannot be written"),
+        (["chaos", "--kills", "0"], "--kills"),
+        (["chaos", "--jobs", "0"], "--jobs"),
+        (["chaos", "--deadline", "-1"], "--deadline"),
+        (["chaos", "--run", "-1"], "--run"),
     ],
 )
 def test_wrong_use_says_what_is_wrong(words, message):
     result = CliRunner().invoke(cli.main, words)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_an_mpirun_that_is_no_program(tmp_path):
+    path = tmp_path / "mpirun"
+    path.write_bytes(b"\x00no program")
+    path.chmod(0o755)
+    result = CliRunner().invoke(cli.main, ["run", "--mpirun", str(path), "-m", "json"])
+    assert result.exit_code == 2
+    assert "cannot be executed" in result.output
+
+
+def test_a_signal_that_nohup_leaves_out_stays_out():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with launcher._Ending(None):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_slow_reader_of_stderr_gets_all_of_it():
+    """With stderr not blocking, a write that finds no room waits for some."""
+    reading, writing = os.pipe()
+    stderr = os.dup(2)
+    os.set_blocking(writing, False)
+    text = b"x" * (1 << 18)
+    source_end, feed = os.pipe()
+    seen = bytearray()
+
+    def drain():
+        while len(seen) < len(text):
+            seen.extend(os.read(reading, 1000))
+
+    def supply():
+        with os.fdopen(feed, "wb") as pipe:
+            pipe.write(text)
+
+    threads = [threading.Thread(target=drain), threading.Thread(target=supply)]
+    os.dup2(writing, 2)
+    try:
+        for thread in threads:
+            thread.start()
+        with os.fdopen(source_end, "rb", buffering=0) as source:
+            relay = launcher._Relay(source)
+            while relay.is_open:
+                relay.pass_on(10)
+    finally:
+        os.dup2(stderr, 2)
+    for thread in threads:
+        thread.join(20)
+    assert bytes(seen) == text
+    for descriptor in (reading, writing, stderr):
+        os.close(descriptor)
 
 
 def test_the_mpirun_of_this_environment_comes_before_path(fake_mpirun, monkeypatch):

@@ -168,6 +168,36 @@ def killed() -> None:
 
 
 @scene
+def forked_then_killed() -> None:
+    """What a rank had forked outlives it, and has its output open."""
+    comm = hopcoll.init()
+    allreduce(comm)
+    if RANK == ODD_ONE:
+        if os.fork() == 0:
+            signal.pause()
+        os.kill(os.getpid(), signal.SIGKILL)
+    go_on(comm)
+
+
+@scene
+def os_exit() -> None:
+    comm = hopcoll.init()
+    allreduce(comm)
+    if RANK == ODD_ONE:
+        os._exit(1)
+    go_on(comm)
+
+
+@scene
+def os_exit_everywhere() -> None:
+    comm = hopcoll.init()
+    allreduce(comm)
+    comm.close()
+    report()
+    os._exit(0)
+
+
+@scene
 def pending_at_exit() -> None:
     """All leave with requests that nobody waits for; each one's data reaches the others."""
     comm = hopcoll.init()
