@@ -255,7 +255,8 @@ cdef void check_complete(Engine* engine, Operation* op) noexcept nogil:
     cdef int b
     if op.complete or op.awaited or awaits_root(engine, op) or not is_active(engine, op):
         return
-    if op.sig.kind == BCAST and not is_asked(engine, op):
+    if (op.sig.kind == BCAST and not is_asked(engine, op)
+            and not engine.settings.sabotage & BREAK_ASKED):
         return
     if is_private(op.sig.kind) and not engine.settings.sabotage & BREAK_SEAL:
         engine.wholes_due |= not op.whole
@@ -331,7 +332,8 @@ cdef void on_data_event(Engine* engine, const Event* event) noexcept nogil:
             chunk_received(engine, op, part >> 1, part & 1, chunk, event.nbytes)
         else:
             state = op.states + block.state + chunk
-            if event.kind == EVENT_LOST and state[0] != CHUNK_FINAL:
+            if (event.kind == EVENT_LOST and state[0] != CHUNK_FINAL
+                    and not engine.settings.sabotage & BREAK_LOST):
                 state[0] = CHUNK_NONE      # where it was to land, anything may have been written
             sink.broken = 1
             close_sink(engine, op, part >> 1, part & 1)

@@ -44,7 +44,8 @@ KINDS = {"bcast": BCAST, "reduce": REDUCE, "allreduce": ALLREDUCE, "barrier": BA
          "reduce_scatter": REDUCE_SCATTER, "scan": SCAN, "exscan": EXSCAN}
 SABOTAGES = {"freeze": BREAK_FREEZE, "ballot_order": BREAK_BALLOT_ORDER,
              "ordered_cut": BREAK_ORDERED_CUT, "taint": BREAK_TAINT, "voids": BREAK_VOIDS,
-             "retention": BREAK_RETENTION, "seal": BREAK_SEAL}
+             "retention": BREAK_RETENTION, "seal": BREAK_SEAL, "lost": BREAK_LOST,
+             "asked": BREAK_ASKED}
 DELAYS = {"none": DELAY_NONE, "eager": DELAY_EAGER, "late": DELAY_LATE, "any": DELAY_ANY}
 ORDERS = {"every": EVERY_ORDER, "lowest": LOWEST_FIRST, "turns": IN_TURNS}
 IN_PLACE = FLAG_IN_PLACE

@@ -71,6 +71,8 @@ cdef enum Sabotage:
     BREAK_VOIDS = 16
     BREAK_RETENTION = 32
     BREAK_SEAL = 64
+    BREAK_LOST = 128
+    BREAK_ASKED = 256
 
 cdef struct Mask:
     uint64_t word[MASK_WORDS]

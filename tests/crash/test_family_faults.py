@@ -92,7 +92,7 @@ def test_the_last_of_a_scan_dies(tmp_path, form):
     assert "contributors" in play.struck
 
 
-@pytest.mark.parametrize("form", ROOTED + FOR_ALL)
+@pytest.mark.parametrize("form", ["gather", "scatterv", "allgather", "alltoallv", "exscan"])
 def test_a_death_under_raise(tmp_path, form):
     """With IN_PLACE the input is given back, which the program checks."""
     fault = "rank=2,op=1,chunk=40"
@@ -102,7 +102,7 @@ def test_a_death_under_raise(tmp_path, form):
 
 
 @pytest.mark.parametrize(
-    "form", ["gatherv", "scatterv", "allgatherv", "alltoall", "reduce_scatter", "exscan"]
+    "form", ["gatherv", "scatterv", "alltoall", "reduce_scatter"]
 )
 def test_the_new_coordinator_dies_while_they_decide(tmp_path, form):
     faults = ("rank=0,op=1,chunk=40", "rank=1,ballot=1,send=1")
@@ -112,7 +112,7 @@ def test_the_new_coordinator_dies_while_they_decide(tmp_path, form):
 
 
 @pytest.mark.parametrize("victim", [0, 3])
-@pytest.mark.parametrize("form", ["gather", "alltoallv"])
+@pytest.mark.parametrize("form", ["alltoallv"])
 def test_a_death_without_the_progress_thread(tmp_path, form, victim):
     fault, settings = f"rank={victim},op=1,chunk=40", {"HOPCOLL_PROGRESS": "inline"}
     play = Play(tmp_path, form, [victim], fault, root=1, settings=settings)

@@ -58,7 +58,7 @@ def suite(request):
     return folder / NAME / "test"
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 3])
 def test_mpi4py_agrees(suite, ranks):
     ended = launch.run(ranks, "-m", PROGRAM, suite, timeout_s=180)
     assert ended.code == 0, str(ended)

@@ -135,7 +135,7 @@ def test_blocks_of_all(step):
     exhaust(3, [step], deaths=2, **BLOCKS)
 
 
-@pytest.mark.parametrize("kind", ["gather", "allgather", "scatter", "reduce_scatter", "scan"])
+@pytest.mark.parametrize("kind", ["gather", "scatter", "scan"])
 def test_blocks_with_late_requests(kind):
     exhaust(3, [(kind, 2, 0, 0)], deaths=2 if kind in ("gather", "scatter") else 1, **LATE_BLOCKS)
 

@@ -17,6 +17,8 @@ CAUGHT_WITHIN = {
     "voids": ("plain", 100),
     "retention": ("plain", 100),
     "seal": ("plain", 200),
+    "lost": ("plain", 200),
+    "asked": ("mismatch", 1000),
 }
 
 
