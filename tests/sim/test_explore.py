@@ -93,6 +93,8 @@ def test_two_roots():
     for odd in (("bcast", 3, 1, 0), ("bcast", 5, 1, 0)):
         exhaust(2, script, deaths=1, odd=(1, 0, odd), **TWO)
         exhaust(3, script[:1], deaths=0, odd=(1, 0, odd), **SMALL)
+    found = explore_all(2, script, deaths=0, odd=(1, 0, odd), sabotage=("asked",), **TWO)
+    assert found["violation"] == "different calls went unnoticed"
 
 
 @pytest.mark.parametrize(
