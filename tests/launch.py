@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -128,6 +129,7 @@ def _alive(pid: int) -> bool:
 
 def why_no_lab(limits_rates: bool = True) -> str:
     """Why this process cannot make hosts (see benchmarks.lab), by a try; empty if it can."""
+    importlib.import_module("benchmarks.lab.network")  # which knows where its tools are
     if os.geteuid() != 0:
         return "network namespaces need root"
     for tool in ("ip", "tc", "unshare", "hostname"):

@@ -32,6 +32,10 @@ _BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _RATE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(?:([kmgt]i?)?(bit|bps))?", re.IGNORECASE)
 
 
+# ip and tc are for administrators, and not on everyone's PATH.
+os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
+
 class LabError(Exception):
     """The lab cannot do this; the message says why and what to do."""
 

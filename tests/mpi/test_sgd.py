@@ -105,7 +105,7 @@ def test_resumed_is_bit_for_bit_the_same(tmp_path: Path, undisturbed: Training) 
     ended = training.run(steps=4)
     assert ended.code == 0, str(ended)
     # Operations 0 and 1 hand the state on; the next checkpoint would come after step 8.
-    everyone = ";".join(f"rank={rank},op=4,chunk=5" for rank in range(3))
+    everyone = ";".join(f"rank={rank},op=4,chunk=0" for rank in range(3))
     ended = training.run("--resume", fault=everyone)
     assert ended.code != 0, str(ended)
     assert {training.fault(rank)["op"] for rank in range(3)} == {4}
