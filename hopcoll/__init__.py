@@ -2,9 +2,9 @@
 
 The package, from the top down; each line uses only those below it:
 
-- `init`, `Communicator` (communicator.py): what programs call, in mpi4py's spelling. Its parts, each
-  a class on top of the one before: _calls.py, _copies.py, _gathers.py, _reductions.py, _shares.py,
-  _objects.py.
+- `init`, `Communicator` (communicator.py): what programs call, in mpi4py's spelling. Its parts,
+  each a class on top of the one before: _calls.py, _copies.py, _gathers.py, _reductions.py,
+  _shares.py, _objects.py.
   `Outcome`, `Request` (outcome.py): what they get back.
 - buffers.py, ops.py, config.py, errors.py: buffers to addresses, operations, settings, exceptions;
   _life.py: fork, uncaught exceptions and the end of the process.
