@@ -43,7 +43,9 @@ cdef enum:
     CONTROL_TAG = 0
     MESSAGE_BYTES_MAX = 0x7FFFFFFF
     ZEROED_BYTES_MAX = 65536
-    PROGRESS_ROUNDS = 1
+    # Of what waits in shared memory MPI takes in 31 fragments at a time.
+    ROUNDS_AFTER_A_PAUSE = 32
+    PAUSE_NS = 10000000
 
 
 # ---- memory -------------------------------------------------------------------------------
@@ -303,11 +305,10 @@ cdef void test_requests(World* world) noexcept nogil:
     cdef int done = 0
     cdef int i, place, rc, error_class
     cdef long long now = hopcoll_coarse_clock()
-    cdef int before = world.active
     if now != world.last_poll:
-        world.last_poll = now
-        for i in range(PROGRESS_ROUNDS):
+        for i in range(ROUNDS_AFTER_A_PAUSE if now - world.last_poll > PAUSE_NS else 1):
             hopcoll_progress()
+        world.last_poll = now
     rc = MPI_Testsome(world.active, world.requests, &done, world.indices, world.statuses)
     if rc == MPI_SUCCESS:
         if done <= 0:          # MPI_UNDEFINED is negative
