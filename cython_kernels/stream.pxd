@@ -41,8 +41,10 @@ cdef struct Spring:
 cdef Grid make_grid(int64_t nbytes, int64_t chunk_bytes) noexcept nogil
 cdef int64_t chunk_length(const Grid* grid, int64_t chunk) noexcept nogil
 cdef void sink_open(Sink* sink, int source, int tag, int64_t first, int64_t end) noexcept nogil
+cdef unsigned char* slot_of_chunk(const Grid* grid, unsigned char* slots, int window,
+                                  int64_t chunk) noexcept nogil
 cdef int64_t sink_post(Sink* sink, Transport* transport, const Grid* grid, unsigned char* base,
-                       int window, int64_t gate, int64_t token) noexcept nogil
+                       unsigned char* slots, int window, int64_t gate, int64_t token) noexcept nogil
 cdef int64_t sink_arrived(Sink* sink) noexcept nogil
 cdef bint sink_credit_due(const Sink* sink, int window) noexcept nogil
 cdef bint sink_idle(const Sink* sink) noexcept nogil

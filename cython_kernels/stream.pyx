@@ -29,9 +29,16 @@ cdef void sink_open(Sink* sink, int source, int tag, int64_t first, int64_t end)
     sink.told = first
 
 
+cdef unsigned char* slot_of_chunk(const Grid* grid, unsigned char* slots, int window,
+                                  int64_t chunk) noexcept nogil:
+    return slots + (chunk % window) * grid.chunk_bytes
+
+
 cdef int64_t sink_post(Sink* sink, Transport* transport, const Grid* grid, unsigned char* base,
-                       int window, int64_t gate, int64_t token) noexcept nogil:
-    """Posts receives ahead, for chunks below `gate`; returns how many."""
+                       unsigned char* slots, int window, int64_t gate,
+                       int64_t token) noexcept nogil:
+    """Posts receives ahead, for chunks below `gate`; returns how many.  With `slots`, a window of
+    them, the chunks land there, else where they belong in `base`."""
     cdef int64_t until = sink.arrived + window
     cdef int64_t before = sink.posted
     if until > sink.end:
@@ -42,7 +49,8 @@ cdef int64_t sink_post(Sink* sink, Transport* transport, const Grid* grid, unsig
         # The token's low half is the caller's; a sink's chunks arrive in order, so that the
         # event does not need to name one.
         transport.recv_data(transport.self, sink.source, sink.tag,
-                            base + sink.posted * grid.chunk_bytes,
+                            slot_of_chunk(grid, slots, window, sink.posted) if slots != NULL
+                            else base + sink.posted * grid.chunk_bytes,
                             chunk_length(grid, sink.posted), token)
         sink.posted += 1
     return sink.posted - before

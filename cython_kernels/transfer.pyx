@@ -231,7 +231,7 @@ cdef void pull(Line* line, End* end) noexcept nogil:
             end.sink.told = end.sink.posted
             send_note(line, end, GRANT, end.sink.posted)
         return
-    sink_post(&end.sink, line.table, &end.grid, end.base, line.window, end.grid.chunks,
+    sink_post(&end.sink, line.table, &end.grid, end.base, NULL, line.window, end.grid.chunks,
               <int64_t><intptr_t>end)
     if sink_credit_due(&end.sink, line.window):
         end.sink.told = end.sink.posted

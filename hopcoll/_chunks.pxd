@@ -18,3 +18,4 @@ cdef void check_chunk_faults(Engine* engine, Operation* op) noexcept nogil
 cdef void end_streams(Engine* engine) noexcept nogil
 cdef void part_streams(Engine* engine, int peer) noexcept nogil
 cdef void rerun_chunks(Engine* engine, Operation* op, int previous) noexcept nogil
+cdef void abandon_streams(Engine* engine, int peer) noexcept nogil

@@ -4,13 +4,17 @@
 Every block of an operation is a relay of its own: a sink for partial sums, a sink for finals, and
 an outlet for each stream that another rank was granted.  Streams live for one epoch; a decision
 ends them all, and `open_block` begins anew once nothing of the earlier epoch is under way.
+
+What comes from another host lands in slots first: a rank there may be left out without being
+known to be dead, and nothing that it still sends may reach a buffer that the caller has back.  A rank
+of this host is killed instead, so that its chunks may land where they belong.
 """
 from libc.stdint cimport int64_t, int32_t, uint8_t
 from libc.string cimport memcpy, memset
 from cython_kernels.transport cimport Event, EVENT_LOST, EVENT_RECEIVED
 from cython_kernels.stream cimport (
     Grid, Sink, CHUNK_NONE, CHUNK_PARTIAL, CHUNK_FINAL, chunk_length, sink_open, sink_post,
-    sink_arrived, sink_credit_due, sink_idle, spring_push, send_voids)
+    sink_arrived, sink_credit_due, sink_idle, slot_of_chunk, spring_push, send_voids)
 from cython_kernels.reduction cimport divide
 from hopcoll._state cimport *
 from hopcoll._plan cimport (
@@ -24,6 +28,7 @@ cdef enum:
     TOKEN_SINK = 1
     TOKEN_SPRING = 2
     TOKEN_SPRING_RETAINED = 3
+    TOKEN_LANDING = 4
 
 
 cdef inline int64_t token_of(int kind, int64_t index, int64_t part) noexcept nogil:
@@ -124,6 +129,63 @@ cdef void close_sink(Engine* engine, Operation* op, int b, int phase) noexcept n
         sink.open = 0
         if sink.posted > sink.told:
             tell_credit(engine, op, b, phase, False)
+    if sink_idle(sink):
+        leave_landing(engine, &op.block[b], phase)
+
+
+# ---- slots for what comes from other hosts ------------------------------------------------
+
+cdef bint make_landings(Engine* engine) noexcept nogil:
+    cdef int i, count = engine.settings.outlets_max
+    engine.landings = <Landing*>engine.transport.allocate(engine.transport.self,
+                                                          count * sizeof(Landing))
+    if engine.landings == NULL:
+        return False
+    memset(engine.landings, 0, count * sizeof(Landing))
+    for i in range(count):
+        engine.landings[i].next = i + 1 if i + 1 < count else -1
+    engine.landing_free = 0
+    return True
+
+
+cdef bint take_landing(Engine* engine, Operation* op, int b, int phase) noexcept nogil:
+    """Slots for a stream that is being opened; False when memory is short."""
+    cdef Block* block = &op.block[b]
+    cdef Landing* landing
+    cdef int64_t count = block.grid.chunks
+    leave_landing(engine, block, phase)
+    if (engine.landings == NULL and not make_landings(engine)) or engine.landing_free < 0:
+        return False
+    if count > engine.settings.window:
+        count = engine.settings.window
+    landing = &engine.landings[engine.landing_free]
+    landing.slots = <unsigned char*>engine.transport.allocate(
+        engine.transport.self, count * block.grid.chunk_bytes)
+    if landing.slots == NULL:
+        return False
+    block.landing[phase] = engine.landing_free
+    engine.landing_free = landing.next
+    engine.landings_used += 1
+    landing.seq = op.seq
+    landing.part = b * 2 + phase
+    landing.in_flight = 0
+    landing.stray = 0
+    return True
+
+
+cdef void free_landing(Engine* engine, int32_t index) noexcept nogil:
+    cdef Landing* landing = &engine.landings[index]
+    engine.transport.release(engine.transport.self, landing.slots)
+    landing.slots = NULL
+    landing.next = engine.landing_free
+    engine.landing_free = index
+    engine.landings_used -= 1
+
+
+cdef void leave_landing(Engine* engine, Block* block, int phase) noexcept nogil:
+    if block.landing[phase] >= 0:
+        free_landing(engine, block.landing[phase])
+        block.landing[phase] = -1
 
 
 cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept nogil:
@@ -134,6 +196,7 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
     cdef int64_t first, end, gate, chunks = block.grid.chunks
     cdef int source
     cdef bint opening = False, gated
+    cdef Landing* landing
     if sink.broken or (sink.open == 0 and block.finals == chunks):
         return
     gated = phase == FINAL_PHASE and partial_source(engine, op, b) >= 0
@@ -142,7 +205,7 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
             return
         source = (partial_source(engine, op, b) if phase == PARTIAL_PHASE
                   else final_source(engine, op, b))
-        if source < 0 or mask_has(&engine.dead, source) or mask_has(&engine.left, source):
+        if source < 0 or is_gone(engine, source):
             return             # nobody would answer: a ballot will name another source
         first = 0
         if phase == PARTIAL_PHASE:
@@ -159,6 +222,11 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
                 end += 1
         if first == end or (gated and states[first] != CHUNK_PARTIAL):
             return
+        if ((engine.host[source] != engine.host[engine.rank]
+             or engine.settings.sabotage & BREAK_DRAIN)
+                and not take_landing(engine, op, b, phase)):
+            engine.broken = 1
+            return
         engine.next_tag = engine.next_tag + 1 if engine.next_tag < 0x3fffffff else 1
         sink_open(sink, source, engine.next_tag, first, end)
         block.sink_attempt[phase] = op.attempt
@@ -169,9 +237,15 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
         gate = sink.posted
         while gate < sink.end and states[gate] == CHUNK_PARTIAL:
             gate += 1
-    sink_post(sink, engine.transport, &block.grid, block.recv,
-              engine.settings.window, gate,
-              token_of(TOKEN_SINK, op.seq % engine.settings.ring, b * 2 + phase))
+    if block.landing[phase] >= 0:
+        landing = &engine.landings[block.landing[phase]]
+        landing.in_flight += <int32_t>sink_post(
+            sink, engine.transport, &block.grid, block.recv,
+            landing.slots if not engine.settings.sabotage & BREAK_DRAIN else NULL,
+            engine.settings.window, gate, token_of(TOKEN_LANDING, block.landing[phase], 0))
+    else:
+        sink_post(sink, engine.transport, &block.grid, block.recv, NULL, engine.settings.window,
+                  gate, token_of(TOKEN_SINK, op.seq % engine.settings.ring, b * 2 + phase))
     if opening:
         tell_credit(engine, op, b, phase, True)
     elif sink_credit_due(sink, engine.settings.window):
@@ -215,6 +289,7 @@ cdef void pump_outlets(Engine* engine, Operation* op, int b, int phase) noexcept
             if count:
                 if kind == TOKEN_SPRING_RETAINED:
                     op.in_flight_retained += <int32_t>count
+                    outlet.retained += <int32_t>count
                 else:
                     op.in_flight += <int32_t>count
                     block.in_flight += <int32_t>count
@@ -284,27 +359,36 @@ cdef bint awaits_root(const Engine* engine, const Operation* op) noexcept nogil:
 
 
 cdef void chunk_received(Engine* engine, Operation* op, int b, int phase, int64_t chunk,
-                         int64_t nbytes) noexcept nogil:
+                         int64_t nbytes, const unsigned char* slot) noexcept nogil:
+    """A chunk is here: in its place, or in a slot."""
     cdef Block* block = &op.block[b]
     cdef Sink* sink = &block.sink[phase]
     cdef uint8_t* state = op.states + block.state + chunk
     cdef int64_t at = chunk * block.grid.chunk_bytes
+    cdef const unsigned char* left = block.recv + at
     if not sink.open:
         # Late, on a stream that was given up.  A final of this same attempt is still the final;
         # anything else only tells that what was in its place is gone.
         if phase == FINAL_PHASE:
             if block.sink_attempt[phase] == op.attempt and not op.complete:
+                if slot != NULL:
+                    memcpy(block.recv + at, slot, nbytes)
                 make_final(op, block, chunk)
-            elif state[0] != CHUNK_FINAL:
+            elif state[0] != CHUNK_FINAL and slot == NULL:
                 state[0] = CHUNK_NONE
         return
     engine.counters.chunks_received += 1
     engine.counters.bytes_received += nbytes
+    if slot != NULL:
+        if phase == FINAL_PHASE or op.sig.kind == EXSCAN:
+            memcpy(block.recv + at, slot, nbytes)
+        else:
+            left = slot
     if phase == FINAL_PHASE:
         make_final(op, block, chunk)
     else:
         if not combine(engine, op, op.scratch + at if op.sig.kind == EXSCAN else block.recv + at,
-                       block.recv + at, block.send + at, nbytes):
+                       left, block.send + at, nbytes):
             return             # it is never complete here: its caller leaves
         state[0] = CHUNK_PARTIAL
         if is_finalizer(engine, op, b):
@@ -312,68 +396,100 @@ cdef void chunk_received(Engine* engine, Operation* op, int b, int phase, int64_
     moved(engine, op, 1, nbytes)
 
 
+cdef void on_arrival(Engine* engine, const Event* event, Operation* op, int part,
+                     Landing* landing) noexcept nogil:
+    """A receive of a sink has ended."""
+    cdef int b = part >> 1, phase = part & 1
+    cdef Block* block = &op.block[b]
+    cdef Sink* sink = &block.sink[phase]
+    cdef int64_t chunk = sink_arrived(sink)
+    cdef uint8_t* state = op.states + block.state + chunk
+    if event.kind == EVENT_RECEIVED and event.nbytes > 0:
+        chunk_received(engine, op, b, phase, chunk, event.nbytes,
+                       NULL if landing == NULL
+                       or engine.settings.sabotage & BREAK_DRAIN else slot_of_chunk(
+                           &block.grid, landing.slots, engine.settings.window, chunk))
+    else:
+        if (event.kind == EVENT_LOST and landing == NULL and state[0] != CHUNK_FINAL
+                and not engine.settings.sabotage & BREAK_LOST):
+            state[0] = CHUNK_NONE      # where it was to land, anything may have been written
+        sink.broken = 1
+        close_sink(engine, op, b, phase)
+    if sink.open and sink.arrived == sink.end:
+        sink.open = 0
+    if not sink.open and sink_idle(sink):
+        leave_landing(engine, block, phase)
+    if op.called:
+        pump_block(engine, op, b)
+        check_complete(engine, op)
+
+
+cdef void on_sent(Engine* engine, int32_t index, bint retained) noexcept nogil:
+    """A send of an outlet has ended."""
+    cdef Outlet* outlet = &engine.outlets[index]
+    cdef int b = outlet.block
+    cdef Operation* op
+    outlet.spring.in_flight -= 1
+    if outlet.stray:
+        if outlet.spring.in_flight == 0:
+            free_outlet(engine, index)
+        return
+    op = find_operation(engine, outlet.seq)
+    if retained:
+        op.in_flight_retained -= 1
+        outlet.retained -= 1
+    else:
+        op.in_flight -= 1
+        op.block[b].in_flight -= 1
+    retire_outlet(engine, op, index)
+    if not op.complete and op.block[b].epoch != engine.epoch:
+        pump_block(engine, op, b)      # it may be idle now
+        check_complete(engine, op)
+
+
 cdef void on_data_event(Engine* engine, const Event* event) noexcept nogil:
     cdef int kind = <int>(event.token >> 60)
     cdef int64_t index = (event.token >> 12) & 0x7fffffff
-    cdef int part = event.token & 0xfff
-    cdef int block_of
-    cdef uint8_t* state
-    cdef Operation* op
-    cdef Block* block
-    cdef Sink* sink
-    cdef Outlet* outlet
-    cdef int64_t chunk
+    cdef Landing* landing
     if kind == TOKEN_SINK:
-        op = &engine.ring[index]
-        block = &op.block[part >> 1]
-        sink = &block.sink[part & 1]
-        chunk = sink_arrived(sink)
-        if event.kind == EVENT_RECEIVED and event.nbytes > 0:
-            chunk_received(engine, op, part >> 1, part & 1, chunk, event.nbytes)
-        else:
-            state = op.states + block.state + chunk
-            if (event.kind == EVENT_LOST and state[0] != CHUNK_FINAL
-                    and not engine.settings.sabotage & BREAK_LOST):
-                state[0] = CHUNK_NONE      # where it was to land, anything may have been written
-            sink.broken = 1
-            close_sink(engine, op, part >> 1, part & 1)
-        if sink.open and sink.arrived == sink.end:
-            sink.open = 0
-        if op.called:
-            pump_block(engine, op, part >> 1)
-            check_complete(engine, op)
-    elif kind == TOKEN_SPRING or kind == TOKEN_SPRING_RETAINED:
-        outlet = &engine.outlets[index]
-        block_of = outlet.block
-        outlet.spring.in_flight -= 1
-        op = find_operation(engine, outlet.seq)
-        if kind == TOKEN_SPRING_RETAINED:
-            op.in_flight_retained -= 1
-        else:
-            op.in_flight -= 1
-            op.block[block_of].in_flight -= 1
-        retire_outlet(engine, op, <int32_t>index)
-        if not op.complete and op.block[block_of].epoch != engine.epoch:
-            pump_block(engine, op, block_of)      # it may be idle now
-            check_complete(engine, op)
+        on_arrival(engine, event, &engine.ring[index], event.token & 0xfff, NULL)
+    elif kind == TOKEN_LANDING:
+        landing = &engine.landings[index]
+        landing.in_flight -= 1
+        if not landing.stray:
+            on_arrival(engine, event, find_operation(engine, landing.seq), landing.part, landing)
+        elif landing.in_flight == 0:
+            free_landing(engine, <int32_t>index)
+    else:
+        on_sent(engine, <int32_t>index, kind == TOKEN_SPRING_RETAINED)
 
 
 # ---- outlets: the streams that others asked us for ----------------------------------------
 
-cdef void retire_outlet(Engine* engine, Operation* op, int32_t index) noexcept nogil:
-    """Takes a stream off the books once it has nothing left to send and nothing in flight."""
+cdef void unlink_outlet(Engine* engine, Operation* op, int32_t index) noexcept nogil:
     cdef Outlet* outlet = &engine.outlets[index]
-    cdef int32_t* link
-    if outlet.spring.in_flight or outlet.spring.next < outlet.spring.end or not outlet.used:
-        return
-    link = &op.block[outlet.block].outlets[outlet.phase] if outlet.attached else &op.early
+    cdef int32_t* link = &op.block[outlet.block].outlets[outlet.phase] if outlet.attached \
+        else &op.early
     while link[0] != index:
         link = &engine.outlets[link[0]].next
     link[0] = outlet.next
+    engine.outlets_used -= 1
+
+
+cdef void free_outlet(Engine* engine, int32_t index) noexcept nogil:
+    cdef Outlet* outlet = &engine.outlets[index]
     outlet.used = 0
     outlet.next = engine.outlet_free
     engine.outlet_free = index
-    engine.outlets_used -= 1
+
+
+cdef void retire_outlet(Engine* engine, Operation* op, int32_t index) noexcept nogil:
+    """Takes a stream off the books once it has nothing left to send and nothing in flight."""
+    cdef Outlet* outlet = &engine.outlets[index]
+    if outlet.spring.in_flight or outlet.spring.next < outlet.spring.end or not outlet.used:
+        return
+    unlink_outlet(engine, op, index)
+    free_outlet(engine, index)
 
 
 cdef void void_stream(Engine* engine, int dest, int tag, int64_t count) noexcept nogil:
@@ -476,7 +592,7 @@ cdef void check_lengths(Engine* engine, Operation* op) noexcept nogil:
     for b in range(op.blocks):
         source = op.block[b].start
         if (op.block[b].grid.nbytes or source == engine.rank or not is_wanted(engine, op, b)
-                or mask_has(&engine.dead, source) or mask_has(&engine.left, source)):
+                or is_gone(engine, source)):
             continue
         memset(&grant, 0, sizeof(grant))
         grant.block = block_at(engine, op, b)
@@ -491,7 +607,7 @@ cdef void on_grant(Engine* engine, int peer, const Head* head,
     cdef int32_t index
     cdef Mask members = members_of(engine, engine.epoch)
     if (head.epoch < engine.epoch or mask_has(&engine.dead, peer) or engine.leaving
-            or not mask_has(&members, peer)):
+            or engine.stopped or not mask_has(&members, peer)):
         void_stream(engine, peer, body.tag, body.limit - body.first)
         return
     op = claim(engine, head.seq)
@@ -569,9 +685,12 @@ cdef void end_streams(Engine* engine) noexcept nogil:
         for b in range(op.blocks):
             close_sink(engine, op, b, PARTIAL_PHASE)
             close_sink(engine, op, b, FINAL_PHASE)
+            if engine.settings.sabotage & BREAK_DRAIN:
+                stray_sink(engine, &op.block[b], PARTIAL_PHASE)
+                stray_sink(engine, &op.block[b], FINAL_PHASE)
     for index in range(engine.settings.outlets_max):
         outlet = &engine.outlets[index]
-        if not outlet.used:
+        if not outlet.used or outlet.stray:
             continue
         if outlet.epoch < engine.epoch:
             close_outlet(engine, find_operation(engine, outlet.seq), index)
@@ -596,8 +715,53 @@ cdef void part_streams(Engine* engine, int peer) noexcept nogil:
                         op.block[b].sink[phase].broken = 1
                     close_sink(engine, op, b, phase)
     for index in range(engine.settings.outlets_max):
-        if engine.outlets[index].used and (peer < 0 or engine.outlets[index].spring.dest == peer):
+        if (engine.outlets[index].used and not engine.outlets[index].stray
+                and (peer < 0 or engine.outlets[index].spring.dest == peer)):
             close_outlet(engine, find_operation(engine, engine.outlets[index].seq), index)
+
+
+cdef void stray_sink(Engine* engine, Block* block, int phase) noexcept nogil:
+    """What may still land from a lost rank lands in slots that nobody looks at any more."""
+    cdef Sink* sink = &block.sink[phase]
+    if block.landing[phase] >= 0 and not sink_idle(sink):
+        engine.counters.strays += 1
+        engine.landings[block.landing[phase]].stray = 1
+        block.landing[phase] = -1
+        sink.posted = sink.arrived
+
+
+cdef void stray_outlet(Engine* engine, int32_t index) noexcept nogil:
+    """Our sends to a lost rank may never end: their memory stays, and nothing waits for them."""
+    cdef Outlet* outlet = &engine.outlets[index]
+    cdef Operation* op = find_operation(engine, outlet.seq)
+    engine.counters.strays += 1
+    op.in_flight_retained -= outlet.retained
+    op.in_flight -= outlet.spring.in_flight - outlet.retained
+    op.block[outlet.block].in_flight -= outlet.spring.in_flight - outlet.retained
+    op.strays += outlet.spring.in_flight
+    unlink_outlet(engine, op, index)
+    outlet.stray = 1
+
+
+cdef void abandon_streams(Engine* engine, int peer) noexcept nogil:
+    """Ends the streams between us and a rank that is lost, and waits for nothing of them."""
+    cdef int64_t seq
+    cdef int32_t index
+    cdef int b, phase
+    cdef Operation* op
+    part_streams(engine, peer)
+    for seq in range(engine.freed, engine.freed + engine.settings.ring):
+        op = find_operation(engine, seq)
+        if op == NULL:
+            continue
+        for b in range(op.blocks):
+            for phase in range(2):
+                if op.block[b].sink[phase].source == peer:
+                    stray_sink(engine, &op.block[b], phase)
+    for index in range(engine.settings.outlets_max):
+        if (engine.outlets[index].used and not engine.outlets[index].stray
+                and engine.outlets[index].spring.dest == peer):
+            stray_outlet(engine, index)
 
 
 cdef void rerun_chunks(Engine* engine, Operation* op, int previous) noexcept nogil:

@@ -5,14 +5,15 @@ from libc.string cimport memcpy, memset
 from cython_kernels.transport cimport (
     Transport, Event, EVENT_CONTROL, EVENT_SENT, EVENT_RECEIVED, EVENT_LOST, EVENT_DEAD)
 from hopcoll._state cimport *
-from hopcoll._membership cimport on_dead, on_bye, on_membership_message, coordinate
+from hopcoll._membership cimport (
+    answer_lost, coordinate, end_stopped, on_bye, on_dead, on_membership_message, watch)
 from hopcoll._chunks cimport on_data_event, part_streams
 from hopcoll._operation cimport on_operation_message, settle, flush_watermark
 from hopcoll._records cimport announce_stuck, merge_watermarks, send_message
 
 
 cdef int64_t status_bytes_of(const Settings* settings, int size) noexcept nogil:
-    return (sizeof(StatusBody) + sizeof(DecideBody) + (size + 4) * sizeof(Entry)
+    return (sizeof(StatusBody) + sizeof(ProposeBody) + (size + 4) * sizeof(Entry)
             + (settings.ring // 2 + 1) * (sizeof(OperationStatus)
                                           + BLOCKS_MAX * sizeof(int16_t))
             + size * sizeof(Signature))
@@ -46,27 +47,35 @@ cdef Engine* engine_new(Transport* transport, const Settings* settings) noexcept
     engine.history_max = size + 4
     engine.status_bytes = status_bytes_of(settings, size)
     engine.last_raise = -1
+    engine.watched = -1
+    engine.landing_free = -1
     engine.quarrel.source = -1
     engine.dispute.seq = -1
     engine.told_done = 0
     engine.history = <Entry*>zeroed(transport, engine.history_max * sizeof(Entry))
     engine.statuses = <unsigned char*>zeroed(transport, size * engine.status_bytes)
     engine.outbox = <unsigned char*>zeroed(transport, control_bytes_of(settings, size))
+    engine.proposal = <unsigned char*>zeroed(transport, control_bytes_of(settings, size))
     engine.groups = <Signature*>zeroed(transport, size * sizeof(Signature))
     engine.ring = <Operation*>zeroed(transport, settings.ring * sizeof(Operation))
     engine.peer_done = <int64_t*>zeroed(transport, size * sizeof(int64_t))
     engine.outlets = <Outlet*>zeroed(transport, settings.outlets_max * sizeof(Outlet))
-    if (engine.history == NULL or engine.statuses == NULL or engine.outbox == NULL
+    if (engine.history == NULL or engine.statuses == NULL or engine.outbox == NULL or engine.proposal == NULL
             or engine.groups == NULL or engine.ring == NULL or engine.peer_done == NULL
             or engine.outlets == NULL):
         engine_free(engine)
         return NULL
     for i in range(settings.ring):
         engine.ring[i].seq = -1
+    engine.fence = no_fence
     for i in range(settings.outlets_max):
         engine.outlets[i].next = i + 1 if i + 1 < settings.outlets_max else -1
     engine.outlet_free = 0
     return engine
+
+
+cdef void no_fence(void* context, int rank) noexcept nogil:
+    pass
 
 
 cdef void release(Transport* transport, void* memory) noexcept nogil:
@@ -91,11 +100,33 @@ cdef void engine_free(Engine* engine) noexcept nogil:
     release(t, engine.history)
     release(t, engine.statuses)
     release(t, engine.outbox)
+    release(t, engine.proposal)
+    release(t, engine.landings)
     release(t, engine.groups)
     release(t, engine.ring)
     release(t, engine.peer_done)
     release(t, engine.outlets)
     release(t, engine)
+
+
+cdef bint is_membership_message(int type) noexcept nogil:
+    return (type == MSG_PREPARE or type == MSG_STATUS or type == MSG_DECIDE
+            or type == MSG_COMPLAIN or type == MSG_PROPOSE or type == MSG_ACCEPTED
+            or type == MSG_REFUSED or type == MSG_SILENT or type == MSG_FENCE
+            or type == MSG_OUT or type == MSG_STOP)
+
+
+cdef void on_foreign_message(Engine* engine, int peer, const Head* head,
+                             const unsigned char* body, int64_t nbytes) noexcept nogil:
+    """From a rank with which we share no membership: it asks for nothing in vain, and no more."""
+    if head.type == MSG_BYE:
+        on_bye(engine, peer)
+    elif head.type == MSG_BYE_HEARD:
+        mask_add(&engine.heard, peer)
+    elif head.type == MSG_GRANT or head.type == MSG_CREDIT:
+        on_operation_message(engine, peer, head, body, nbytes)      # answered by voids
+    if not engine.stopped:
+        answer_lost(engine, peer, head.type)
 
 
 cdef void engine_event(Engine* engine, const Event* event) noexcept nogil:
@@ -108,6 +139,15 @@ cdef void engine_event(Engine* engine, const Event* event) noexcept nogil:
         head = <const Head*>event.payload
         body = event.payload + sizeof(Head)
         nbytes = event.nbytes - <int64_t>sizeof(Head)
+        if mask_has(&engine.lost, event.peer) or engine.stopped:
+            on_foreign_message(engine, event.peer, head, body, nbytes)
+            settle(engine)
+            return
+        if engine.settings.detect_us:
+            mask_drop(&engine.silent, event.peer)
+            mask_add(&engine.replied, event.peer)
+            if event.peer == engine.watched:
+                engine.heard_us = engine.now_us
         merge_watermarks(engine, event.peer, head)
         if head.type == MSG_BYE:
             on_bye(engine, event.peer)
@@ -115,10 +155,9 @@ cdef void engine_event(Engine* engine, const Event* event) noexcept nogil:
             mask_add(&engine.ready, event.peer)
         elif head.type == MSG_BYE_HEARD:
             mask_add(&engine.heard, event.peer)
-        elif (head.type == MSG_PREPARE or head.type == MSG_STATUS or head.type == MSG_DECIDE
-              or head.type == MSG_COMPLAIN):
+        elif is_membership_message(head.type):
             on_membership_message(engine, event.peer, head, body, nbytes)
-        elif head.type != MSG_WATERMARK:
+        elif head.type != MSG_WATERMARK and head.type != MSG_BEAT:
             on_operation_message(engine, event.peer, head, body, nbytes)
             if engine.complaint:
                 coordinate(engine)
@@ -131,15 +170,21 @@ cdef void engine_event(Engine* engine, const Event* event) noexcept nogil:
 
 cdef void engine_tick(Engine* engine, int64_t now_us) noexcept nogil:
     """The clock is handed in: late watermarks, stuck operations, ballots that became due."""
+    cdef int64_t before_us = engine.now_us
     engine.now_us = now_us
     if engine.broken:
         return
+    if engine.stopped:
+        end_stopped(engine)
+        return
+    if engine.settings.detect_us:
+        watch(engine, before_us)
     if now_us - engine.watermark_us >= engine.settings.flush_us:
         flush_watermark(engine)
     if engine.done < engine.next_seq:
         announce_stuck(engine)
-        if not engine.balloting:
-            coordinate(engine)
+    if engine.done < engine.next_seq or engine.settings.detect_us:
+        coordinate(engine)
 
 
 cdef void engine_ready(Engine* engine) noexcept nogil:
@@ -162,12 +207,15 @@ cdef Mask engine_awaited(const Engine* engine) noexcept nogil:
 cdef bint engine_quiet(const Engine* engine) noexcept nogil:
     """Whether nobody can need anything of this rank any more, of what it has called."""
     cdef int32_t index
+    if engine.stopped:
+        return engine.finished == engine.next_seq
     if (engine.stable < engine.next_seq or engine.finished < engine.next_seq
-            or engine.frozen or engine.balloting):
+            or engine.frozen or engine.stage != STAGE_NONE):
         return False
     if engine.outlets_used:
         for index in range(engine.settings.outlets_max):
-            if engine.outlets[index].used and engine.outlets[index].seq < engine.next_seq:
+            if (engine.outlets[index].used and not engine.outlets[index].stray
+                    and engine.outlets[index].seq < engine.next_seq):
                 return False
     return True
 
@@ -178,7 +226,7 @@ cdef void engine_leave(Engine* engine) noexcept nogil:
     engine.leaving = 1
     part_streams(engine, -1)
     for r in range(engine.size):
-        if r != engine.rank and not mask_has(&engine.dead, r):
+        if r != engine.rank and not mask_has(&engine.dead, r) and not mask_has(&engine.lost, r):
             send_message(engine, r, MSG_BYE, engine.done, NULL, NULL, 0)
 
 

@@ -302,13 +302,17 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     cdef Engine copy
     cdef int64_t whole = <const unsigned char*>&engine.faults - <const unsigned char*>engine
     cdef const StatusBody* status
+    cdef const ProposeBody* proposal
     cdef int64_t seq
     cdef int r
     memcpy(&copy, engine, whole)
     copy.transport = NULL
     memset(&copy.settings, 0, sizeof(Settings))
     copy.history = NULL
-    copy.statuses = copy.outbox = NULL
+    copy.statuses = copy.outbox = copy.proposal = NULL
+    copy.landings = NULL
+    copy.promised_us = copy.ballot_us = copy.heard_us = copy.beat_us = 0
+    copy.calling_us = copy.answer_us = 0
     copy.groups = NULL
     copy.ring = NULL
     copy.peer_done = NULL
@@ -316,17 +320,21 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     copy.outlet_free = copy.next_tag = 0
     copy.watermark_us = waited(engine.watermark_us, engine.now_us, engine.settings.flush_us)
     copy.now_us = 0
-    if not engine.balloting:
+    if not engine.stage:
         copy.ballot = 0
-        copy.answered = mask_none()
+        copy.answered = copy.acceptors = copy.electors = mask_none()
     if not engine.poisoned:
         copy.grouped = mask_none()
     h = mix_bytes(h, &copy, whole)
     h = mix_bytes(h, engine.history, engine.epoch * sizeof(Entry))
     h = mix_bytes(h, engine.peer_done, engine.size * sizeof(int64_t))
+    if engine.accepted > engine.promised or engine.frozen:
+        proposal = <const ProposeBody*>engine.proposal
+        h = mix_bytes(h, proposal, sizeof(ProposeBody) + proposal.entries * sizeof(Entry)
+                      + proposal.holders * BLOCKS_MAX * sizeof(int16_t))
     if engine.poisoned:
         h = mix_bytes(h, engine.groups, engine.size * sizeof(Signature))
-    if engine.balloting:
+    if engine.stage:
         for r in range(engine.size):
             if mask_has(&engine.answered, r):
                 status = <const StatusBody*>(engine.statuses + r * engine.status_bytes)

@@ -53,7 +53,7 @@ cdef void fire(void* context, Engine* engine, const Fault* fault, int index) noe
     cdef Operation* op
     cdef Mask members = members_of(engine, engine.epoch)
     cdef Mask lost = mask_and(&members, &engine.dead)
-    repair = engine.frozen or engine.balloting or not mask_empty(&lost)
+    repair = engine.frozen or engine.stage or not mask_empty(&lost)
     for seq in range(engine.finished, engine.next_seq):
         op = find_operation(engine, seq)
         if op == NULL or not op.called or op.finished:

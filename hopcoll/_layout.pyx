@@ -80,6 +80,7 @@ cdef int prepare_blocks(Engine* engine, Operation* op, const Layout* layout,
                 block.dest = -1
         block.epoch = -1
         block.outlets[0] = block.outlets[1] = -1
+        block.landing[0] = block.landing[1] = -1
         block.offset = block.recv - op.base
         block.state = states
         states += block.grid.chunks

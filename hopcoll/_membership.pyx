@@ -1,26 +1,31 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Epochs and ballots: how the living agree on what a death did to the open operations.
 
-The coordinator is the lowest rank that is alive.  Deaths are never suspected wrongly, so a rank
-that believes itself coordinator knows that all lower ones are dead, and a ballot number
-(coordinator, round) of a later coordinator is always higher.
+A ballot has three steps, as in single-decree consensus (Lamport, Paxos made simple, 2001), one
+decree after the other.  PREPARE asks every member for its status; answering is a promise to
+complete nothing (*frozen*) until this ballot or a higher one is decided, and to refuse lower ones.
+With the answers the leader takes the history of epochs that the highest ballot proposed, finds the
+*cut* (the first operation that is not done anywhere and whose finals those who answered do not hold
+together), appends the epoch, and sends PROPOSE.  When enough have ACCEPTED, it sends DECIDE.
+Operations before the cut STAND as they were; those from the cut on RERUN under the new members.
 
-PREPARE asks every living member for its status; answering is a promise to complete nothing
-(*frozen*) until this ballot or a higher one is decided, and to refuse lower ones.  When all
-living members have answered, the coordinator takes the longest history of epochs among the
-answers (histories of living ranks are prefixes of one another), finds the *cut* (the first
-operation that is not done anywhere and whose finals the living do not hold together), appends the
-epoch, and sends DECIDE.  Operations before the cut STAND as they were; those from the cut on RERUN
-under the new members.  A coordinator that dies in the middle leaves members frozen: the next one
-opens a higher ballot, and takes over what any living member has adopted.
+*Enough* are all members that are not known to be dead, or more than half of the last epoch.  Two
+such sets have a living rank in common, or all of one are dead and nobody is left to disagree.  So
+what was decided is found again by every later ballot, whoever leads it.
+
+The leader is the lowest rank that is neither gone nor silent.  Two ranks may believe that they
+are: the higher ballot wins, and the other learns of it (REFUSED).  Who does not answer within
+`detect_us` is killed by a rank of its own host, if one is within reach; else it is left out of the
+next epoch.  Left out, and perhaps alive, it is *lost*: nothing that it says counts, and it is told so.
 """
 from libc.stdint cimport int64_t, int32_t, int16_t, uint32_t
 from libc.string cimport memcpy, memmove, memset
+from cython_kernels.stream cimport sink_idle
 from hopcoll._state cimport *
-from hopcoll._operation cimport enter_epoch, settle
-from hopcoll._plan cimport block_count, is_private
+from hopcoll._operation cimport enter_epoch, settle, stop_operations
+from hopcoll._plan cimport block_count, is_from_root, is_private
 from hopcoll._records cimport claim, send_message
-from hopcoll._chunks cimport find_quarrel, part_streams
+from hopcoll._chunks cimport abandon_streams, find_quarrel, part_streams
 
 
 cdef void send_ballot(Engine* engine, int dest, int type, const void* body,
@@ -46,11 +51,15 @@ cdef int64_t write_status(Engine* engine, int64_t ballot) noexcept nogil:
     cdef int b
     memset(status, 0, sizeof(StatusBody))
     status.ballot = ballot
+    status.accepted = engine.accepted
     status.next_seq = engine.next_seq
     status.entries = engine.epoch
     status.dispute = engine.dispute
     memcpy(entries, engine.history, engine.epoch * sizeof(Entry))
-    item = <OperationStatus*>(entries + engine.epoch)
+    if engine.accepted:        # it goes on from our history, decided or not
+        status.entries = (<ProposeBody*>engine.proposal).entries
+        memcpy(entries, engine.proposal + sizeof(ProposeBody), status.entries * sizeof(Entry))
+    item = <OperationStatus*>(entries + status.entries)
     for seq in range(engine.freed, engine.freed + engine.settings.ring):
         op = find_operation(engine, seq)
         if op == NULL or not op.called:
@@ -80,27 +89,44 @@ cdef bint holds(const Engine* engine, const Operation* op, int b) noexcept nogil
     return block.finals == block.grid.chunks
 
 
+cdef void refuse(Engine* engine, int64_t ballot) noexcept nogil:
+    """A lower ballot than one that we have promised: its leader should know."""
+    cdef BallotBody body
+    body.ballot = engine.promised
+    send_ballot(engine, ballot_rank(ballot), MSG_REFUSED, &body, sizeof(body))
+
+
+cdef void promise(Engine* engine, int64_t ballot) noexcept nogil:
+    if engine.stage != STAGE_NONE and ballot != engine.ballot:
+        engine.stage = STAGE_NONE
+        engine.counters.superseded += 1
+    engine.promised = ballot
+    engine.promised_us = engine.now_us
+    engine.frozen = 1
+
+
 cdef void answer(Engine* engine, int64_t ballot) noexcept nogil:
     cdef int64_t nbytes
-    cdef int coordinator = <int>(ballot >> 32)
+    cdef int leader = ballot_rank(ballot)
     if ballot <= engine.promised and not (engine.settings.sabotage & BREAK_BALLOT_ORDER):
+        refuse(engine, ballot)
         return
-    engine.promised = ballot
-    engine.frozen = 1
+    promise(engine, ballot)
     if engine.suspecting:
         engine.suspecting = SUSPICION_TOLD
     nbytes = write_status(engine, ballot)
-    if coordinator == engine.rank:
+    if leader == engine.rank:
         keep_status(engine, engine.rank, engine.outbox, nbytes)
     else:
         engine.ballots_seen += 1
-        send_ballot(engine, coordinator, MSG_STATUS, engine.outbox, nbytes)
+        send_ballot(engine, leader, MSG_STATUS, engine.outbox, nbytes)
 
 
 # ---- coordinating -------------------------------------------------------------------------
 
 cdef void keep_status(Engine* engine, int peer, const unsigned char* body,
                       int64_t nbytes) noexcept nogil:
+    engine.answer_us = engine.now_us
     memcpy(engine.statuses + peer * engine.status_bytes, body, nbytes)
     mask_add(&engine.answered, peer)
 
@@ -110,50 +136,185 @@ cdef Mask living(const Engine* engine) noexcept nogil:
     return mask_without(&everyone, &out)
 
 
-cdef bint ballot_due(Engine* engine) noexcept nogil:
+cdef bint leads(const Engine* engine) noexcept nogil:
+    """Whether we are the lowest rank that is neither gone nor silent."""
+    cdef Mask out = gone(engine)
+    cdef int r
+    out = mask_or(&out, &engine.silent)
+    if engine.leaving or engine.stopped:
+        return False
+    for r in range(engine.rank):
+        if not mask_has(&out, r):
+            return False
+    return True
+
+
+cdef bint waits_for_another(const Engine* engine, int64_t ballot) noexcept nogil:
+    """Whether a ballot is another rank's business, which may still bring it to an end."""
+    cdef Mask out = gone(engine)
+    cdef int leader = ballot_rank(ballot)
+    return (leader != engine.rank and not mask_has(&out, leader)
+            and (engine.settings.detect_us == 0
+                 or engine.now_us - engine.promised_us < 2 * engine.settings.detect_us))
+
+
+cdef bint ballot_due(const Engine* engine) noexcept nogil:
     cdef Mask members = members_of(engine, engine.epoch)
     cdef Mask lost = mask_and(&members, &engine.dead)
-    if engine.complaint and not engine.poisoned:
+    if engine.rival > engine.promised and waits_for_another(engine, engine.rival):
+        return False
+    if engine.frozen:
+        return not waits_for_another(engine, engine.promised)
+    if engine.complaint and (not engine.poisoned or engine.settings.detect_us):
         return True
     if not mask_empty(&lost):
         return True
-    if engine.frozen and <int>(engine.promised >> 32) != engine.rank:
-        return True            # the coordinator that froze us is gone
     lost = mask_and(&members, &engine.left)
     # Ranks that left are missed only where something is unfinished.
     return not mask_empty(&lost) and engine.stable < engine.next_seq
 
 
-cdef void coordinate(Engine* engine) noexcept nogil:
-    """Opens a ballot when we coordinate and one is due; decides it when all have answered."""
-    cdef Mask alive
+cdef void to_all(Engine* engine, const Mask* ranks, int type, const void* body,
+                 int64_t nbytes) noexcept nogil:
     cdef int r
-    cdef PrepareBody prepare
-    if coordinator_of(engine) != engine.rank:
-        engine.balloting = 0
-        return
-    while not engine.broken:
-        if not engine.balloting:
-            if not ballot_due(engine):
-                return
-            engine.complaint = 0
-            engine.balloting = 1
-            engine.round += 1
-            engine.ballots_seen += 1
-            engine.counters.ballots += 1
-            engine.ballot = (<int64_t>engine.rank << 32) | engine.round
-            engine.answered = mask_none()
-            answer(engine, engine.ballot)
-            prepare.ballot = engine.ballot
-            alive = living(engine)
-            for r in range(engine.size):
-                if r != engine.rank and mask_has(&alive, r):
-                    send_ballot(engine, r, MSG_PREPARE, &prepare, sizeof(prepare))
+    for r in range(engine.size):
+        if r != engine.rank and mask_has(ranks, r):
+            send_ballot(engine, r, type, body, nbytes)
+
+
+cdef void open_ballot(Engine* engine) noexcept nogil:
+    cdef Mask alive = living(engine)
+    cdef BallotBody body
+    engine.complaint = 0
+    engine.stage = STAGE_ASKING
+    engine.ballot_us = engine.now_us
+    engine.fenced = 0
+    if engine.round < ballot_round(engine.promised):
+        engine.round = ballot_round(engine.promised)
+    engine.round += 1
+    engine.ballots_seen += 1
+    engine.counters.ballots += 1
+    engine.ballot = ballot_of(engine.round, engine.rank)
+    engine.answered = mask_none()
+    answer(engine, engine.ballot)
+    body.ballot = engine.ballot
+    to_all(engine, &alive, MSG_PREPARE, &body, sizeof(body))
+
+
+cdef bint is_enough(const Engine* engine, const Mask* who) noexcept nogil:
+    """Whether these can decide: all members that may be alive, or more than half of them all."""
+    cdef Mask ended = mask_or(&engine.dead, &engine.left)
+    cdef Mask want = mask_without(&engine.electors, &ended), with_us
+    if mask_within(&want, who) or engine.settings.sabotage & BREAK_MINORITY:
+        return True
+    with_us = mask_and(&engine.electors, who)
+    return 2 * mask_count(&with_us) > mask_count(&engine.electors)
+
+
+cdef bint is_late(const Engine* engine, int times) noexcept nogil:
+    # Not while answers still come: a link that was cut may just have healed.
+    return (engine.settings.detect_us > 0
+            and engine.now_us - engine.ballot_us >= times * engine.settings.detect_us
+            and engine.now_us - engine.answer_us >= engine.settings.detect_us // 4)
+
+
+cdef bint fence(Engine* engine, const Mask* missing) noexcept nogil:
+    """Has those who do not answer killed, each by a rank of its host that did; whether there was
+    any.  MPI then tells of their deaths, which is worth more than our belief."""
+    cdef int r, p
+    cdef bint any = False
+    cdef RankBody body
+    for p in range(engine.size):
+        if not mask_has(missing, p):
+            continue
+        for r in range(engine.size):
+            if (mask_has(&engine.answered, r) and engine.host[r] == engine.host[p]
+                    and not mask_has(&engine.dead, r)):
+                any = True
+                engine.counters.fenced += 1
+                if r == engine.rank:
+                    engine.fence(engine.fence_context, p)
+                else:
+                    body.rank = p
+                    body.pad = 0
+                    send_ballot(engine, r, MSG_FENCE, &body, sizeof(body))
+                break
+    return any
+
+
+cdef void give_up(Engine* engine, const Mask* missing) noexcept nogil:
+    """Too few are within reach: all of them stop, with the same error."""
+    cdef Mask with_us = mask_without(&engine.answered, missing)
+    engine.counters.minorities += 1
+    to_all(engine, &with_us, MSG_STOP, missing, sizeof(Mask))
+    stop(engine, STOP_MINORITY, missing)
+
+
+cdef bint has_answers(Engine* engine) noexcept nogil:
+    """Whether the ballot can go on to a proposal; gives it up when it never will."""
+    cdef Mask alive = living(engine)
+    cdef Mask missing = mask_without(&alive, &engine.answered)
+    if not mask_empty(&missing):
+        if not is_late(engine, 1):
+            return False
+        if engine.fenced == 0:
+            engine.fenced = 2 if fence(engine, &missing) else 1
+        if engine.fenced == 2 and not is_late(engine, 2):
+            return False
+    find_electors(engine)
+    if is_enough(engine, &engine.answered):
+        return True
+    if is_late(engine, 3):
+        give_up(engine, &missing)
+    return False
+
+
+cdef bint has_acceptors(Engine* engine) noexcept nogil:
+    cdef Mask alive = living(engine), missing
+    alive = mask_and(&alive, &engine.answered)
+    missing = mask_without(&alive, &engine.acceptors)
+    if engine.settings.sabotage & (BREAK_ACCEPT | BREAK_BALLOT):
+        return True
+    if not mask_empty(&missing) and not is_late(engine, 1):
+        return False
+    if is_enough(engine, &engine.acceptors):
+        return True
+    if is_late(engine, 3):
         alive = living(engine)
-        if not mask_within(&alive, &engine.answered):
-            return
-        engine.balloting = 0
-        decide(engine, &alive)
+        missing = mask_without(&alive, &engine.acceptors)
+        give_up(engine, &missing)
+    return False
+
+
+cdef void coordinate(Engine* engine) noexcept nogil:
+    """Opens a ballot when we lead and one is due, and brings it forward as answers come."""
+    cdef Mask alive
+    cdef BallotBody body
+    while not engine.broken and not engine.stopped:
+        if engine.leaving:
+            engine.stage = STAGE_NONE
+        if engine.stage == STAGE_NONE:
+            if not leads(engine) or not ballot_due(engine):
+                return
+            open_ballot(engine)
+        if engine.stage == STAGE_ASKING:
+            if not engine.settings.sabotage & BREAK_BALLOT and not has_answers(engine):
+                return
+            alive = living(engine)
+            if not engine.settings.sabotage & BREAK_BALLOT:
+                alive = mask_and(&alive, &engine.answered)
+            propose(engine, &alive)
+        if engine.stage == STAGE_PROPOSING:
+            if not has_acceptors(engine):
+                return
+            engine.stage = STAGE_NONE
+            engine.counters.decisions += 1
+            alive = living(engine)
+            if not engine.settings.sabotage & BREAK_BALLOT:
+                alive = mask_and(&alive, &engine.answered)
+            body.ballot = engine.ballot
+            to_all(engine, &alive, MSG_DECIDE, &body, sizeof(body))
+            adopt(engine, engine.ballot)
 
 
 cdef StatusBody* status_of(Engine* engine, int rank) noexcept nogil:
@@ -162,6 +323,22 @@ cdef StatusBody* status_of(Engine* engine, int rank) noexcept nogil:
 
 cdef Entry* entries_of(StatusBody* status) noexcept nogil:
     return <Entry*>(<unsigned char*>status + sizeof(StatusBody))
+
+
+cdef StatusBody* base_of(Engine* engine) noexcept nogil:
+    """The answer whose history the next epoch goes on from: the one of the highest ballot."""
+    cdef StatusBody* base = status_of(engine, engine.rank)
+    cdef int r
+    for r in range(engine.size):
+        if mask_has(&engine.answered, r) and status_of(engine, r).accepted > base.accepted:
+            base = status_of(engine, r)
+    return base
+
+
+cdef void find_electors(Engine* engine) noexcept nogil:
+    cdef StatusBody* base = base_of(engine)
+    engine.electors = entries_of(base)[base.entries - 1].members if base.entries \
+        else mask_full(engine.size)
 
 
 cdef OperationStatus* first_operation(StatusBody* status) noexcept nogil:
@@ -299,15 +476,16 @@ cdef bint find_holders(Engine* engine, const Mask* alive, int64_t seq, int attem
     return mask_within(&all, &held)
 
 
-cdef void decide(Engine* engine, const Mask* alive) noexcept nogil:
-    cdef int r, longest = engine.rank, entries, count
+cdef void propose(Engine* engine, const Mask* alive) noexcept nogil:
+    cdef int r, entries, count
     cdef int64_t low = -1, high = 0, oldest = -1, cut, seq, wrong = -1
     cdef int64_t reported             # the first operation of which anyone still has a record
     cdef StatusBody* status
     cdef OperationStatus* item
     cdef Head* head
     cdef Entry* history
-    cdef DecideBody* out = <DecideBody*>engine.outbox
+    cdef ProposeBody* out = <ProposeBody*>engine.outbox
+    cdef StatusBody* base = base_of(engine)
     cdef int16_t* holders
     cdef Mask members, remaining, before
     cdef int attempt
@@ -317,8 +495,6 @@ cdef void decide(Engine* engine, const Mask* alive) noexcept nogil:
         if not mask_has(alive, r):
             continue
         status = status_of(engine, r)
-        if status.entries > status_of(engine, longest).entries:
-            longest = r
         done = engine.done if r == engine.rank else engine.peer_done[r]
         if done > low:
             low = done                      # done somewhere: stands
@@ -332,24 +508,25 @@ cdef void decide(Engine* engine, const Mask* alive) noexcept nogil:
             item = first_operation(status_of(engine, r))
             if item.seq < reported:
                 reported = item.seq
-    memset(out, 0, sizeof(DecideBody))
+    memset(out, 0, sizeof(ProposeBody))
     out.ballot = engine.ballot
-    history = <Entry*>(engine.outbox + sizeof(DecideBody))
-    entries = status_of(engine, longest).entries
-    memcpy(history, entries_of(status_of(engine, longest)), entries * sizeof(Entry))
+    history = <Entry*>(engine.outbox + sizeof(ProposeBody))
+    entries = base.entries
+    memcpy(history, entries_of(base), entries * sizeof(Entry))
     members = history[entries - 1].members if entries else mask_full(engine.size)
     # The cut: done operations stand; after them, as long as the living hold all finals.
     cut = oldest
     count = 0
-    holders = <int16_t*>(engine.outbox + sizeof(DecideBody)
+    holders = <int16_t*>(engine.outbox + sizeof(ProposeBody)
                          + (entries + 2) * sizeof(Entry))
     for seq in range(oldest, high):
         attempt = entries
         while attempt > 0 and history[attempt - 1].cut > seq:
             attempt -= 1
         before = history[attempt - 1].members if attempt else mask_full(engine.size)
-        if not find_holders(engine, alive, seq, attempt, &before,
-                            holders + count * BLOCKS_MAX) and seq >= low:
+        if (not find_holders(engine, alive, seq, attempt, &before, holders + count * BLOCKS_MAX)
+                and seq >= low and not (engine.settings.sabotage & BREAK_STAND and entries
+                                        and seq < history[entries - 1].cut)):
             break
         count += 1
         cut = seq + 1
@@ -361,6 +538,9 @@ cdef void decide(Engine* engine, const Mask* alive) noexcept nogil:
         history[entries].cut = cut
         history[entries].kind = ENTRY_DEATH
         history[entries].members = remaining
+        history[entries].lost = mask_without(&members, &remaining)
+        before = gone(engine)
+        history[entries].lost = mask_without(&history[entries].lost, &before)
         entries += 1
     if wrong >= 0:
         memset(&history[entries], 0, sizeof(Entry))
@@ -376,32 +556,68 @@ cdef void decide(Engine* engine, const Mask* alive) noexcept nogil:
     out.first_held = oldest
     out.holders = count
     memmove(history + entries, holders, count * BLOCKS_MAX * sizeof(int16_t))
-    nbytes = sizeof(DecideBody) + entries * sizeof(Entry) + count * BLOCKS_MAX * sizeof(int16_t)
+    nbytes = sizeof(ProposeBody) + entries * sizeof(Entry) + count * BLOCKS_MAX * sizeof(int16_t)
     if out.groups:
         memcpy(engine.outbox + nbytes, engine.groups, engine.size * sizeof(Signature))
         nbytes += engine.size * sizeof(Signature)
-    engine.counters.decisions += 1
-    for r in range(engine.size):
-        if r != engine.rank and mask_has(alive, r):
-            send_ballot(engine, r, MSG_DECIDE, engine.outbox, nbytes)
-    # Adopting writes control messages of its own: not from the same room.
-    memcpy(engine.statuses, engine.outbox, nbytes)
-    adopt(engine, <DecideBody*>engine.statuses)
+    engine.stage = STAGE_PROPOSING
+    engine.ballot_us = engine.now_us
+    engine.acceptors = mask_none()
+    to_all(engine, alive, MSG_PROPOSE, engine.outbox, nbytes)
+    accept(engine, engine.rank, engine.outbox, nbytes)
+
+
+# ---- accepting ----------------------------------------------------------------------------
+
+cdef void accept(Engine* engine, int peer, const unsigned char* proposal,
+                 int64_t nbytes) noexcept nogil:
+    """Keeps a proposal, so that every later ballot finds it."""
+    cdef BallotBody body
+    body.ballot = (<const ProposeBody*>proposal).ballot
+    if body.ballot < engine.promised and not (engine.settings.sabotage & BREAK_BALLOT_ORDER):
+        refuse(engine, body.ballot)
+        return
+    if body.ballot > engine.promised:
+        promise(engine, body.ballot)
+    engine.accepted = body.ballot
+    memcpy(engine.proposal, proposal, nbytes)
+    if peer == engine.rank:
+        mask_add(&engine.acceptors, peer)
+    else:
+        send_ballot(engine, peer, MSG_ACCEPTED, &body, sizeof(body))
 
 
 # ---- adopting -----------------------------------------------------------------------------
 
-cdef void adopt(Engine* engine, const DecideBody* body) noexcept nogil:
-    cdef const Entry* history = <const Entry*>(<const unsigned char*>body + sizeof(DecideBody))
+cdef void leave_out(Engine* engine, const Mask* lost) noexcept nogil:
+    """Whom a decision left out without knowing them to be dead: no stream waits for them."""
+    cdef int r
+    for r in range(engine.size):
+        if mask_has(lost, r) and not is_gone(engine, r):
+            mask_add(&engine.lost, r)
+            engine.counters.lost += 1
+            abandon_streams(engine, r)
+
+
+cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
+    """What was decided becomes our history."""
+    cdef const ProposeBody* body = <const ProposeBody*>engine.proposal
+    cdef const Entry* history = <const Entry*>(engine.proposal + sizeof(ProposeBody))
     cdef const int16_t* holders
     cdef const Signature* groups
+    cdef Mask members
     cdef int64_t seq
     cdef Operation* op
     cdef int b, i, previous = engine.epoch
-    if body.ballot != engine.promised and not (engine.settings.sabotage & BREAK_BALLOT_ORDER
-                                               and body.ballot < engine.promised):
+    if (ballot != engine.promised and not (engine.settings.sabotage & BREAK_BALLOT_ORDER
+                                           and ballot < engine.promised)) \
+            or ballot != engine.accepted:
         return
     engine.frozen = 0
+    engine.unsure = 0
+    engine.silent = mask_none()
+    engine.calling_us = 0
+    engine.watched = -1
     if engine.suspecting == SUSPICION_TOLD:
         engine.suspecting = SUSPICION_NONE
         engine.dispute.seq = -1
@@ -412,7 +628,12 @@ cdef void adopt(Engine* engine, const DecideBody* body) noexcept nogil:
     holders = <const int16_t*>(history + body.entries)
     memcpy(engine.history, history, body.entries * sizeof(Entry))
     engine.epoch = body.entries
+    members = members_of(engine, engine.epoch)
+    if not mask_has(&members, engine.rank):
+        stop(engine, STOP_OUT, &members)
+        return
     for i in range(previous, engine.epoch):
+        leave_out(engine, &engine.history[i].lost)
         if engine.history[i].kind == ENTRY_MISMATCH and not engine.poisoned:
             engine.poisoned = 1
             engine.suspecting = SUSPICION_NONE
@@ -443,6 +664,131 @@ cdef void adopt(Engine* engine, const DecideBody* body) noexcept nogil:
     enter_epoch(engine, previous)
 
 
+# ---- stopping -----------------------------------------------------------------------------
+
+cdef void stop(Engine* engine, int why, const Mask* by) noexcept nogil:
+    """This rank has no part in what is to come: its operations fail, its streams end."""
+    cdef int r
+    if engine.stopped:
+        return
+    engine.stopped = why
+    engine.stopped_by = by[0]
+    engine.stopped_us = engine.now_us
+    engine.stage = STAGE_NONE
+    engine.frozen = 0
+    engine.unsure = 0
+    part_streams(engine, -1)
+    for r in range(engine.size):
+        if engine.host[r] != engine.host[engine.rank] or mask_has(&engine.lost, r):
+            abandon_streams(engine, r)
+    stop_operations(engine)
+    settle(engine)
+
+
+cdef void end_stopped(Engine* engine) noexcept nogil:
+    """We have stopped, and wait for the streams of a rank of our host.  Its part is over too, as it
+    shares our fate; if it does not end them it is stopped in another sense."""
+    cdef Operation* op
+    cdef int64_t seq
+    cdef int b, phase
+    if (engine.settings.detect_us == 0 or engine.finished == engine.next_seq
+            or engine.now_us - engine.stopped_us < 2 * engine.settings.detect_us):
+        return
+    engine.stopped_us = engine.now_us
+    for seq in range(engine.finished, engine.next_seq):
+        op = find_operation(engine, seq)
+        for b in range(op.blocks if op != NULL else 0):
+            for phase in range(2):
+                if not sink_idle(&op.block[b].sink[phase]):
+                    engine.fence(engine.fence_context, op.block[b].sink[phase].source)
+
+
+cdef void answer_lost(Engine* engine, int peer, int type) noexcept nogil:
+    """A rank that was left out and is still there, or is back: it learns that it is out."""
+    cdef Mask members = members_of(engine, engine.epoch)
+    if type != MSG_OUT and type != MSG_STOP and type != MSG_WATERMARK:
+        engine.counters.zombies += 1
+        send_message(engine, peer, MSG_OUT, engine.done, NULL, &members, sizeof(Mask))
+
+
+# ---- silence ------------------------------------------------------------------------------
+
+cdef int neighbour(const Engine* engine, int step) noexcept nogil:
+    """The next rank in the ring, up or down, that is neither gone nor silent; -1: we are alone."""
+    cdef Mask out = gone(engine)
+    cdef int r = engine.rank
+    out = mask_or(&out, &engine.silent)
+    while True:
+        r = (r + step + engine.size) % engine.size
+        if r == engine.rank:
+            return -1
+        if not mask_has(&out, r):
+            return r
+
+
+cdef void call_out(Engine* engine, int rank) noexcept nogil:
+    """Asks everyone who is there, on account of one rank (or of ourselves, who were away).  The
+    leader answers with a ballot, and all with a beat; who does not is silent too."""
+    cdef Mask out = gone(engine)
+    cdef RankBody body
+    cdef int r
+    engine.calling_us = engine.now_us
+    engine.replied = mask_none()
+    if leads(engine):
+        engine.complaint = 1
+    body.rank = rank
+    body.pad = 0
+    for r in range(engine.size):
+        if r != engine.rank and not mask_has(&out, r):
+            send_message(engine, r, MSG_SILENT, engine.done, NULL, &body, sizeof(body))
+
+
+cdef void end_call(Engine* engine) noexcept nogil:
+    """The time for replies is over."""
+    cdef Mask alive = living(engine)
+    cdef Mask quiet = mask_without(&alive, &engine.replied)
+    engine.calling_us = 0
+    mask_drop(&quiet, engine.rank)
+    if mask_empty(&quiet) and not engine.unsure:
+        return
+    engine.silent = mask_or(&engine.silent, &quiet)
+    if leads(engine):
+        engine.complaint = 1
+    elif engine.unsure or engine.frozen:
+        call_out(engine, engine.rank)     # somebody has to lead us out of this
+
+
+cdef void watch(Engine* engine, int64_t before_us) noexcept nogil:
+    """Beats to the next rank, and listens to the one before; notices that we were away ourselves."""
+    cdef int64_t limit = engine.settings.detect_us, now = engine.now_us
+    cdef int next = neighbour(engine, 1), last = neighbour(engine, -1)
+    if engine.leaving:
+        return
+    if now - before_us > limit // 2 and before_us > 0 and engine.size > 1:
+        # What others said meanwhile may be that we are out.
+        engine.counters.pauses += 1
+        engine.heard_us = engine.promised_us = engine.ballot_us = now
+        engine.silent = mask_none()
+        next, last = neighbour(engine, 1), neighbour(engine, -1)
+        if next >= 0:
+            engine.unsure = 1
+            call_out(engine, engine.rank)
+    if engine.calling_us and now - engine.calling_us >= limit:
+        end_call(engine)
+        next, last = neighbour(engine, 1), neighbour(engine, -1)
+    if next >= 0 and now - engine.beat_us >= limit // 10:
+        engine.beat_us = now
+        send_message(engine, next, MSG_BEAT, engine.done, NULL, NULL, 0)
+    if last != engine.watched:
+        engine.watched = last
+        engine.heard_us = now
+    elif last >= 0 and now - engine.heard_us >= limit:
+        engine.heard_us = now
+        engine.counters.silences += 1
+        mask_add(&engine.silent, last)
+        call_out(engine, last)
+
+
 # ---- events -------------------------------------------------------------------------------
 
 cdef void on_dead(Engine* engine, int peer) noexcept nogil:
@@ -450,11 +796,24 @@ cdef void on_dead(Engine* engine, int peer) noexcept nogil:
         return                 # it had said good-bye: nobody misses it
     mask_add(&engine.dead, peer)
     part_streams(engine, peer)
+    if engine.settings.sabotage & BREAK_OWN_RAISE:
+        raise_alone(engine, peer)
     engine.told_done = -1      # there may be a new coordinator
     engine.told_stable = -1
     engine.watermark_due = 1
     engine.wholes_due = 1
     coordinate(engine)
+
+
+cdef void raise_alone(Engine* engine, int peer) noexcept nogil:
+    """What no rank may do: fail an operation by its own knowledge of a death."""
+    cdef Operation* op
+    cdef int64_t seq
+    for seq in range(engine.done, engine.next_seq):
+        op = find_operation(engine, seq)
+        if op != NULL and op.called and is_from_root(op.sig.kind) and op.sig.root == peer:
+            op.status = STATUS_RANK_FAILED
+            op.complete = 1
 
 
 cdef void on_bye(Engine* engine, int peer) noexcept nogil:
@@ -470,13 +829,44 @@ cdef void on_bye(Engine* engine, int peer) noexcept nogil:
 
 cdef void on_membership_message(Engine* engine, int peer, const Head* head,
                                 const unsigned char* body, int64_t nbytes) noexcept nogil:
+    cdef int64_t ballot = (<const BallotBody*>body).ballot if nbytes >= sizeof(BallotBody) else 0
+    cdef Mask members = members_of(engine, engine.epoch)
     if head.type == MSG_PREPARE:
-        answer(engine, (<const PrepareBody*>body).ballot)
+        answer(engine, ballot)
     elif head.type == MSG_STATUS:
-        if engine.balloting and (<const StatusBody*>body).ballot == engine.ballot:
+        if engine.stage == STAGE_ASKING and ballot == engine.ballot:
             keep_status(engine, peer, body, nbytes)
+    elif head.type == MSG_PROPOSE:
+        accept(engine, peer, body, nbytes)
+    elif head.type == MSG_ACCEPTED:
+        if engine.stage == STAGE_PROPOSING and ballot == engine.ballot:
+            mask_add(&engine.acceptors, peer)
+            engine.answer_us = engine.now_us
     elif head.type == MSG_DECIDE:
-        adopt(engine, <const DecideBody*>body)
+        adopt(engine, ballot)
+    elif head.type == MSG_REFUSED:
+        if ballot > engine.rival:
+            engine.rival = ballot
+        if engine.round < ballot_round(ballot):
+            engine.round = ballot_round(ballot)
+        if engine.stage != STAGE_NONE and ballot > engine.ballot:
+            engine.stage = STAGE_NONE
+            engine.promised_us = engine.now_us
+            engine.counters.superseded += 1
+    elif head.type == MSG_SILENT:
+        engine.complaint = 1
+        if (<const RankBody*>body).rank != peer and (<const RankBody*>body).rank != engine.rank:
+            mask_add(&engine.silent, (<const RankBody*>body).rank)
+        send_message(engine, peer, MSG_BEAT, engine.done, NULL, NULL, 0)
+    elif head.type == MSG_FENCE:
+        if ballot_rank(engine.promised) == peer and engine.frozen:
+            engine.fence(engine.fence_context, (<const RankBody*>body).rank)
+    elif head.type == MSG_OUT:
+        if head.epoch > engine.epoch and mask_has(&members, peer):
+            stop(engine, STOP_OUT, <const Mask*>body)
+    elif head.type == MSG_STOP:
+        if ballot_rank(engine.promised) == peer and engine.frozen:
+            stop(engine, STOP_MINORITY, <const Mask*>body)
     elif head.type == MSG_COMPLAIN:
         engine.complaint = 1
     coordinate(engine)

@@ -74,6 +74,7 @@ cdef struct Port:
     int32_t late_room
     unsigned char* payload    # of the last control event that was polled
     Mask detected
+    Mask given_up             # peers from whom, and to whom, the rank waits for nothing
 
 cdef struct Network:
     int32_t size

@@ -103,6 +103,8 @@ cdef void check_borrowed(Network* network, int rank) noexcept nogil:
     cdef DataMessage* message
     for dest in range(network.size):
         channel = channel_of(network, rank, dest)
+        if mask_has(&network.ports[rank].given_up, dest):
+            continue               # whatever it gets, it has no part in
         for i in range(channel.data_count):
             message = &channel.data[i]
             if (not message.eager and 0 < message.nbytes <= COPY_MAX

@@ -11,3 +11,4 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
 cdef void settle(Engine* engine) noexcept nogil
 cdef void enter_epoch(Engine* engine, int previous) noexcept nogil
 cdef void flush_watermark(Engine* engine) noexcept nogil
+cdef void stop_operations(Engine* engine) noexcept nogil

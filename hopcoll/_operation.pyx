@@ -127,6 +127,8 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
     cdef bint mismatch
     cdef Signature other
     cdef const unsigned char* input = send
+    if engine.stopped:
+        return START_STOPPED
     if seq >= engine.freed + engine.settings.ring // 2:
         return START_AGAIN
     op = claim(engine, seq)
@@ -482,7 +484,9 @@ cdef bint may_finish(const Engine* engine, const Operation* op) noexcept nogil:
     for b in range(op.blocks):
         if not (sink_idle(&op.block[b].sink[0]) and sink_idle(&op.block[b].sink[1])):
             return False
+    # Once stopped nobody asks us for anything any more.
     return (op.keeps_nothing or op.small or op.retained != NULL or op.seq < engine.stable
+            or engine.stopped
             or (engine.settings.sabotage & BREAK_RETENTION) != 0)
 
 
@@ -509,6 +513,9 @@ cdef void finish(Engine* engine, Operation* op) noexcept nogil:
     if result == NULL:
         return
     result.status = fate_of(engine, op, &result.failed)
+    if op.status == STATUS_STOPPED or engine.settings.sabotage & BREAK_OWN_RAISE:
+        result.status = op.status
+    result.strays = op.strays
     result.epoch = op.attempt
     result.contributors = attempt_members(engine, op)
     result.complete = 1
@@ -559,7 +566,8 @@ cdef void settle(Engine* engine) noexcept nogil:
             break
         if not op.complete:
             check_root_done(engine, op)
-        if not op.complete or (engine.frozen and not engine.settings.sabotage & BREAK_FREEZE):
+        if not op.complete or ((engine.frozen or engine.unsure)
+                               and not engine.settings.sabotage & BREAK_FREEZE):
             break
         if engine.suspecting and op.seq >= engine.suspect:
             break
@@ -584,6 +592,20 @@ cdef void settle(Engine* engine) noexcept nogil:
             flush_watermark(engine)
     elif engine.watermark_due or engine.done - engine.told_done >= quarter:
         flush_watermark(engine)
+
+
+# ---- the end of our part ------------------------------------------------------------------
+
+cdef void stop_operations(Engine* engine) noexcept nogil:
+    """Nothing that is not done comes to anything here."""
+    cdef Operation* op
+    cdef int64_t seq
+    engine.suspecting = SUSPICION_NONE
+    for seq in range(engine.done, engine.next_seq):
+        op = find_operation(engine, seq)
+        if op != NULL and op.called:
+            op.status = STATUS_STOPPED
+            op.complete = 1
 
 
 # ---- a new epoch --------------------------------------------------------------------------

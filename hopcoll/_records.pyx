@@ -20,8 +20,9 @@ cdef void send_message(Engine* engine, int dest, int type, int64_t seq, const Si
     head.type = type
     head.epoch = engine.epoch
     head.seq = seq
-    head.done = engine.done
-    head.stable = engine.stable
+    if not engine.stopped:     # what fails with us is done nowhere else
+        head.done = engine.done
+        head.stable = engine.stable
     if sig != NULL:
         head.sig = sig[0]
     engine.counters.controls_sent += 1
@@ -29,6 +30,8 @@ cdef void send_message(Engine* engine, int dest, int type, int64_t seq, const Si
 
 
 cdef void merge_watermarks(Engine* engine, int peer, const Head* head) noexcept nogil:
+    if engine.settings.sabotage & BREAK_STABLE and head.seq > engine.peer_done[peer]:
+        engine.peer_done[peer] = head.seq
     if head.done > engine.peer_done[peer]:
         engine.peer_done[peer] = head.done
     if head.stable > engine.stable:
@@ -81,9 +84,10 @@ cdef void free_records(Engine* engine) noexcept nogil:
                 return
             if op.retained != NULL:
                 engine.retained_bytes -= op.nbytes
-            release_memory(engine, op.scratch)
-            release_memory(engine, op.undo)
-            release_memory(engine, op.retained)
+            if not op.strays:         # else a send to a lost rank may read it, for ever
+                release_memory(engine, op.scratch)
+                release_memory(engine, op.undo)
+                release_memory(engine, op.retained)
             release_memory(engine, op.inbox)
             release_memory(engine, op.states)
             release_memory(engine, op.block)

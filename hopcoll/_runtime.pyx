@@ -440,8 +440,8 @@ cdef class Engine_:
     def describe(self):
         """Where this rank stands, in one line: for the reader of a hang."""
         cdef EngineState* e = self.rt.engine
-        return (f"rank {self.rank}: epoch {e.epoch} promised {e.promised >> 32}."
-                f"{e.promised & 0x7fffffff} frozen {e.frozen} balloting {e.balloting} called "
+        return (f"rank {self.rank}: epoch {e.epoch} promised {ballot_round(e.promised)}."
+                f"{ballot_rank(e.promised)} frozen {e.frozen} stage {e.stage} called "
                 f"{e.next_seq} done {e.done} finished {e.finished} stable {e.stable} freed "
                 f"{e.freed} outlets {e.outlets_used} dead {ranks_of(&e.dead, self.size)} left "
                 f"{ranks_of(&e.left, self.size)} answered {ranks_of(&e.answered, self.size)} "

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Runs of simulated worlds: by random numbers, and every order that there is."""
-from libc.stdint cimport int64_t, int32_t, uint64_t
+from libc.stdint cimport int64_t, int32_t, uint64_t, uint32_t
 from libc.stdlib cimport malloc, calloc, free
 from libc.string cimport memset
 from hopcoll._state cimport *
@@ -34,10 +34,13 @@ VIOLATIONS = {
     TOO_MANY_MESSAGES: "more control messages than the script can explain",
     MISMATCH_MISSED: "different calls went unnoticed",
     LIVELOCK: "the world came back to where it was",
+    SPLIT: "two groups went on without each other",
+    LEFT_THE_HEALTHY: "a rank was stopped although all could be heard",
 }
 ACTIONS = {ACT_CALL: "call", ACT_CONTROL: "control", ACT_DATA: "data", ACT_LATE: "late",
            ACT_DETECT: "detect", ACT_KILL: "kill", ACT_TICK: "tick", ACT_LEAVE: "leave",
-           ACT_GO: "go"}
+           ACT_GO: "go", ACT_PAUSE: "pause", ACT_RESUME: "resume", ACT_CUT: "cut",
+           ACT_HEAL: "heal"}
 ACTION_NAMES = {name: action for action, name in ACTIONS.items()}
 KINDS = {"bcast": BCAST, "reduce": REDUCE, "allreduce": ALLREDUCE, "barrier": BARRIER,
          "gather": GATHER, "allgather": ALLGATHER, "scatter": SCATTER, "alltoall": ALLTOALL,
@@ -45,7 +48,9 @@ KINDS = {"bcast": BCAST, "reduce": REDUCE, "allreduce": ALLREDUCE, "barrier": BA
 SABOTAGES = {"freeze": BREAK_FREEZE, "ballot_order": BREAK_BALLOT_ORDER,
              "ordered_cut": BREAK_ORDERED_CUT, "taint": BREAK_TAINT, "voids": BREAK_VOIDS,
              "retention": BREAK_RETENTION, "seal": BREAK_SEAL, "lost": BREAK_LOST,
-             "asked": BREAK_ASKED}
+             "asked": BREAK_ASKED, "minority": BREAK_MINORITY, "ballot": BREAK_BALLOT,
+             "stand": BREAK_STAND, "stable": BREAK_STABLE, "own_raise": BREAK_OWN_RAISE,
+             "drain": BREAK_DRAIN, "accept": BREAK_ACCEPT}
 DELAYS = {"none": DELAY_NONE, "eager": DELAY_EAGER, "late": DELAY_LATE, "any": DELAY_ANY}
 ORDERS = {"every": EVERY_ORDER, "lowest": LOWEST_FIRST, "turns": IN_TURNS}
 IN_PLACE = FLAG_IN_PLACE
@@ -78,7 +83,8 @@ cdef bint choose_delivery(World* world, const Mood* mood, Choice* choice,
         if channel.used == 0 and channel.data_count == 0:
             continue
         dest = i % n
-        if not is_here(world, dest) or (i == mood.slow_pair and not anything):
+        if (not acts(world, dest) or (i == mood.slow_pair and not anything)
+                or is_cut(world, i // n, dest)):
             continue
         if (not anything and (mood.slow >> dest & 1 or mood.slow >> (i // n) & 1)
                 and <int>(next_random(network) % 100) < mood.slow_percent):
@@ -101,7 +107,7 @@ cdef bint choose_late(World* world, Choice* choice) noexcept nogil:
     cdef int start = next_random(network) % world.size, tries, r
     for tries in range(world.size):
         r = (start + tries) % world.size
-        if network.ports[r].late_count:
+        if network.ports[r].late_count and acts(world, r):
             choice.action = ACT_LATE
             choice.a = r
             choice.b = next_random(network) % network.ports[r].late_count
@@ -165,7 +171,7 @@ cdef bint choose(World* world, const Mood* mood, Choice* choice) noexcept nogil:
         choice.a = next_random(network) % n
         choice.action = ACT_TICK
         choice.b = 300000 if next_random(network) & 1 else 2000
-        if is_here(world, choice.a):
+        if is_here(world, choice.a) and not world.silence:
             return True
     choice.b = choice.c = 0
     return (choose_delivery(world, mood, choice, False) or choose_any(world, choice, ACT_CALL)
@@ -191,6 +197,86 @@ cdef void choose_mood(World* world, Mood* mood, int kill_every) noexcept nogil:
         mood.aim_percent = 25
     if next_random(network) % 4 == 0:
         mood.tick_percent = 5
+
+
+cdef void keep(Choice* trace, int* trace_count, const Choice* choice) noexcept nogil:
+    if trace_count[0] < TRACE_MAX:
+        trace[trace_count[0]] = choice[0]
+        trace_count[0] += 1
+
+
+cdef bint disturb(World* world, Choice* choice) noexcept nogil:
+    """Something that only silence tells of: a rank stops or goes on, a link is cut or heals."""
+    cdef Network* network = &world.network
+    cdef uint64_t dice = next_random(network) % 8, side
+    memset(choice, 0, sizeof(Choice))
+    choice.budget = -1
+    choice.a = next_random(network) % world.size
+    if dice < 3:
+        choice.action = ACT_PAUSE
+        return acts(world, choice.a)
+    if dice < 5:
+        choice.action = ACT_RESUME
+        return is_here(world, choice.a) and world.paused >> choice.a & 1
+    if dice < 7:
+        choice.action = ACT_CUT
+        side = next_random(network)
+        if next_random(network) & 1:
+            side &= next_random(network)       # few against many
+        choice.a = <int32_t><uint32_t>side
+        choice.b = <int32_t>(side >> 32)
+        return world.side == 0
+    choice.action = ACT_HEAL
+    return world.side != 0
+
+
+cdef int silent_run(World* world, Choice* trace, int* trace_count, int kill_every,
+                    int disturb_every) noexcept nogil:
+    """A run with a common clock, which goes on when nothing else happens: what is heard in time
+    depends on who is stopped and which links are cut, and on nothing else."""
+    cdef int steps = 0, r
+    cdef int64_t until = 200 * world.settings.detect_us
+    cdef Choice choice
+    cdef Mood mood
+    choose_mood(world, &mood, kill_every)
+    mood.tick_percent = 0
+    while world.violation == FINE and steps < STEPS_MAX:
+        if next_random(&world.network) % disturb_every == 0 and disturb(world, &choice):
+            keep(trace, trace_count, &choice)
+            perform(world, &choice)
+        if choose(world, &mood, &choice):
+            if (choice.action != ACT_KILL and world.deaths_left > 0 and world.alive > 1
+                    and next_random(&world.network) % (4 * kill_every) == 0):
+                choice.budget = next_random(&world.network) % 4
+            keep(trace, trace_count, &choice)
+            perform(world, &choice)
+            steps += 1
+            continue
+        if is_settled(world):
+            break
+        if world.clock_us > until:
+            world.violation = HANG
+            break
+        if next_random(&world.network) % 64 == 0 and disturb(world, &choice):
+            keep(trace, trace_count, &choice)
+            perform(world, &choice)
+        world.clock_us += world.settings.detect_us // 20
+        for r in range(world.size):
+            if not acts(world, r) or world.violation != FINE:
+                continue
+            memset(&choice, 0, sizeof(Choice))
+            choice.budget = -1
+            choice.action = ACT_TICK
+            choice.a = r
+            choice.b = <int32_t>(world.clock_us - world.ranks[r].engine.now_us)
+            keep(trace, trace_count, &choice)
+            perform(world, &choice)
+    if world.violation == FINE:
+        if steps >= STEPS_MAX:
+            world.violation = LIVELOCK
+        else:
+            check_end(world)
+    return steps
 
 
 cdef int random_run(World* world, Choice* trace, int* trace_count, int kill_every,
@@ -223,13 +309,11 @@ cdef int random_run(World* world, Choice* trace, int* trace_count, int kill_ever
             engine = world.ranks[actor].engine
             if next_random(&world.network) % (4 * kill_every) == 0:
                 choice.budget = next_random(&world.network) % 4
-            elif ((engine.balloting or (choice.action == ACT_CALL
+            elif ((engine.stage or (choice.action == ACT_CALL
                                         and next_random(&world.network) & 1))
                     and <int>(next_random(&world.network) % 100) < mood.aim_percent):
                 choice.budget = next_random(&world.network) % world.size
-        if trace_count[0] < TRACE_MAX:
-            trace[trace_count[0]] = choice
-            trace_count[0] += 1
+        keep(trace, trace_count, &choice)
         perform(world, &choice)
         steps += 1
     if world.violation == FINE:
@@ -287,6 +371,9 @@ cdef void fill_plan(World* plan, int size, script, dict options) except *:
     plan.settings.active = options.pop("active", 2)
     plan.settings.outlets_max = options.pop(
         "outlets_max", 8 * size * plan.settings.active + 64)
+    plan.settings.detect_us = options.pop("detect_us", 0)
+    for rank, host in enumerate(options.pop("hosts", ())):
+        plan.host[rank] = host
     plan.settings.announce_us = 250000
     plan.settings.flush_us = 1000
     if plan.settings.chunk_bytes > COPY_MAX:
@@ -383,8 +470,9 @@ cdef list describe(World* world):
         life = ("dead" if port.dead else "gone" if port.left
                 else "leaving" if one.leaving else "here")
         out.append(f"rank {r}: {life} epoch {e.epoch} suspecting {e.suspecting} promised "
-                   f"{e.promised >> 32}.{e.promised & 0xffff} frozen {e.frozen} "
-                   f"balloting {e.balloting} called {e.next_seq} done {e.done} finished "
+                   f"{ballot_round(e.promised)}.{ballot_rank(e.promised)} frozen {e.frozen} "
+                   f"stage {e.stage} answered {ranks_in(&e.answered, e.size)} silent "
+                   f"{ranks_in(&e.silent, e.size)} stopped {e.stopped} called {e.next_seq} done {e.done} finished "
                    f"{e.finished} stable {e.stable} freed {e.freed} outlets "
                    f"{e.outlets_used} broken {e.broken} peers "
                    f"{[e.peer_done[k] for k in range(e.size)]} knows dead "
@@ -412,8 +500,8 @@ cdef list describe(World* world):
     return out
 
 
-def simulate(int size, script, seed, *, int kill_every=60, int aim_percent=-1, first=(),
-             want_trace=False, **options):
+def simulate(int size, script, seed, *, int kill_every=60, int aim_percent=-1,
+             int disturb_every=0, first=(), want_trace=False, **options):
     """Runs one random order of everything, chosen by `seed`.
 
     Parameters
@@ -428,6 +516,8 @@ def simulate(int size, script, seed, *, int kill_every=60, int aim_percent=-1, f
         One step in so many kills a rank, as long as `deaths` lasts.
     aim_percent : int
         So many of the steps of a rank that coordinates a ballot kill it; -1: the seed decides.
+    disturb_every : int
+        One step in so many stops a rank or lets it go on, cuts links or heals them; 0: none does.
     first : list of (action, a, b, c, budget)
         Steps to begin with, as a trace names them; the rest is random.
     want_trace : bool
@@ -436,7 +526,8 @@ def simulate(int size, script, seed, *, int kill_every=60, int aim_percent=-1, f
         deaths (at most so many ranks die), depth (a rank calls its next operation while fewer are
         not finished), leaving (ranks leave when they are through), exits (and are seen as dead
         then), early (rank, steps: leaves after so many operations), odd (rank, step, operation:
-        calls this one instead), sent and lost (`DELAYS`), sabotage (`SABOTAGES` to switch off, so
+        calls this one instead), sent and lost (`DELAYS`), detect_us
+        (silence after which a rank is suspected), hosts (of each rank, by number), sabotage (`SABOTAGES` to switch off, so
         that checkers prove themselves awake), and the engine's settings.
 
     Returns
@@ -452,6 +543,7 @@ def simulate(int size, script, seed, *, int kill_every=60, int aim_percent=-1, f
     cdef Choice* trace
     cdef Choice choice
     fill_plan(&plan, size, script, options)
+    plan.silence = disturb_every > 0
     plan.network.random = <uint64_t>(seed & 0xffffffffffffffff)
     world = make_world(&plan, &total)
     trace = <Choice*>malloc(TRACE_MAX * sizeof(Choice))
@@ -467,7 +559,10 @@ def simulate(int size, script, seed, *, int kill_every=60, int aim_percent=-1, f
                 trace_count += 1
                 perform(world, &choice)
         with nogil:
-            steps = random_run(world, trace, &trace_count, kill_every, aim_percent)
+            if disturb_every:
+                steps = silent_run(world, trace, &trace_count, kill_every, disturb_every)
+            else:
+                steps = random_run(world, trace, &trace_count, kill_every, aim_percent)
         counters = {}
         epochs = 0
         for r in range(size):

@@ -43,6 +43,7 @@ cdef enum Status:
     STATUS_MISMATCH = 3
     STATUS_CLOSED = 4
     STATUS_MPI_ERROR = 5
+    STATUS_STOPPED = 6        # this rank has no part in it any more; see Stop
 
 cdef enum Phase:
     PARTIAL_PHASE = 0
@@ -61,6 +62,17 @@ cdef enum StartResult:
     START_OK = 0
     START_AGAIN = 1
     START_NO_MEMORY = 2
+    START_STOPPED = 3
+
+cdef enum Stop:               # why a rank goes on no further
+    STOP_NONE = 0
+    STOP_OUT = 1              # the others took it for dead, and decided so
+    STOP_MINORITY = 2         # too few are within reach to decide anything
+
+cdef enum Stage:              # of a ballot, at the rank that leads it
+    STAGE_NONE = 0
+    STAGE_ASKING = 1          # until all have answered
+    STAGE_PROPOSING = 2       # until enough have accepted
 
 # Broken variants: each switches one rule off, so that the checkers can prove themselves awake.
 cdef enum Sabotage:
@@ -73,6 +85,13 @@ cdef enum Sabotage:
     BREAK_SEAL = 64
     BREAK_LOST = 128
     BREAK_ASKED = 256
+    BREAK_MINORITY = 512      # a minority goes on
+    BREAK_BALLOT = 1024       # each decides by itself, as soon as it knows of a death
+    BREAK_STAND = 2048        # what once stood binds for ever
+    BREAK_STABLE = 4096       # what comes later makes stable
+    BREAK_OWN_RAISE = 8192    # a rank raises by what it knows alone
+    BREAK_DRAIN = 16384       # a region is granted again before the old grant has drained
+    BREAK_ACCEPT = 32768      # a proposal is decided before others have it
 
 cdef struct Mask:
     uint64_t word[MASK_WORDS]
@@ -100,6 +119,7 @@ cdef struct Settings:
     int64_t retain_budget_bytes   # of all results
     int64_t announce_us
     int64_t flush_us
+    int64_t detect_us         # a rank that is silent so long is suspected; 0: nobody ever is
     int32_t window
     int32_t ring
     int32_t active                # operations that move chunks at once
@@ -111,11 +131,12 @@ cdef struct Entry:            # one membership: epoch i + 1 is history[i]
     int32_t kind
     int32_t pad
     Mask members
+    Mask lost                 # left out although nobody knows them to be dead
 
 cdef struct Result:           # what a request of the caller reads; outlives the record
     int64_t seq
     int32_t complete
-    int32_t orphan            # nobody will read it: the engine releases it
+    int32_t strays            # a lost rank may still read the caller's memory: it must stay
     int32_t status
     int32_t epoch
     Mask contributors
@@ -132,8 +153,18 @@ cdef struct Outlet:           # a Spring that serves one granted stream
     int32_t phase
     int32_t early             # its epoch is ahead of ours
     int32_t attached          # in the list of its block: we have called what it asks for
+    int32_t stray             # to a lost rank: nothing waits for the end of its sends
+    int32_t retained          # of its sends in flight, those that read the retained result
     int32_t pad
     Signature sig             # what the other rank called
+
+cdef struct Landing:          # slots in which the chunks of a stream from another host land
+    unsigned char* slots      # a window of them
+    int64_t seq
+    int32_t part              # of the operation: block and phase
+    int32_t in_flight
+    int32_t stray             # the rank is lost: what may still land is looked at by nobody
+    int32_t next              # in the list of the free
 
 # A piece of a result with a way of its own.  A fold goes along a chain of ranks, each of which adds
 # its input; a copy starts where its bytes are.
@@ -151,6 +182,7 @@ cdef struct Block:
     int32_t in_flight         # sends of it that read the caller's memory
     Sink sink[2]
     int32_t sink_attempt[2]
+    int32_t landing[2]        # -1: chunks land where they belong
     int32_t outlets[2]
 
 cdef struct Quarrel:          # two ranks take a block to be of different lengths
@@ -189,10 +221,10 @@ cdef struct Operation:
     int32_t born              # the epoch in which it was called
     int32_t early             # outlets for which we have not called the right thing yet
     int32_t whole             # our own part is there; others may lack theirs
+    int32_t strays            # sends of ours to lost ranks, which read our memory: it must stay
     int32_t whole_told        # the coordinator that knows so, and the epoch; -1: none
     int32_t whole_epoch
     int32_t wholes_epoch      # at the coordinator: who is whole in which epoch
-    int32_t pad
     Mask wholes
     Mask asked                # of a large Bcast: who showed that they have called it
     int64_t item_bytes
@@ -238,6 +270,14 @@ cdef struct Counters:
     int64_t kept_chunks
     int64_t dropped_chunks
     int64_t controls_sent
+    int64_t superseded        # ballots of ours that a higher one took over
+    int64_t silences          # ranks that we did not hear from in time
+    int64_t pauses            # times that we were away ourselves
+    int64_t fenced            # ranks that a ballot of ours had killed
+    int64_t lost              # ranks left out that are not known to be dead
+    int64_t zombies           # messages of such ranks
+    int64_t minorities        # ballots of ours that too few answered
+    int64_t strays            # streams that a lost rank may still touch
 
 cdef struct Engine:
     Transport* transport
@@ -245,8 +285,10 @@ cdef struct Engine:
     int32_t rank
     int32_t size
     # membership
-    Mask dead
-    Mask left
+    Mask dead                 # MPI says so, and is right
+    Mask left                 # said good-bye
+    Mask lost                 # out of the membership by a decision, and perhaps alive
+    Mask silent               # not heard from: led over, in ballots, until they are
     Mask ready                # ranks that have heard from everyone at the start
     Mask heard                # ranks that know that we leave and want nothing of us any more
     int32_t leaving
@@ -254,17 +296,36 @@ cdef struct Engine:
     int32_t history_max
     Entry* history
     int64_t promised          # highest ballot answered
+    int64_t promised_us
     int32_t frozen            # answered and not decided: nothing completes
-    int32_t balloting         # we coordinate a ballot
+    int32_t stage             # of the ballot that we lead
     int64_t ballot            # its number
+    int64_t ballot_us         # when its stage began
+    int64_t answer_us         # when the last answer to it came
     int64_t round
-    int32_t complaint         # a mismatch was reported: a ballot is due
+    int64_t rival             # a higher ballot that others told us of
+    int64_t accepted          # the highest ballot whose proposal we keep, decided or not
+    unsigned char* proposal   # that proposal
+    int32_t complaint         # a mismatch was reported, or a rank is silent: a ballot is due
+    int32_t unsure            # we were away for long: nothing completes before a ballot
+    int32_t stopped           # Stop
+    int32_t fenced            # in this ballot those who do not answer were ordered to be killed
+    int64_t stopped_us
+    Mask stopped_by           # those who were out of reach
+    int32_t watched           # the rank whose beats we count on; -1: none
+    int64_t heard_us          # from it
+    int64_t beat_us           # when we sent our last beat
+    int64_t calling_us        # since when we wait for a sign of life of everyone; 0: we do not
+    Mask replied              # who gave one
+    uint16_t host[RANKS_MAX]  # which host each rank is on
     int32_t poisoned          # a mismatch was decided
     int32_t suspecting        # Suspicion: a mismatch was seen here, and from operation `suspect`
     int64_t suspect           # on nothing is done before a ballot that knows of it
     int64_t poison_cut
     Dispute dispute
     Mask answered
+    Mask acceptors
+    Mask electors             # the members of whom enough must accept
     unsigned char* statuses   # size x status_bytes
     int64_t status_bytes
     unsigned char* outbox     # room to write one control message
@@ -288,6 +349,9 @@ cdef struct Engine:
     int64_t watermark_us
     int64_t last_raise
     int64_t retained_bytes
+    Landing* landings         # NULL as long as none was needed
+    int32_t landing_free
+    int32_t landings_used
     Outlet* outlets
     int32_t outlet_free
     int32_t outlets_used
@@ -304,6 +368,8 @@ cdef struct Engine:
     int64_t ballots_seen
     int64_t ballot_sends
     void* fault_context
+    void* fence_context
+    void (*fence)(void* context, int rank) noexcept nogil      # kills a rank of this host
     void (*fire)(void* context, Engine* engine, const Fault* fault, int index) noexcept nogil
     Counters counters
 
@@ -328,6 +394,14 @@ cdef enum MessageType:
     MSG_WHOLE = 16
     MSG_SEAL = 17
     MSG_CALLED = 18
+    MSG_PROPOSE = 19
+    MSG_ACCEPTED = 20
+    MSG_REFUSED = 21
+    MSG_BEAT = 22
+    MSG_SILENT = 23
+    MSG_FENCE = 24
+    MSG_OUT = 25
+    MSG_STOP = 26
 
 cdef struct Head:
     uint8_t type
@@ -363,11 +437,16 @@ cdef struct RelayBody:        # followed by the contribution of
     int32_t rank
     int32_t pad
 
-cdef struct PrepareBody:
+cdef struct BallotBody:       # PREPARE, ACCEPTED, REFUSED and DECIDE
     int64_t ballot
+
+cdef struct RankBody:         # SILENT: of whom; FENCE: whom to kill
+    int32_t rank
+    int32_t pad
 
 cdef struct StatusBody:       # followed by Entry[entries], then OperationStatus[operations]
     int64_t ballot
+    int64_t accepted          # the ballot that proposed these entries
     int64_t next_seq
     int32_t entries
     int32_t operations
@@ -384,7 +463,7 @@ cdef struct OperationStatus:
     Quarrel quarrel
 
 # Followed by Entry[entries], int16[holders][BLOCKS_MAX], Signature[groups].
-cdef struct DecideBody:
+cdef struct ProposeBody:
     int64_t ballot
     int64_t first_held        # holders start with this operation
     int32_t entries
@@ -485,7 +564,21 @@ cdef inline int attempt_of(const Engine* engine, int64_t seq) noexcept nogil:
     return epoch
 
 cdef inline Mask gone(const Engine* engine) noexcept nogil:
-    return mask_or(&engine.dead, &engine.left)
+    cdef Mask out = mask_or(&engine.dead, &engine.left)
+    return mask_or(&out, &engine.lost)
+
+cdef inline bint is_gone(const Engine* engine, int rank) noexcept nogil:
+    return (mask_has(&engine.dead, rank) or mask_has(&engine.left, rank)
+            or mask_has(&engine.lost, rank))
+
+cdef inline int64_t ballot_of(int64_t round, int rank) noexcept nogil:
+    return round << 16 | rank
+
+cdef inline int ballot_rank(int64_t ballot) noexcept nogil:
+    return <int>(ballot & 0xffff)
+
+cdef inline int64_t ballot_round(int64_t ballot) noexcept nogil:
+    return ballot >> 16
 
 cdef inline int coordinator_of(const Engine* engine) noexcept nogil:
     """The lowest rank that is not known to be dead, to have left, or to be leaving."""

@@ -1,6 +1,6 @@
 # cython: language_level=3
 """A simulated world: engines, their callers and the network; see _world.pyx."""
-from libc.stdint cimport int64_t, int32_t, uint64_t
+from libc.stdint cimport int64_t, int32_t, uint64_t, uint8_t
 from hopcoll._state cimport Engine, Settings, Result, Mask
 from hopcoll._network cimport Network
 
@@ -17,6 +17,10 @@ cdef enum Action:
     ACT_TICK = 7              # the clock of a goes on by b microseconds
     ACT_LEAVE = 8             # a says good-bye
     ACT_GO = 9                # ... and ends, when it may
+    ACT_PAUSE = 10            # a is stopped
+    ACT_RESUME = 11           # ... and goes on
+    ACT_CUT = 12              # nothing passes between the ranks of a mask (low, high: a, b) and
+    ACT_HEAL = 13             # the others, until it does again
 
 cdef enum Violation:
     FINE = 0
@@ -40,6 +44,8 @@ cdef enum Violation:
     MISMATCH_MISSED = 19
     RAISED_WRONGLY = 20
     LIVELOCK = 21
+    SPLIT = 22
+    LEFT_THE_HEALTHY = 23
 
 cdef struct Step:             # one operation of the script
     int32_t kind
@@ -57,6 +63,7 @@ cdef struct Choice:
 
 cdef struct Rank:
     Engine* engine
+    World* world
     int32_t steps             # operations that it calls before it leaves
     int32_t called
     int32_t checked
@@ -86,10 +93,16 @@ cdef struct World:
     int32_t turn              # the rank after the one that acted last
     int32_t blamed_rank       # where the violation showed
     int32_t blamed_step
-    int32_t pad
+    int32_t silence           # ranks are stopped, links cut, and both may be healed
     int64_t controls_max
+    int64_t clock_us          # of everyone who is not stopped
+    uint64_t paused
+    uint64_t side             # ranks between which and the others nothing passes; 0: all is well
+    uint64_t disturbed        # ranks that were ever paused or on the smaller side of a cut
+    uint64_t fenced           # to be killed when this step is over
     Step odd
     Settings settings
+    uint8_t host[64]
     Step script[OPERATIONS_MAX]
     Rank* ranks
 
@@ -101,4 +114,7 @@ cdef bint can_call(World* world, int rank) noexcept nogil
 cdef bint can_leave(World* world, int rank) noexcept nogil
 cdef bint can_go(World* world, int rank) noexcept nogil
 cdef bint can_detect(World* world, int observer, int peer) noexcept nogil
+cdef bint acts(const World* world, int rank) noexcept nogil
+cdef bint is_cut(const World* world, int a, int b) noexcept nogil
+cdef bint is_settled(const World* world) noexcept nogil
 cdef bint is_here(const World* world, int rank) noexcept nogil

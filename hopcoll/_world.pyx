@@ -8,7 +8,7 @@ need it must have kept.
 
 The checkers state what a user may rely on, apart from how the protocol goes about it.
 """
-from libc.stdint cimport int64_t, int32_t, uint64_t, intptr_t
+from libc.stdint cimport int64_t, int32_t, uint64_t, uint32_t, uint16_t, uint8_t, intptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from cython_kernels.transport cimport Event
@@ -128,6 +128,43 @@ cdef bint is_here(const World* world, int rank) noexcept nogil:
     return not world.network.ports[rank].dead and not world.network.ports[rank].left
 
 
+cdef bint acts(const World* world, int rank) noexcept nogil:
+    return is_here(world, rank) and not world.paused >> rank & 1
+
+
+cdef bint is_cut(const World* world, int a, int b) noexcept nogil:
+    return (world.side >> a ^ world.side >> b) & 1
+
+
+cdef bint is_disturbed(const World* world, int rank) noexcept nogil:
+    return world.disturbed >> rank & 1
+
+
+cdef bint in_force(const World* world, int rank) noexcept nogil:
+    """Whether a rank is there at the end, and has a part in what was decided."""
+    return acts(world, rank) and not world.ranks[rank].engine.stopped
+
+
+cdef bint is_settled(const World* world) noexcept nogil:
+    """Whether every rank that acts has all that it will get."""
+    cdef int r
+    cdef const Rank* one
+    for r in range(world.size):
+        one = &world.ranks[r]
+        if not acts(world, r):
+            continue
+        if one.engine.stopped:
+            if one.checked < one.called:
+                return False
+        elif one.checked < one.steps or one.engine.stable < one.steps:
+            return False
+    return True
+
+
+cdef void note_fence(void* context, int rank) noexcept nogil:
+    (<Rank*>context).world.fenced |= (<uint64_t>1) << rank
+
+
 # ---- making a world -----------------------------------------------------------------------
 
 cdef void fill_buffers(World* world, int rank) noexcept nogil:
@@ -200,6 +237,12 @@ cdef World* make_world(const World* plan, int64_t* total) noexcept nogil:
         one.engine = engine_new(&world.network.ports[r].table, settings)
         if one.engine == NULL:
             world.violation = OUT_OF_ROOM
+        elif plan.silence:
+            one.world = world
+            one.engine.fence = note_fence
+            one.engine.fence_context = one
+            for k in range(n):
+                one.engine.host[k] = <uint16_t>(plan.host[k])
         one.baseline_bytes = world.network.ports[r].region.live_bytes
     return world
 
@@ -222,8 +265,8 @@ cdef void drain(World* world, int rank) noexcept nogil:
         world.network.dying = 0
         die(world, rank)
         return
-    check_borrowed(&world.network, rank)
     check_rank(world, rank)
+    check_borrowed(&world.network, rank)
 
 
 cdef void die(World* world, int rank) noexcept nogil:
@@ -234,7 +277,7 @@ cdef void die(World* world, int rank) noexcept nogil:
 
 cdef bint can_call(World* world, int rank) noexcept nogil:
     cdef Rank* one = &world.ranks[rank]
-    return (one.called < one.steps and is_here(world, rank)
+    return (acts(world, rank) and not one.engine.stopped and one.called < one.steps and is_here(world, rank)
             and one.called - one.engine.finished < world.depth
             and one.called < one.engine.freed + world.settings.ring // 2)
 
@@ -246,7 +289,7 @@ cdef bint can_leave(World* world, int rank) noexcept nogil:
     return (world.leaving and not one.leaving and one.called == one.steps and is_here(world, rank)
             and one.checked == one.steps and one.engine.stable >= one.steps
             and one.engine.finished == one.steps
-            and not one.engine.frozen and not one.engine.balloting)
+            and not one.engine.frozen and not one.engine.stage)
 
 
 cdef bint can_go(World* world, int rank) noexcept nogil:
@@ -261,7 +304,8 @@ cdef bint can_go(World* world, int rank) noexcept nogil:
 
 cdef bint can_detect(World* world, int observer, int peer) noexcept nogil:
     cdef Port* port = &world.network.ports[peer]
-    if not is_here(world, observer) or mask_has(&world.network.ports[observer].detected, peer):
+    if (not acts(world, observer) or mask_has(&world.network.ports[observer].detected, peer)
+            or is_cut(world, observer, peer)):
         return False
     if port.dead:
         return True
@@ -326,6 +370,24 @@ cdef void call_next(World* world, int rank) noexcept nogil:
         world.violation = OUT_OF_ROOM
 
 
+cdef void cut(World* world, uint64_t side) noexcept nogil:
+    """Parts the ranks; those of the smaller side may be left out, or of both when none is."""
+    cdef int r, inside = 0
+    world.side = side
+    if world.paused:
+        world.disturbed = ~<uint64_t>0
+    for r in range(world.size):
+        # A proposal that the cut stops half way binds, whomever it left out.
+        if world.ranks[r].engine.frozen:
+            world.disturbed = ~<uint64_t>0
+        if is_here(world, r) and side >> r & 1:
+            inside += 1
+    for r in range(world.size):
+        if (2 * inside <= world.alive and side >> r & 1) or (
+                2 * inside >= world.alive and not side >> r & 1):
+            world.disturbed |= (<uint64_t>1) << r
+
+
 cdef void perform(World* world, const Choice* choice) noexcept nogil:
     """One step of one rank (data that arrive may end the sender's request in the same step)."""
     cdef int actor = choice.a, also = -1
@@ -357,12 +419,33 @@ cdef void perform(World* world, const Choice* choice) noexcept nogil:
     elif choice.action == ACT_GO:
         leave_port(&world.network, actor)
         return
+    elif choice.action == ACT_PAUSE:
+        world.paused |= (<uint64_t>1) << actor
+        world.disturbed |= (<uint64_t>1) << actor
+        if world.side:             # now the other side may be more
+            world.disturbed = ~<uint64_t>0
+        return
+    elif choice.action == ACT_RESUME:
+        world.paused &= ~((<uint64_t>1) << actor)
+        engine_tick(world.ranks[actor].engine, world.clock_us)
+    elif choice.action == ACT_CUT:
+        cut(world, <uint64_t><uint32_t>choice.a | <uint64_t><uint32_t>choice.b << 32)
+        return
+    elif choice.action == ACT_HEAL:
+        world.side = 0
+        return
     drain(world, actor)
     if choice.action != ACT_DETECT:
         world.turn = (actor + 1) % world.size
     world.network.send_budget = -1
-    if also >= 0 and world.network.ports[also].events_count:
+    if also >= 0 and world.network.ports[also].events_count and acts(world, also):
         drain(world, also)
+    while world.fenced:
+        for actor in range(world.size):
+            if world.fenced >> actor & 1:
+                world.fenced &= ~((<uint64_t>1) << actor)
+                if is_here(world, actor):
+                    die(world, actor)
     if world.network.error != NETWORK_FINE and world.violation == FINE:
         if world.network.error == UNEXPECTED_DATA:
             world.violation = BAD_UNEXPECTED_DATA
@@ -447,6 +530,12 @@ cdef void check_status(World* world, int rank, int k) noexcept nogil:
         if step_of(world, rank, i).flags & FLAG_RAISE:
             before = one.results[i].contributors
     shrank = step.flags & FLAG_RAISE and not mask_equal(&before, &result.contributors)
+    if result.status == STATUS_STOPPED:
+        if not one.engine.stopped:
+            report(world, WRONG_STATUS, rank, k)
+        elif not world.silence:
+            report(world, LEFT_THE_HEALTHY, rank, k)
+        return
     if result.status == STATUS_MISMATCH:
         if world.odd_rank < 0 or k < world.odd_step:
             report(world, WRONG_STATUS, rank, k)
@@ -466,12 +555,14 @@ cdef void check_status(World* world, int rank, int k) noexcept nogil:
         if mask_empty(&result.failed):
             report(world, RAISED_WRONGLY, rank, k)
         for r in range(world.size):
-            if mask_has(&result.failed, r) and is_here(world, r) and not world.ranks[r].leaving:
+            if (mask_has(&result.failed, r) and is_here(world, r) and not world.ranks[r].leaving
+                    and not is_disturbed(world, r)):
                 report(world, RAISED_WRONGLY, rank, k)
     for r in range(world.size):
         # What a rank that left had called is stable: it stays in.
-        if not mask_has(&result.contributors, r) and not world.network.ports[r].dead and not (
-                world.ranks[r].leaving and k >= world.ranks[r].steps):
+        if (not mask_has(&result.contributors, r) and not world.network.ports[r].dead
+                and not is_disturbed(world, r) and not (
+                    world.ranks[r].leaving and k >= world.ranks[r].steps)):
             report(world, LIVING_LEFT_OUT, rank, k)
     if k and not mask_within(&result.contributors, &one.results[k - 1].contributors):
         report(world, CONTRIBUTORS_GREW, rank, k)
@@ -505,23 +596,28 @@ cdef void check_rank(World* world, int rank) noexcept nogil:
     cdef Engine* engine = one.engine
     cdef int64_t nbytes
     cdef int r, k
+    world.network.ports[rank].given_up = engine.lost if not engine.stopped \
+        else mask_full(world.size)
     if engine.broken:
         report(world, ENGINE_BROKEN, rank, one.checked)
     if engine.stable < one.stable:
         report(world, STABLE_WENT_BACK, rank, one.checked)
-    one.stable = engine.stable
+    if not engine.stopped:
+        one.stable = engine.stable
     while one.checked < one.called and one.results[one.checked].complete:
         k = one.checked
         check_value(world, rank, k)
         check_status(world, rank, k)
-        check_alike(world, rank, k)
+        if not world.silence:
+            check_alike(world, rank, k)
         one.checked += 1
         nbytes = 8 * send_items(step_of(world, rank, k), world.size, rank)
         memset(one.send[k], GARBAGE, nbytes)
         nbytes = 8 * recv_items(step_of(world, rank, k), world.size, rank)
         memset(one.recv[k], GARBAGE, nbytes)
     for r in range(world.size):
-        if (is_here(world, r) and not world.ranks[r].leaving
+        if (is_here(world, r) and not world.ranks[r].leaving and not is_disturbed(world, r)
+                and not engine.stopped and not world.ranks[r].engine.stopped
                 and world.ranks[r].engine.done < engine.stable):
             report(world, STABLE_TOO_EARLY, rank, one.checked)
 
@@ -554,6 +650,43 @@ cdef bint succeeds_alone(const World* world, int rank) noexcept nogil:
     return True
 
 
+cdef bint same_outcome(const Result* a, const Result* b) noexcept nogil:
+    return (a.status == b.status and a.epoch == b.epoch
+            and mask_equal(&a.contributors, &b.contributors)
+            and mask_equal(&a.failed, &b.failed))
+
+
+cdef void check_silence(World* world) noexcept nogil:
+    """After stops and cuts: one group at most has gone on, all of it alike; who was left out has
+    no stable result that differs, and no buffer of anyone was touched."""
+    cdef int r, other, k
+    cdef Rank* one
+    cdef Mask members
+    cdef const Step* step
+    for r in range(world.size):
+        one = &world.ranks[r]
+        for k in range(one.checked if is_here(world, r) else 0):
+            step = step_of(world, r, k)
+            if not is_garbage(one.send[k], send_items(step, world.size, r)) or not is_garbage(
+                    one.recv[k], recv_items(step, world.size, r)):
+                report(world, TOUCHED_AFTER_RETURN, r, k)
+        if not in_force(world, r):
+            continue
+        members = members_of(one.engine, one.engine.epoch)
+        for other in range(world.size):
+            if (in_force(world, other) and not mask_has(&members, other)
+                    and not world.ranks[other].engine.frozen
+                    and not world.ranks[other].engine.unsure):
+                report(world, SPLIT, r, one.checked)
+            for k in range(world.ranks[other].checked):
+                if (in_force(world, other) or k < world.ranks[other].stable) and not same_outcome(
+                        &one.results[k], &world.ranks[other].results[k]):
+                    report(world, DIFFERENT_OUTCOMES, other, k)
+        if one.engine.counters.strays == 0 and mask_empty(&one.engine.lost) and (
+                one.engine.landings_used or one.engine.outlets_used):
+            report(world, LEAK, r, one.checked)
+
+
 cdef void check_end(World* world) noexcept nogil:
     """Nothing can happen any more: everyone alive must have everything, and owe nothing."""
     cdef int r, k
@@ -562,6 +695,9 @@ cdef void check_end(World* world) noexcept nogil:
     cdef bint noticed = False
     cdef int others = 0
     cdef bint odd_lives = world.odd_rank >= 0 and not world.network.ports[world.odd_rank].dead
+    if world.silence:
+        check_silence(world)
+        return
     for r in range(world.size):
         one = &world.ranks[r]
         if world.network.ports[r].dead:

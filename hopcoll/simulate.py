@@ -15,7 +15,7 @@ import click
 from hopcoll import _simulation
 
 SMALL_SIZES = (1, 2, 2, 3, 3, 4, 5, 6, 8, 11, 16)
-MODES = ("plain", "plain", "ballots", "leave", "mismatch", "mismatch-deaths")
+MODES = ("plain", "plain", "ballots", "leave", "mismatch", "mismatch-deaths", "silence")
 
 
 #: Kinds of operation, as often as they shall come; which have a root, no buffer, blocks.
@@ -90,6 +90,13 @@ def random_case(seed: int, *, size: int | None = None, mode: str | None = None) 
         case["exits"] = rng.random() < 0.5
         if rng.random() < 0.5:
             case["early"] = (rng.randrange(size), rng.randrange(len(script) + 1))
+    if mode == "silence":
+        case["size"] = size = max(size, 2)
+        case["detect_us"] = 1000000
+        case["disturb_every"] = rng.choice((20, 60, 200, 600)) * (1 if size <= 16 else size // 4)
+        hosts = rng.choice((1, 2, 3, size))
+        case["hosts"] = [rng.randrange(hosts) for _ in range(size)]
+        case["deaths"] = rng.choice((0, 0, 1, size // 2))
     if mode == "mismatch":
         case["deaths"] = 0
     if mode in ("mismatch", "mismatch-deaths") and size > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+
 import pytest
 from click.testing import CliRunner
 
@@ -18,12 +20,19 @@ CAUGHT_WITHIN = {
     "retention": ("plain", 100),
     "seal": ("plain", 200),
     "lost": ("plain", 200),
+    "ballot": ("plain", 100),
+    "stand": ("plain", 2000),
+    "stable": ("plain", 100),
+    "own_raise": ("plain", 1000),
+    "drain": ("plain", 100),
+    "minority": ("silence", 200),
+    "accept": ("silence", 2000),
 }
 
 
 def run_seeds(seeds, **arguments):
     """All of them, so that a failure names every seed."""
-    total = {"deaths": 0, "steps": 0, "kept": 0, "dropped": 0, "stands": 0, "reruns": 0}
+    total = collections.Counter()
     failed = []
     for seed in seeds:
         found = simulate.run(seed, **arguments)
@@ -31,11 +40,7 @@ def run_seeds(seeds, **arguments):
             failed.append(f"{seed} ({found['case']['size']} ranks): {found['violation']}")
         total["deaths"] += found["deaths"]
         total["steps"] += found["steps"]
-        counters = found["counters"]
-        total["kept"] += counters["kept_chunks"]
-        total["dropped"] += counters["dropped_chunks"]
-        total["stands"] += counters["stands"]
-        total["reruns"] += counters["reruns"]
+        total.update(found["counters"])
     options = "".join(f" --{name} {value}" for name, value in arguments.items())
     assert not failed, f"hopcoll simulate{options} --seed: " + "; ".join(failed)
     return total
@@ -44,10 +49,13 @@ def run_seeds(seeds, **arguments):
 @pytest.mark.parametrize("mode", sorted(set(simulate.MODES)))
 def test_seeds(mode):
     total = run_seeds(range(2000), mode=mode)
+    if mode == "silence":
+        assert min(total["zombies"], total["minorities"], total["superseded"]) > 100
+        assert min(total["lost"], total["fenced"], total["pauses"]) > 100
     if "mismatch" not in mode:
         # The worlds must be rough enough for all paths: deaths, kept and dropped partial sums.
         assert total["deaths"] > 1000
-        assert min(total["kept"], total["dropped"], total["stands"], total["reruns"]) > 100
+        assert min(total["kept_chunks"], total["dropped_chunks"], total["stands"], total["reruns"]) > 100
 
 
 @pytest.mark.parametrize("size", [24, 32, 48, 64])
