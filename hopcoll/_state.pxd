@@ -306,6 +306,8 @@ cdef struct Engine:
     void* fault_context
     void (*fire)(void* context, Engine* engine, const Fault* fault, int index) noexcept nogil
     Counters counters
+    int32_t outlets_made      # the others' memory was never touched
+    int32_t* tags             # the last tag given to a stream, of all engines over one transport
 
 # ---- control messages ---------------------------------------------------------------------
 
