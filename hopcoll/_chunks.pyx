@@ -227,8 +227,8 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
                 and not take_landing(engine, op, b, phase)):
             engine.broken = 1
             return
-        engine.next_tag = engine.next_tag + 1 if engine.next_tag < 0x3fffffff else 1
-        sink_open(sink, source, engine.next_tag, first, end)
+        engine.tags[0] = engine.tags[0] + 1 if engine.tags[0] < 0x3fffffff else 1
+        sink_open(sink, source, engine.tags[0], first, end)
         block.sink_attempt[phase] = op.attempt
         opening = True
     gate = sink.end
@@ -617,12 +617,16 @@ cdef void on_grant(Engine* engine, int peer, const Head* head,
         void_stream(engine, peer, body.tag, body.limit - body.first)
         return
     compare_signature(engine, op, peer, &head.sig)
-    if engine.outlet_free < 0:
+    index = engine.outlet_free
+    if index >= 0:
+        engine.outlet_free = engine.outlets[index].next
+    elif engine.outlets_made < engine.settings.outlets_max:
+        index = engine.outlets_made
+        engine.outlets_made += 1
+    else:
         engine.broken = 1
         return
-    index = engine.outlet_free
     outlet = &engine.outlets[index]
-    engine.outlet_free = outlet.next
     engine.outlets_used += 1
     memset(outlet, 0, sizeof(Outlet))
     outlet.used = 1
@@ -688,7 +692,7 @@ cdef void end_streams(Engine* engine) noexcept nogil:
             if engine.settings.sabotage & BREAK_DRAIN:
                 stray_sink(engine, &op.block[b], PARTIAL_PHASE)
                 stray_sink(engine, &op.block[b], FINAL_PHASE)
-    for index in range(engine.settings.outlets_max):
+    for index in range(engine.outlets_made):
         outlet = &engine.outlets[index]
         if not outlet.used or outlet.stray:
             continue
@@ -714,7 +718,7 @@ cdef void part_streams(Engine* engine, int peer) noexcept nogil:
                     if op.block[b].sink[phase].open:
                         op.block[b].sink[phase].broken = 1
                     close_sink(engine, op, b, phase)
-    for index in range(engine.settings.outlets_max):
+    for index in range(engine.outlets_made):
         if (engine.outlets[index].used and not engine.outlets[index].stray
                 and (peer < 0 or engine.outlets[index].spring.dest == peer)):
             close_outlet(engine, find_operation(engine, engine.outlets[index].seq), index)
@@ -758,7 +762,7 @@ cdef void abandon_streams(Engine* engine, int peer) noexcept nogil:
             for phase in range(2):
                 if op.block[b].sink[phase].source == peer:
                     stray_sink(engine, &op.block[b], phase)
-    for index in range(engine.settings.outlets_max):
+    for index in range(engine.outlets_made):
         if (engine.outlets[index].used and not engine.outlets[index].stray
                 and engine.outlets[index].spring.dest == peer):
             stray_outlet(engine, index)

@@ -53,24 +53,26 @@ cdef Engine* engine_new(Transport* transport, const Settings* settings) noexcept
     engine.dispute.seq = -1
     engine.told_done = 0
     engine.history = <Entry*>zeroed(transport, engine.history_max * sizeof(Entry))
-    engine.statuses = <unsigned char*>zeroed(transport, size * engine.status_bytes)
+    # Written before they are read: an engine that needs few of these pages has few.
+    engine.statuses = <unsigned char*>transport.allocate(transport.self,
+                                                         size * engine.status_bytes)
+    engine.outlets = <Outlet*>transport.allocate(transport.self,
+                                                 settings.outlets_max * sizeof(Outlet))
     engine.outbox = <unsigned char*>zeroed(transport, control_bytes_of(settings, size))
     engine.proposal = <unsigned char*>zeroed(transport, control_bytes_of(settings, size))
     engine.groups = <Signature*>zeroed(transport, size * sizeof(Signature))
     engine.ring = <Operation*>zeroed(transport, settings.ring * sizeof(Operation))
     engine.peer_done = <int64_t*>zeroed(transport, size * sizeof(int64_t))
-    engine.outlets = <Outlet*>zeroed(transport, settings.outlets_max * sizeof(Outlet))
-    if (engine.history == NULL or engine.statuses == NULL or engine.outbox == NULL or engine.proposal == NULL
-            or engine.groups == NULL or engine.ring == NULL or engine.peer_done == NULL
-            or engine.outlets == NULL):
+    if (engine.history == NULL or engine.statuses == NULL or engine.outbox == NULL
+            or engine.proposal == NULL or engine.groups == NULL or engine.ring == NULL
+            or engine.peer_done == NULL or engine.outlets == NULL):
         engine_free(engine)
         return NULL
     for i in range(settings.ring):
         engine.ring[i].seq = -1
     engine.fence = no_fence
-    for i in range(settings.outlets_max):
-        engine.outlets[i].next = i + 1 if i + 1 < settings.outlets_max else -1
-    engine.outlet_free = 0
+    engine.outlet_free = -1
+    engine.tags = &engine.next_tag
     return engine
 
 
@@ -213,7 +215,7 @@ cdef bint engine_quiet(const Engine* engine) noexcept nogil:
             or engine.frozen or engine.stage != STAGE_NONE):
         return False
     if engine.outlets_used:
-        for index in range(engine.settings.outlets_max):
+        for index in range(engine.outlets_made):
             if (engine.outlets[index].used and not engine.outlets[index].stray
                     and engine.outlets[index].seq < engine.next_seq):
                 return False

@@ -5,16 +5,19 @@ One thread at a time turns the crank: the caller's while it waits in a call, els
 which never takes the GIL.  It looks again at once while messages come, after 20 to 50 us while an
 operation is open.  With none open it sleeps: on a bell that the others ring where all ranks are on
 one host, else for 1.8 ms at a time.
+
+A communicator that was split off (`hopcoll._branches`) has an engine of its own, and the lock, the
+transport and the thread of its root: whoever turns the crank turns it for all of them.
 """
 import os
 
-from libc.stdint cimport int64_t, int32_t, uintptr_t
+from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from cython_kernels.doorbell cimport Bell, Doorbell, bell_ring, bell_wait
-from cython_kernels.transport cimport Transport, Event
+from cython_kernels.doorbell cimport Doorbell, bell_ring, bell_wait
+from cython_kernels.transport cimport Event
 from cython_kernels.mpi_transport cimport MpiTransport, transport_error
 from cython_kernels.reduction cimport itemsize_of
 from hopcoll._state cimport *
@@ -22,25 +25,15 @@ from hopcoll._state cimport Engine as EngineState
 from hopcoll._engine cimport (
     control_bytes_of, engine_new, engine_free, engine_event, engine_tick, engine_leave,
     engine_quiet, engine_ready, engine_awaited, engine_may_go)
+from hopcoll._contexts cimport ContextHead, context_wake, hub_event, hub_tick
 from hopcoll._operation cimport start_operation
 from hopcoll._texts cimport kind_name, mismatch_text, ranks_of
-from hopcoll._faults cimport Faults, check_timed_faults, plant_faults
+from hopcoll._faults cimport check_timed_faults, plant_faults
 
 import numpy
 
 from cython_kernels import reduction
 from hopcoll.errors import ClosedError, MpiError, ProtocolError, TransferTimeoutError
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef unsigned long pthread_t
-    int pthread_mutex_init(pthread_mutex_t*, const void*)
-    int pthread_mutex_lock(pthread_mutex_t*)
-    int pthread_mutex_trylock(pthread_mutex_t*)
-    int pthread_mutex_unlock(pthread_mutex_t*)
-    int pthread_create(pthread_t*, const void*, void* (*)(void*) noexcept nogil, void*)
-    int pthread_join(pthread_t, void**)
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
@@ -71,25 +64,6 @@ cdef enum:
     SLEEP_US = 20000          # when whoever needs us rings
     SPINS_BEFORE_YIELD = 200
 
-cdef enum Wait:
-    WAIT_OVER = 0
-    WAIT_DONE = 1
-    WAIT_BROKEN = 2
-
-
-cdef struct Runtime:
-    Engine* engine
-    Transport* transport
-    Bell* bell                # NULL: nobody rings
-    pthread_mutex_t mutex
-    pthread_t thread
-    int32_t threaded
-    int32_t stop
-    int32_t callers           # threads of the caller inside a wait
-    int64_t last_event_us
-    Faults faults
-
-
 cdef int64_t clock_us() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
@@ -105,19 +79,34 @@ cdef void sleep_us(int64_t us) noexcept nogil:
 
 # ---- the crank ----------------------------------------------------------------------------
 
-cdef int turn(Runtime* rt) noexcept nogil:
-    """Handles what has come; the lock is held.  Returns the number of events."""
+cdef void lock(Runtime* rt) noexcept nogil:
+    pthread_mutex_lock(&rt.home.mutex)
+    if rt.context != NULL:
+        context_wake(rt.context)
+
+
+cdef void unlock(Runtime* rt) noexcept nogil:
+    pthread_mutex_unlock(&rt.home.mutex)
+
+
+cdef int turn(Runtime* caller) noexcept nogil:
+    """Handles what has come, for whomever; the lock is held.  Returns the number of events."""
+    cdef Runtime* rt = caller.home
     cdef Event event
     cdef int count = 0
     cdef int64_t now
     while count < EVENTS_A_TURN and rt.transport.poll(rt.transport.self, &event):
-        engine_event(rt.engine, &event)
+        if not hub_event(&rt.hub, &event):
+            engine_event(rt.engine, &event)
         count += 1
     now = clock_us()
     if count:
         rt.last_event_us = now
     if now != rt.engine.now_us:
+        rt.hub.now_us = now
         engine_tick(rt.engine, now)
+        if rt.hub.awake:
+            hub_tick(&rt.hub, now)
     if rt.faults.timed:
         check_timed_faults(&rt.faults, rt.engine, now)
     return count
@@ -127,13 +116,13 @@ cdef int wait_for(Runtime* rt, const Result* result, int64_t until_us) noexcept 
     """Turns the crank until the result is complete or the time is over."""
     cdef int count, complete = 0, broken = 0
     cdef int64_t idle = 0, idle_since = 0
-    __atomic_add_fetch(&rt.callers, 1, __ATOMIC_SEQ_CST)
+    __atomic_add_fetch(&rt.home.callers, 1, __ATOMIC_SEQ_CST)
     while True:
-        pthread_mutex_lock(&rt.mutex)
+        lock(rt)
         count = turn(rt)
         complete = result != NULL and result.complete
         broken = rt.engine.broken
-        pthread_mutex_unlock(&rt.mutex)
+        unlock(rt)
         if complete or broken or rt.engine.now_us >= until_us:
             break
         if count:
@@ -148,7 +137,7 @@ cdef int wait_for(Runtime* rt, const Result* result, int64_t until_us) noexcept 
                 sleep_us(50)
             else:
                 sched_yield()
-    __atomic_sub_fetch(&rt.callers, 1, __ATOMIC_SEQ_CST)
+    __atomic_sub_fetch(&rt.home.callers, 1, __ATOMIC_SEQ_CST)
     return WAIT_DONE if complete else WAIT_BROKEN if broken else WAIT_OVER
 
 
@@ -175,7 +164,7 @@ cdef void* progress(void* argument) noexcept nogil:
             count = turn(rt)
             now = rt.engine.now_us
             is_open = (rt.engine.finished < rt.engine.next_seq or rt.engine.frozen
-                       or rt.engine.outlets_used > 0)
+                       or rt.engine.outlets_used > 0 or rt.hub.awake)
             pthread_mutex_unlock(&rt.mutex)
             # A short sleep, not a yield: who slept is preferred to the caller's busy thread.
             if count:
@@ -239,11 +228,6 @@ cdef const int64_t* numbers(array) except? NULL:
 @cython.no_gc_clear
 cdef class Operation_:
     """One started operation: what `Engine.start` returns."""
-    cdef Engine_ owner
-    cdef Result* result
-    cdef readonly object seq
-    cdef bint closed
-
     def __dealloc__(self):
         if self.result != NULL:
             self.owner.drop(self.result)
@@ -276,23 +260,6 @@ cdef class Operation_:
 @cython.no_gc_clear
 cdef class Engine_:
     """One rank's engine over an MPI communicator; see `hopcoll.communicator`."""
-    cdef Runtime rt
-    cdef MpiTransport transport
-    cdef Doorbell doorbell
-    cdef object config
-    cdef dict kept
-    cdef dict functions
-    cdef object failure       # what a user's operation raised
-    cdef list orphans
-    cdef bint closed
-    cdef bint abandoned
-    cdef bint ended           # no request points into the engine's memory any more
-    cdef readonly int rank
-    cdef readonly int size
-    cdef readonly bint fault_tolerant
-    cdef readonly str mpi_thread
-    cdef object __weakref__
-
     def __cinit__(self, comm, config):
         global _faults_planted
         cdef Settings settings
@@ -302,7 +269,11 @@ cdef class Engine_:
         self.kept = {}
         self.functions = {}
         self.orphans = []
+        self.branches = []
         self.config = config
+        if comm is None:
+            return              # a branch is given the rest by its root
+        self.rt.home = &self.rt
         memset(&settings, 0, sizeof(settings))
         size = comm.Get_size()
         if size > RANKS_MAX:
@@ -329,8 +300,9 @@ cdef class Engine_:
         ours = repr(config.agreed()).encode()
         bell = b"" if self.doorbell is None else self.doorbell.host
         name = self.doorbell.name if threaded and bell else b""
-        self.transport = MpiTransport(comm, control_bytes_of(&settings, size),
-                                      config.connect_timeout_s, b"\n".join([ours, bell, name]))
+        self.transport = MpiTransport(
+            comm, control_bytes_of(&settings, size) + sizeof(ContextHead),
+            config.connect_timeout_s, b"\n".join([ours, bell, name]))
         hellos = [hello.split(b"\n") for hello in self.transport.hellos]
         differ = [(rank, hello[0]) for rank, hello in enumerate(hellos) if hello[0] != ours]
         if differ:
@@ -345,6 +317,8 @@ cdef class Engine_:
         self.rt.engine = engine_new(&self.transport.table, &settings)
         if self.rt.engine == NULL:
             raise MemoryError("engine: out of memory")
+        self.rt.hub.transport = &self.transport.table
+        self.rt.hub.tags = self.rt.engine.tags
         self.rank = comm.Get_rank()
         self.size = size
         self.fault_tolerant = self.transport.fault_tolerant
@@ -388,8 +362,9 @@ cdef class Engine_:
     def __dealloc__(self):
         if not self.abandoned:
             self.stop_thread()
-        if self.ended:
+        if self.ended and self.rt.engine != NULL:
             engine_free(self.rt.engine)
+            free(self.rt.hub.room)
 
     cdef void stop_thread(self) noexcept:
         if self.rt.threaded:
@@ -401,7 +376,7 @@ cdef class Engine_:
             self.rt.threaded = 0
 
     cdef void drop(self, Result* result) noexcept:
-        if self.closed or self.abandoned or result.complete:
+        if (self.closed and not self.lingers) or self.abandoned or result.complete:
             self.let_go(result.seq)
             free(result)
         else:
@@ -411,9 +386,9 @@ cdef class Engine_:
         if self.closed or self.abandoned:
             return seq < self.rt.engine.stable
         with nogil:
-            pthread_mutex_lock(&self.rt.mutex)
+            lock(&self.rt)
             turn(&self.rt)
-            pthread_mutex_unlock(&self.rt.mutex)
+            unlock(&self.rt)
         return seq < self.rt.engine.stable
 
     @property
@@ -508,13 +483,13 @@ cdef class Engine_:
             self.functions[seq] = function
         while True:
             with nogil:
-                pthread_mutex_lock(&self.rt.mutex)
-                if not self.rt.threaded:
+                lock(&self.rt)
+                if not self.rt.home.threaded:
                     turn(&self.rt)      # a good-bye may be waiting: nothing is asked of who is gone
                 code = start_operation(self.rt.engine, &sig, item_bytes,
                                        <const unsigned char*>send_address,
                                        <unsigned char*>recv_address, flags, &layout, result)
-                pthread_mutex_unlock(&self.rt.mutex)
+                unlock(&self.rt)
             if code != START_AGAIN:
                 break
             with nogil:
@@ -600,9 +575,9 @@ cdef class Engine_:
         if not operation.result.complete and not (self.closed or self.abandoned):
             self.check()
             with nogil:
-                pthread_mutex_lock(&self.rt.mutex)
+                lock(&self.rt)
                 turn(&self.rt)
-                pthread_mutex_unlock(&self.rt.mutex)
+                unlock(&self.rt)
         if self.failure is not None:
             self.check()
         if operation.result.complete:
@@ -619,13 +594,16 @@ cdef class Engine_:
         if self.closed or self.abandoned:
             return True
         interrupt = None
+        if self.branches:
+            from hopcoll._branches import end_branches
+            interrupt = end_branches(self.branches, timeout_s)
         while not self.rt.engine.broken:
             with nogil:
-                pthread_mutex_lock(&self.rt.mutex)
+                lock(&self.rt)
                 turn(&self.rt)
                 quiet = engine_quiet(self.rt.engine)
-                pthread_mutex_unlock(&self.rt.mutex)
-            if quiet or clock_us() >= until:
+                unlock(&self.rt)
+            if quiet or clock_us() >= until or interrupt is not None:
                 break
             with nogil:
                 wait_for(&self.rt, NULL, clock_us() + 100)
@@ -655,6 +633,8 @@ cdef class Engine_:
                 interrupt = error
         self.closed = True
         self.ended = self.transport.close(1.0)
+        for branch in self.branches[:]:
+            branch.part(self.ended)
         self.kept.clear()
         self.functions.clear()
         self.reap()

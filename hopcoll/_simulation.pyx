@@ -486,7 +486,7 @@ cdef list describe(World* world):
             out.append(f"    returned {k}: status {one.results[k].status} epoch "
                        f"{one.results[k].epoch} contributors "
                        f"{ranks_in(&one.results[k].contributors, e.size)}")
-        for k in range(e.settings.outlets_max):
+        for k in range(e.outlets_made):
             outlet = &e.outlets[k]
             if outlet.used:
                 out.append(f"    outlet {k}: operation {outlet.seq} block {outlet.block} phase "

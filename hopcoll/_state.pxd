@@ -372,6 +372,8 @@ cdef struct Engine:
     void (*fence)(void* context, int rank) noexcept nogil      # kills a rank of this host
     void (*fire)(void* context, Engine* engine, const Fault* fault, int index) noexcept nogil
     Counters counters
+    int32_t outlets_made      # the others' memory was never touched
+    int32_t* tags             # the last tag given to a stream, of all engines over one transport
 
 # ---- control messages ---------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hopcoll import _life
 from hopcoll._calls import on_failure_flags
-from hopcoll._objects import Objects
+from hopcoll._groups import Groups
 from hopcoll.config import Config, seconds
 from hopcoll.errors import HopcollError, MpiError, RankFailedError, TransferTimeoutError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Communicator"]
 
 
-class Communicator(Objects):
+class Communicator(Groups):
     """Collectives over the ranks of an MPI communicator, which go on when ranks die.
 
     Making one is collective over `comm` and blocking: the communicator is duplicated, every pair of
@@ -33,7 +33,8 @@ class Communicator(Objects):
     later operation raises the same ValueError. A rank may use it from one thread at a time.
 
     A rank that is lost stays lost, and no rank is renumbered: `rank`, `size`, roots and
-    contributors are numbers in `comm` as it was at the start.
+    contributors are numbers in `comm` as it was at the start. `Split` and `Dup` make communicators
+    with numbers of their own.
 
     Parameters
     ----------
@@ -61,6 +62,9 @@ class Communicator(Objects):
         This rank.
     size : int
         The number of ranks at the start.
+    parent_ranks : tuple of int
+        What rank i of this communicator is, at place i, in the one that it was split off; in `comm`
+        if it was not.
     config : Config
         The settings in force.
 
@@ -114,6 +118,9 @@ class Communicator(Objects):
         self._closed = False
         self._forked = False
         self._outcome = None
+        self._root = self
+        self._branches: list[Communicator] = []
+        self.parent_ranks = tuple(range(engine.size))
         self.config = config
         self.rank = engine.rank
         self.size = engine.size
@@ -186,6 +193,14 @@ class Communicator(Objects):
         """
         return dict(self._open_engine().counters())
 
+    def _sprout(self, branch: Any, members: tuple[int, ...]) -> Communicator:
+        made = type(self).__new__(type(self))
+        made._adopt(branch, self.config, self._flags)
+        made._root = self._root
+        made.parent_ranks = members
+        self._root._branches.append(made)
+        return made
+
     # ---- the end --------------------------------------------------------------------------
 
     def close(self, timeout_s: float | None = None) -> bool:
@@ -194,7 +209,8 @@ class Communicator(Objects):
         Blocks until this rank's operations are complete and no other rank can need anything of it,
         then says good-bye. Ranks that go on without it treat it like a rank that died, from the
         next operation on. The end of the program closes what is still open, and so does leaving a
-        ``with`` block; with an exception on its way out, both say good-bye without waiting.
+        ``with`` block; with an exception on its way out, both say good-bye without waiting. What
+        was split off it, and off that, is left first; closing one of those leaves only that one.
 
         Parameters
         ----------
@@ -216,17 +232,28 @@ class Communicator(Objects):
         limit_s = seconds("timeout_s", timeout_s)
         return self._leave(_life.LEAVE_TIMEOUT_S if limit_s is None else limit_s)
 
+    def Free(self) -> None:
+        """Leave the communicator, as mpi4py spells it; see `close`."""
+        self.close()
+
     def _leave(self, timeout_s: float) -> bool:
         if self._closed or self._forked:
             return True
         self._closed = True
-        _life.forget(self)
+        if self._root is self:
+            _life.forget(self)
+            for branch in self._branches:
+                branch._closed = True
+            self._branches.clear()
+        elif self in self._root._branches:
+            self._root._branches.remove(self)
         return bool(self._engine.finalize(timeout_s))
 
     def _orphan(self) -> None:
         """Let go of the engine, in the child of a fork."""
-        self._forked = True
-        self._engine.abandon()
+        for one in (self, *self._branches):
+            one._forked = True
+            one._engine.abandon()
 
 
 def _make_engine(comm: Any, config: Config) -> Any:
