@@ -177,6 +177,7 @@ def grow(Engine_ engine not None, int64_t handle, members, handles):
             else engine.rt.context.roots[<int>members[i]]
         ends[i] = handles[i]
     settings.outlets_max = settings.outlets_max // root.size * size
+    settings.detect_us = 0              # silence is the root's business
     branch = Branch_.__new__(Branch_, None, engine.config)
     branch.root = root
     branch.rt.home = &root.rt
@@ -197,6 +198,8 @@ def grow(Engine_ engine not None, int64_t handle, members, handles):
             branch.rt.engine.user_context = <void*>branch
             branch.rt.engine.user = call_function
             branch.rt.engine.now_us = root.rt.hub.now_us
+            for i in range(size):
+                branch.rt.engine.host[i] = root.rt.engine.host[roots[i]]
             context.engine = branch.rt.engine
             context_open(context, size, rank, roots, ends)
         unlock(&root.rt)

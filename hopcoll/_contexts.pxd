@@ -39,6 +39,9 @@ cdef struct Hub:
     int32_t count
     int64_t now_us
     Mask dead                 # as the root numbers them
+    Mask lost                 # what its engine had decided when the contexts last heard of it
+    int32_t stopped
+    int32_t unsure
     Context* slots[CONTEXTS_MAX + 1]      # 0 is the root's, and empty
 
 cdef enum Route:
@@ -57,3 +60,4 @@ cdef void context_wake(Context* context) noexcept nogil
 cdef int hub_route(Hub* hub, Event* event, Context** context) noexcept nogil
 cdef bint hub_event(Hub* hub, Event* event) noexcept nogil
 cdef void hub_tick(Hub* hub, int64_t now_us) noexcept nogil
+cdef void hub_follow(Hub* hub, const Engine* root) noexcept nogil

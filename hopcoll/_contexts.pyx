@@ -28,9 +28,11 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
 from cython_kernels.transport cimport EVENT_CONTROL, EVENT_DEAD
-from hopcoll._state cimport Head, MSG_BYE, mask_add, mask_has
+from hopcoll._state cimport (
+    Head, MSG_BYE, mask_add, mask_equal, mask_has, mask_none)
 from hopcoll._engine cimport engine_event, engine_tick
-from hopcoll._membership cimport on_bye
+from hopcoll._membership cimport lose, on_bye, stop
+from hopcoll._operation cimport settle
 
 cdef enum:
     SLOT_SHIFT = 43           # the bits of a token from here to 58 are nobody's
@@ -181,6 +183,8 @@ cdef void context_tell(Context* context, const Mask* gone) noexcept nogil:
         if mask_has(&context.hub.dead, peer) or mask_has(gone, i):
             event.peer = i
             engine_event(context.engine, &event)
+        if mask_has(&context.hub.lost, peer):
+            lose(context.engine, i)
 
 
 cdef void context_detach(Context* context) noexcept nogil:
@@ -261,10 +265,41 @@ cdef bint hub_event(Hub* hub, Event* event) noexcept nogil:
     return route != ROUTE_ROOT
 
 
+cdef void follow(Hub* hub, Context* context, const Engine* root) noexcept nogil:
+    """What was decided about a process holds in all its communicators."""
+    cdef Mask by = mask_none()
+    cdef int i
+    context_wake(context)
+    if root.stopped and not context.engine.stopped:
+        for i in range(context.size):
+            if mask_has(&root.stopped_by, context.roots[i]):
+                mask_add(&by, i)
+        stop(context.engine, root.stopped, &by)
+    for i in range(context.size):
+        if mask_has(&root.lost, context.roots[i]):
+            lose(context.engine, i)
+    context.engine.unsure = root.unsure
+    settle(context.engine)
+
+
+cdef void hub_follow(Hub* hub, const Engine* root) noexcept nogil:
+    """After a turn of the root: who is lost, whether we have a part in anything, and know it."""
+    cdef int slot
+    if (hub.unsure == root.unsure and hub.stopped == root.stopped
+            and mask_equal(&hub.lost, &root.lost)):
+        return
+    hub.unsure = root.unsure
+    hub.stopped = root.stopped
+    hub.lost = root.lost
+    for slot in range(1, CONTEXTS_MAX + 1):
+        if hub.slots[slot] != NULL and hub.slots[slot].told:
+            follow(hub, hub.slots[slot], root)
+
+
 cdef bint is_awake(Context* context) noexcept nogil:
     """Whether its engine has something that the clock decides."""
     cdef const Engine* engine = context.engine
-    return (engine.finished < engine.next_seq or engine.frozen or engine.balloting
+    return (engine.finished < engine.next_seq or engine.frozen or engine.stage
             or engine.watermark_due or engine.outlets_used > 0
             or engine.done != context.flushed_done or engine.stable != context.flushed_stable)
 

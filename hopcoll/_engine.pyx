@@ -237,5 +237,7 @@ cdef bint engine_may_go(const Engine* engine) noexcept nogil:
     cdef Mask out = gone(engine)
     cdef Mask known = mask_or(&engine.heard, &out)
     cdef Mask members = mask_full(engine.size)
+    if engine.stopped:
+        return True
     mask_add(&known, engine.rank)
     return mask_within(&members, &known)

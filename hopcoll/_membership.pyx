@@ -160,7 +160,8 @@ cdef bint waits_for_another(const Engine* engine, int64_t ballot) noexcept nogil
 
 cdef bint ballot_due(const Engine* engine) noexcept nogil:
     cdef Mask members = members_of(engine, engine.epoch)
-    cdef Mask lost = mask_and(&members, &engine.dead)
+    cdef Mask lost = mask_or(&engine.dead, &engine.lost)
+    lost = mask_and(&members, &lost)
     if engine.rival > engine.promised and waits_for_another(engine, engine.rival):
         return False
     if engine.frozen:
@@ -203,7 +204,7 @@ cdef void open_ballot(Engine* engine) noexcept nogil:
 
 cdef bint is_enough(const Engine* engine, const Mask* who) noexcept nogil:
     """Whether these can decide: all members that may be alive, or more than half of them all."""
-    cdef Mask ended = mask_or(&engine.dead, &engine.left)
+    cdef Mask ended = gone(engine)
     cdef Mask want = mask_without(&engine.electors, &ended), with_us
     if mask_within(&want, who) or engine.settings.sabotage & BREAK_MINORITY:
         return True
@@ -589,14 +590,25 @@ cdef void accept(Engine* engine, int peer, const unsigned char* proposal,
 
 # ---- adopting -----------------------------------------------------------------------------
 
+cdef void lose(Engine* engine, int rank) noexcept nogil:
+    """A rank is out by a decision: of ours, or of the communicator that this one was split from."""
+    if is_gone(engine, rank) or rank == engine.rank:
+        return
+    mask_add(&engine.lost, rank)
+    engine.counters.lost += 1
+    abandon_streams(engine, rank)
+    engine.told_done = -1
+    engine.told_stable = -1
+    engine.watermark_due = 1
+    engine.wholes_due = 1
+
+
 cdef void leave_out(Engine* engine, const Mask* lost) noexcept nogil:
     """Whom a decision left out without knowing them to be dead: no stream waits for them."""
     cdef int r
     for r in range(engine.size):
-        if mask_has(lost, r) and not is_gone(engine, r):
-            mask_add(&engine.lost, r)
-            engine.counters.lost += 1
-            abandon_streams(engine, r)
+        if mask_has(lost, r):
+            lose(engine, r)
 
 
 cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:

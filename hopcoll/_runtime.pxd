@@ -7,6 +7,7 @@ from cython_kernels.mpi_transport cimport MpiTransport
 from hopcoll._state cimport Engine, Operation, Result, Settings
 from hopcoll._contexts cimport Context, Hub
 from hopcoll._faults cimport Faults
+from hopcoll._fence cimport Fence
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -52,6 +53,7 @@ cdef class Engine_:
     cdef Runtime rt
     cdef MpiTransport transport
     cdef Doorbell doorbell
+    cdef Fence fence
     cdef object config
     cdef dict kept
     cdef dict functions
@@ -74,7 +76,7 @@ cdef class Engine_:
     cdef int check(self) except -1
     cdef int check_transport(self) except -1
     cdef int reap(self) except -1
-    cdef void let_go(self, seq)
+    cdef void let_go(self, const Result* result)
 
 cdef int64_t clock_us() noexcept nogil
 cdef void sleep_us(int64_t us) noexcept nogil

@@ -25,7 +25,8 @@ from hopcoll._state cimport Engine as EngineState
 from hopcoll._engine cimport (
     control_bytes_of, engine_new, engine_free, engine_event, engine_tick, engine_leave,
     engine_quiet, engine_ready, engine_awaited, engine_may_go)
-from hopcoll._contexts cimport ContextHead, context_wake, hub_event, hub_tick
+from hopcoll._contexts cimport ContextHead, context_wake, hub_event, hub_follow, hub_tick
+from hopcoll._fence cimport Fence, fence_rank
 from hopcoll._operation cimport start_operation
 from hopcoll._texts cimport kind_name, mismatch_text, ranks_of
 from hopcoll._faults cimport check_timed_faults, plant_faults
@@ -33,7 +34,8 @@ from hopcoll._faults cimport check_timed_faults, plant_faults
 import numpy
 
 from cython_kernels import reduction
-from hopcoll.errors import ClosedError, MpiError, ProtocolError, TransferTimeoutError
+from hopcoll.errors import (
+    ClosedError, MinorityError, MpiError, ProtocolError, StaleEpochError, TransferTimeoutError)
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
@@ -95,6 +97,10 @@ cdef int turn(Runtime* caller) noexcept nogil:
     cdef Event event
     cdef int count = 0
     cdef int64_t now
+    if rt.engine.settings.detect_us and not rt.engine.stopped:
+        now = clock_us()
+        if now - rt.engine.now_us > rt.engine.settings.detect_us // 2:
+            engine_tick(rt.engine, now)      # we were away: know it before anything completes
     while count < EVENTS_A_TURN and rt.transport.poll(rt.transport.self, &event):
         if not hub_event(&rt.hub, &event):
             engine_event(rt.engine, &event)
@@ -105,7 +111,8 @@ cdef int turn(Runtime* caller) noexcept nogil:
     if now != rt.engine.now_us:
         rt.hub.now_us = now
         engine_tick(rt.engine, now)
-        if rt.hub.awake:
+        if rt.hub.count:
+            hub_follow(&rt.hub, rt.engine)
             hub_tick(&rt.hub, now)
     if rt.faults.timed:
         check_timed_faults(&rt.faults, rt.engine, now)
@@ -297,17 +304,19 @@ cdef class Engine_:
             self.doorbell = Doorbell()
         except OSError:         # no such sockets here: everyone looks by itself then
             self.doorbell = None
+        self.fence = Fence()
         ours = repr(config.agreed()).encode()
         bell = b"" if self.doorbell is None else self.doorbell.host
         name = self.doorbell.name if threaded and bell else b""
         self.transport = MpiTransport(
             comm, control_bytes_of(&settings, size) + sizeof(ContextHead),
-            config.connect_timeout_s, b"\n".join([ours, bell, name]))
+            config.connect_timeout_s,
+            b"\n".join([ours, bell, name, self.fence.hello, b"beats" if threaded else b""]))
         hellos = [hello.split(b"\n") for hello in self.transport.hellos]
         differ = [(rank, hello[0]) for rank, hello in enumerate(hellos) if hello[0] != ours]
         if differ:
             raise ValueError("settings differ between ranks: (chunk_bytes, window_chunks, "
-                             f"eager_bytes) is {ours.decode()} at rank {comm.Get_rank()} but "
+                             f"eager_bytes, detect_s) is {ours.decode()} at rank {comm.Get_rank()} but "
                              f"{differ[0][1].decode()} at rank {differ[0][0]}")
         if bell and all(hello[1] == bell for hello in hellos):
             self.doorbell.connect([hello[2] for hello in hellos])
@@ -317,6 +326,14 @@ cdef class Engine_:
         self.rt.engine = engine_new(&self.transport.table, &settings)
         if self.rt.engine == NULL:
             raise MemoryError("engine: out of memory")
+        self.fence.connect([hello[3] for hello in hellos])
+        for rank, host in enumerate(self.fence.numbers([hello[3] for hello in hellos])):
+            self.rt.engine.host[rank] = host
+        self.rt.engine.fence = fence_rank
+        self.rt.engine.fence_context = &self.fence.targets
+        # Without its thread a rank gives no sign of life between its calls.
+        if config.detect_s is not None and all(hello[4] for hello in hellos):
+            self.rt.engine.settings.detect_us = <int64_t>(min(config.detect_s, 1e9) * 1e6)
         self.rt.hub.transport = &self.transport.table
         self.rt.hub.tags = self.rt.engine.tags
         self.rank = comm.Get_rank()
@@ -377,7 +394,7 @@ cdef class Engine_:
 
     cdef void drop(self, Result* result) noexcept:
         if (self.closed and not self.lingers) or self.abandoned or result.complete:
-            self.let_go(result.seq)
+            self.let_go(result)
             free(result)
         else:
             self.orphans.append(<uintptr_t>result)
@@ -506,6 +523,10 @@ cdef class Engine_:
                 self.functions.pop(seq, None)
                 free(result)
                 raise
+        if code == START_STOPPED:
+            self.functions.pop(seq, None)
+            free(result)
+            raise self.stopped_error()
         if code == START_NO_MEMORY:
             self.functions.pop(seq, None)
             free(result)
@@ -526,17 +547,32 @@ cdef class Engine_:
         cdef list left = []
         for address in self.orphans:
             if (<Result*><uintptr_t>address).complete:
-                self.let_go((<Result*><uintptr_t>address).seq)
+                self.let_go(<Result*><uintptr_t>address)
                 free(<Result*><uintptr_t>address)
             else:
                 left.append(address)
         self.orphans = left
         return 0
 
-    cdef void let_go(self, seq):
-        """The operation is over: nothing of the caller's is needed any more."""
-        self.kept.pop(seq, None)
-        self.functions.pop(seq, None)
+    cdef void let_go(self, const Result* result):
+        """The operation is over: nothing of the caller's is needed any more, unless a lost rank may
+        still read it."""
+        if not result.strays:
+            self.kept.pop(result.seq, None)
+        self.functions.pop(result.seq, None)
+
+    def stopped_error(self, name=""):
+        """Why this rank goes on no further."""
+        cdef EngineState* e = self.rt.engine
+        what = f"{name} " if name else ""
+        if e.stopped == STOP_MINORITY:
+            away = ranks_of(&e.stopped_by, self.size)
+            return MinorityError(
+                f"{what}cannot go on: ranks {', '.join(map(str, away))} are out of reach, and not "
+                f"known to be dead; the others are too few to decide without them", away, e.epoch)
+        return StaleEpochError(
+            f"{what}failed: rank {self.rank} was silent for too long, and the others went on "
+            f"without it after epoch {e.epoch}", e.epoch)
 
     def wait(self, Operation_ operation, timeout_s):
         """Waits for an operation; False when the time is over."""
@@ -545,7 +581,7 @@ cdef class Engine_:
         if self.failure is not None:
             self.check()
         if operation.result.complete:
-            self.let_go(operation.seq)
+            self.let_go(operation.result)
             return True
         if self.closed or self.abandoned:
             return True        # its status says so
@@ -560,7 +596,7 @@ cdef class Engine_:
             if self.failure is not None:
                 self.check()
             if code == WAIT_DONE:
-                self.let_go(operation.seq)
+                self.let_go(operation.result)
                 return True
             if self.closed or self.abandoned:
                 return True
@@ -581,7 +617,7 @@ cdef class Engine_:
         if self.failure is not None:
             self.check()
         if operation.result.complete:
-            self.let_go(operation.seq)
+            self.let_go(operation.result)
             return True
         return self.closed or self.abandoned
 

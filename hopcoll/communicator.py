@@ -53,6 +53,9 @@ class Communicator(Groups):
     progress : {"thread", "inline"}, optional
         Whether a native thread makes progress between this rank's calls. With ``"inline"``, other
         ranks may have to wait until this one calls again, and it learns of a death no sooner.
+    detect_s : float, optional
+        How long a rank may be silent before the others go on without it, in seconds (30 by
+        default; ``math.inf``: for ever); alike at all ranks.
     connect_timeout_s : float, optional
         How long the first contacts may take, in seconds.
 
@@ -98,6 +101,7 @@ class Communicator(Groups):
         window_chunks: int | None = None,
         eager_bytes: int | None = None,
         progress: str | None = None,
+        detect_s: float | None = None,
         connect_timeout_s: float | None = None,
     ) -> None:
         flags = on_failure_flags(on_failure)
@@ -107,6 +111,7 @@ class Communicator(Groups):
             window_chunks=window_chunks,
             eager_bytes=eager_bytes,
             progress=progress,
+            detect_s=detect_s,
             connect_timeout_s=connect_timeout_s,
         )
         self._adopt(_make_engine(comm, config), config, flags)

@@ -23,6 +23,8 @@ _WINDOW_CHUNKS_MAX = 1024
 #: A contribution and its header fit into one message below the transport's eager limit.
 _EAGER_BYTES_MAX = 32768
 _PROGRESS = ("thread", "inline")
+#: A rank that only waits for its turn on a crowded machine should not be taken for lost.
+_DETECT_S_MIN = 0.2
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ class Config:
     timeout_s : float or None, default None
         How long a call waits before it raises `TransferTimeoutError`, in seconds; None and
         ``math.inf`` wait without limit. Environment: ``HOPCOLL_TIMEOUT_S``.
+    detect_s : float or None, default 30.0
+        How long a rank may be silent, in seconds, before the others take it for lost: a stopped
+        process of the same host is killed then, and one that is out of reach is left out where
+        more than half of the ranks go on. None and ``math.inf``: never. Deaths that MPI reports
+        are noticed at once in any case. Without effect unless all ranks have the progress
+        thread. Environment: ``HOPCOLL_DETECT_S``.
     connect_timeout_s : float, default 60.0
         How long the making of the communicator waits for all ranks, in seconds. Environment:
         ``HOPCOLL_CONNECT_TIMEOUT_S``.
@@ -64,6 +72,7 @@ class Config:
     eager_bytes: int = 4096
     progress: str = "thread"
     timeout_s: float | None = None
+    detect_s: float | None = 30.0
     connect_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
@@ -88,6 +97,10 @@ class Config:
         set_field(self, "window_chunks", window_chunks)
         set_field(self, "eager_bytes", eager_bytes)
         set_field(self, "timeout_s", seconds("timeout_s", self.timeout_s))
+        detect_s = seconds("detect_s", self.detect_s)
+        if detect_s is not None and detect_s < _DETECT_S_MIN:
+            raise ValueError(f"detect_s must be at least {_DETECT_S_MIN:g}, not {detect_s:g}")
+        set_field(self, "detect_s", detect_s)
         connect_timeout_s = seconds("connect_timeout_s", self.connect_timeout_s)
         if connect_timeout_s is None:
             raise ValueError("connect_timeout_s must be finite: it bounds the wait of init")
@@ -142,17 +155,17 @@ class Config:
                 raise
             raise ValueError(f"{_VARIABLES[name][0]}: {error}") from None
 
-    def agreed(self) -> tuple[int, ...]:
+    def agreed(self) -> tuple[float, ...]:
         """Return the settings that must be the same at all ranks, as a hashable tuple.
 
         Local.
 
         Returns
         -------
-        tuple of int
-            ``(chunk_bytes, window_chunks, eager_bytes)``.
+        tuple of numbers
+            ``(chunk_bytes, window_chunks, eager_bytes, detect_s)``; no limit is 0.
         """
-        return self.chunk_bytes, self.window_chunks, self.eager_bytes
+        return self.chunk_bytes, self.window_chunks, self.eager_bytes, self.detect_s or 0.0
 
 
 _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
@@ -161,6 +174,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "eager_bytes": ("HOPCOLL_EAGER_BYTES", int),
     "progress": ("HOPCOLL_PROGRESS", str),
     "timeout_s": ("HOPCOLL_TIMEOUT_S", float),
+    "detect_s": ("HOPCOLL_DETECT_S", float),
     "connect_timeout_s": ("HOPCOLL_CONNECT_TIMEOUT_S", float),
 }
 

@@ -7,6 +7,8 @@ Everything else is in this tree, and the class says whose fault it was::
     HopcollError
     ├── MpiError                 the MPI library returned an error that is no failure of a rank
     ├── RankFailedError          the world: a rank died, and the result went with it
+    │   └── MinorityError            too few ranks are within reach to go on
+    ├── StaleEpochError          the world: this rank was silent, and the others went on without it
     ├── TransferTimeoutError     the world, perhaps: nothing came in time (also a TimeoutError)
     ├── ClosedError              the caller: the communicator was closed, or belongs to a parent
     ├── ProtocolError            nobody's but ours: a bug, or a peer that sends nonsense
@@ -31,9 +33,11 @@ __all__ = [
     "CheckpointNotFoundError",
     "ClosedError",
     "HopcollError",
+    "MinorityError",
     "MpiError",
     "ProtocolError",
     "RankFailedError",
+    "StaleEpochError",
     "TransferTimeoutError",
 ]
 
@@ -97,6 +101,47 @@ class RankFailedError(HopcollError):
     def __init__(self, message: str = "", ranks: Iterable[int] = (), epoch: int = 0) -> None:
         super().__init__(message)
         self.ranks = tuple(ranks)
+        self.epoch = epoch
+
+
+class MinorityError(RankFailedError):
+    """Ranks are out of reach that are not known to be dead, and too few are left to decide.
+
+    Raised by every operation that was not complete, and by all later ones, at each rank that is
+    still in touch with this one: the others may go on, as long as they are more than half of the
+    last epoch, so this side must not. Receive buffers hold undefined bytes; send buffers are
+    unchanged, and so is the buffer of an ``IN_PLACE`` operation. What had been returned before, and
+    was not `stable`, the others may not have.
+
+    Parameters
+    ----------
+    message : str
+        Who is out of reach.
+    ranks : iterable of int, optional
+        These ranks, numbered as at the start.
+    epoch : int, optional
+        The last epoch of which this rank was a member.
+    """
+
+
+class StaleEpochError(HopcollError):
+    """The other ranks took this one for dead, and went on without it.
+
+    It was stopped, or out of reach, for longer than ``detect_s``. Raised by every operation that
+    was not complete and by all later ones; buffers are as after a `MinorityError`.
+
+    Parameters
+    ----------
+    message : str
+        What happened.
+    epoch : int, optional
+        The last epoch of which this rank was a member.
+    """
+
+    _fields = ("epoch",)
+
+    def __init__(self, message: str = "", epoch: int = 0) -> None:
+        super().__init__(message)
         self.epoch = epoch
 
 

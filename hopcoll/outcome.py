@@ -29,7 +29,7 @@ _FROM_ROOT: Final = (BCAST, SCATTER)
 _TO_ROOT: Final = (REDUCE, GATHER)
 
 #: How an operation ended, as the engine numbers it.
-OK, ROOT_LOST, RANK_FAILED, MISMATCH, CLOSED, MPI_ERROR = range(6)
+OK, ROOT_LOST, RANK_FAILED, MISMATCH, CLOSED, MPI_ERROR, STOPPED = range(7)
 
 FORKED: Final = (
     "the communicator belongs to the parent of this forked process, and MPI cannot be used here; "
@@ -180,6 +180,10 @@ class Request:
         ClosedError
             The communicator was closed meanwhile (the receive buffer is undefined), or this is a
             forked child (the buffers are the child's own copies).
+        StaleEpochError
+            The others took this rank for dead, and went on without it.
+        MinorityError
+            Too few ranks are within reach to go on.
         MpiError
             MPI failed in a way that is no rank's death; the receive buffer is undefined.
         """
@@ -253,6 +257,8 @@ class Request:
             raise self._rank_failed()
         if status == MISMATCH:
             raise ValueError(operation.message)
+        if status == STOPPED:
+            raise self._communicator._engine.stopped_error(self._name())
         if status == CLOSED:
             raise ClosedError(f"{self._name()} was under way when its communicator closed")
         raise MpiError(operation.message or f"{self._name()} failed inside MPI")
