@@ -4,8 +4,6 @@ from libc.stdint cimport int64_t
 from cython_kernels.transport cimport Event
 from hopcoll._state cimport *
 
-cdef void attach_early(Engine* engine, Operation* op) noexcept nogil
-cdef Quarrel find_quarrel(const Engine* engine, const Operation* op) noexcept nogil
 cdef void check_lengths(Engine* engine, Operation* op) noexcept nogil
 cdef void pump_chunks(Engine* engine, Operation* op) noexcept nogil
 cdef void check_complete(Engine* engine, Operation* op) noexcept nogil

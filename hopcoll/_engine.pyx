@@ -6,7 +6,8 @@ from cython_kernels.transport cimport (
     Transport, Event, EVENT_CONTROL, EVENT_SENT, EVENT_RECEIVED, EVENT_LOST, EVENT_DEAD)
 from hopcoll._state cimport *
 from hopcoll._membership cimport (
-    answer_lost, coordinate, end_stopped, on_bye, on_dead, on_membership_message, watch)
+    answer_lost, coordinate, end_stopped, on_bye, on_dead, on_membership_message)
+from hopcoll._silence cimport watch
 from hopcoll._chunks cimport on_data_event, part_streams
 from hopcoll._operation cimport on_operation_message, settle, flush_watermark
 from hopcoll._records cimport announce_stuck, merge_watermarks, send_message

@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Kills ranks of this host that no longer answer.
 
-A stopped process may be continued at any time, and would write where its messages were expected.  A
-death is better than a suspicion: it is certain, MPI tells everyone of it, and what was open with the
-rank ends.  A process is named by a descriptor (pidfd_open, Linux 5.3), so that no other one that got
-its number later can be meant.
+A stopped process may be continued at any time, and would write where its messages were expected.
+A death is better than a suspicion: it is certain, MPI tells everyone of it, and what was open with
+the rank ends.  A process is named by a descriptor (pidfd_open, Linux 5.3), so that no other one
+that got its number later can be meant.
 """
 import os
 

@@ -14,8 +14,9 @@ from hopcoll._plan cimport ends_at_root, is_fold, is_from_root, is_private
 from hopcoll._records cimport (
     ask_again, attempt_members, claim, combine, compare_signature, dispute, fate_of, free_records,
     refresh_attempt, release_memory, send_message)
+from hopcoll._streams cimport attach_early
 from hopcoll._chunks cimport (
-    attach_early, awaits_root, check_chunk_faults, check_complete, check_lengths, end_streams,
+    awaits_root, check_chunk_faults, check_complete, check_lengths, end_streams,
     on_credit, on_grant, pump_chunks, rerun_chunks)
 from hopcoll._layout cimport count_awaited, prepare_blocks
 

@@ -316,7 +316,8 @@ cdef class Engine_:
         differ = [(rank, hello[0]) for rank, hello in enumerate(hellos) if hello[0] != ours]
         if differ:
             raise ValueError("settings differ between ranks: (chunk_bytes, window_chunks, "
-                             f"eager_bytes, detect_s) is {ours.decode()} at rank {comm.Get_rank()} but "
+                             f"eager_bytes, detect_s) is {ours.decode()} at rank "
+                             f"{comm.Get_rank()} but "
                              f"{differ[0][1].decode()} at rank {differ[0][0]}")
         if bell and all(hello[1] == bell for hello in hellos):
             self.doorbell.connect([hello[2] for hello in hellos])

@@ -472,7 +472,8 @@ cdef list describe(World* world):
         out.append(f"rank {r}: {life} epoch {e.epoch} suspecting {e.suspecting} promised "
                    f"{ballot_round(e.promised)}.{ballot_rank(e.promised)} frozen {e.frozen} "
                    f"stage {e.stage} answered {ranks_in(&e.answered, e.size)} silent "
-                   f"{ranks_in(&e.silent, e.size)} stopped {e.stopped} called {e.next_seq} done {e.done} finished "
+                   f"{ranks_in(&e.silent, e.size)} stopped {e.stopped} called "
+                   f"{e.next_seq} done {e.done} finished "
                    f"{e.finished} stable {e.stable} freed {e.freed} outlets "
                    f"{e.outlets_used} broken {e.broken} peers "
                    f"{[e.peer_done[k] for k in range(e.size)]} knows dead "
@@ -527,7 +528,8 @@ def simulate(int size, script, seed, *, int kill_every=60, int aim_percent=-1,
         not finished), leaving (ranks leave when they are through), exits (and are seen as dead
         then), early (rank, steps: leaves after so many operations), odd (rank, step, operation:
         calls this one instead), sent and lost (`DELAYS`), detect_us
-        (silence after which a rank is suspected), hosts (of each rank, by number), sabotage (`SABOTAGES` to switch off, so
+        (silence after which a rank is suspected), hosts (of each rank, by number), sabotage
+        (`SABOTAGES` to switch off, so
         that checkers prove themselves awake), and the engine's settings.
 
     Returns

@@ -277,7 +277,7 @@ cdef void die(World* world, int rank) noexcept nogil:
 
 cdef bint can_call(World* world, int rank) noexcept nogil:
     cdef Rank* one = &world.ranks[rank]
-    return (acts(world, rank) and not one.engine.stopped and one.called < one.steps and is_here(world, rank)
+    return (acts(world, rank) and not one.engine.stopped and one.called < one.steps
             and one.called - one.engine.finished < world.depth
             and one.called < one.engine.freed + world.settings.ring // 2)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
-import time
-from collections.abc import Callable
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +21,58 @@ SETTINGS = {"HOPCOLL_DETECT_S": "1.5"}
 NAME = f"hs{os.getpid()}"
 
 
-def await_that(condition: Callable[[], bool], job: subprocess.Popen[str]) -> None:
-    until_s = time.monotonic() + 40
-    while not condition():
-        if time.monotonic() > until_s or job.poll() is not None:
-            job.terminate()
-            raise AssertionError(f"it never came to that: {job.communicate(timeout=20)}")
-        time.sleep(0.02)
+class Story:
+    """What the ranks of a job say, in lines of JSON, while it runs."""
+
+    def __init__(self, job: subprocess.Popen[str]) -> None:
+        self.job = job
+        self.lines: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        for line in self.job.stdout:
+            if line.startswith("{"):
+                self.lines.put(json.loads(line))
+
+    def await_events(self, count: int, event: str, **more: Any) -> dict[int, dict[str, Any]]:
+        """What so many ranks say of one kind, by rank; other lines are dropped."""
+        found: dict[int, dict[str, Any]] = {}
+        while len(found) < count:
+            try:
+                line = self.lines.get(timeout=40)
+            except queue.Empty:
+                raise AssertionError(f"{event} {more} never came; only {found}") from None
+            if line["event"] == event and all(line[key] == more[key] for key in more):
+                found[line["rank"]] = line
+        return found
+
+    def end(self) -> None:
+        launch.end(self.job)
+        self.reader.join()
 
 
-def said_by(job: subprocess.Popen[str]) -> dict[int, dict[str, Any]]:
-    stdout, stderr = job.communicate(timeout=40)
-    lines = [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
-    said = {line["rank"]: line for line in lines}
-    assert all(line["wrong"] == 0 for line in lines), stderr
+def ended(story: Story, ranks: list[int]) -> dict[int, dict[str, Any]]:
+    """How these ranks say that it ended for them, without a wrong value anywhere."""
+    said = story.await_events(len(ranks), "ended")
+    assert sorted(said) == ranks
+    assert all(line["wrong"] == 0 for line in said.values())
     return said
 
 
 @pytest.mark.parametrize("victims", [(2,), (0,), (0, 3)])
 def test_a_stopped_rank_is_killed_and_the_others_go_on(tmp_path, victims):
-    job = launch.start(4, PROGRAM, str(tmp_path), *map(str, victims), settings=SETTINGS)
+    story = Story(launch.start(4, PROGRAM, str(tmp_path), *map(str, victims), settings=SETTINGS))
     try:
         alive = [rank for rank in range(4) if rank not in victims]
-        await_that(lambda: len(list(tmp_path.glob("seen.*.2"))) == len(alive), job)
-        pids = [int((tmp_path / f"stopped.{rank}").read_text()) for rank in victims]
-        assert launch.ended_processes(pids)
+        stopping = story.await_events(len(victims), "stopping")
+        story.await_events(len(alive), "seen", times=2)
+        assert launch.ended_processes([line["pid"] for line in stopping.values()])
         (tmp_path / "over").touch()
-        said = said_by(job)
+        said = ended(story, alive)
+        assert story.job.wait(timeout=30) == 0
     finally:
-        launch.end(job)
-    assert sorted(said) == alive
-    assert job.returncode == 0
+        story.end()
     for line in said.values():
         assert line["seen"][0] == [0, 1, 2, 3]
         assert line["seen"][-1] == alive
@@ -61,31 +82,20 @@ def test_a_stopped_rank_is_killed_and_the_others_go_on(tmp_path, victims):
 
 
 def test_a_short_stop_costs_nothing_but_time(tmp_path):
-    job = launch.start(3, PROGRAM, str(tmp_path), "1", settings=SETTINGS)
+    story = Story(launch.start(3, PROGRAM, str(tmp_path), "1", settings=SETTINGS))
     try:
-        await_that((tmp_path / "stopped.1").exists, job)
-        time.sleep(1.0)  # that is what is tested: less than detect_s, more than half of it
-        os.kill(int((tmp_path / "stopped.1").read_text()), signal.SIGCONT)
+        stopping = story.await_events(1, "stopping")
+        # Less than detect_s and more than half of it, in which nothing happens.
+        with pytest.raises(queue.Empty):
+            story.lines.get(timeout=1.0)
+        os.kill(stopping[1]["pid"], signal.SIGCONT)
         (tmp_path / "over").touch()
-        said = said_by(job)
+        said = ended(story, [0, 1, 2])
+        assert story.job.wait(timeout=30) == 0
     finally:
-        launch.end(job)
-    assert sorted(said) == [0, 1, 2]
-    assert job.returncode == 0
+        story.end()
     assert all(line["seen"] == [[0, 1, 2]] and line["epoch"] == 0 for line in said.values())
     assert said[1]["pauses"] == 1
-
-
-def start_on(lab: Lab, folder: Path) -> subprocess.Popen[str]:
-    return lab.start(
-        str(PROGRAM),
-        str(folder),
-        ranks=len(lab.hosts),
-        cwd=launch.ROOT,
-        env=launch.environment(SETTINGS),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -97,43 +107,49 @@ def lab():
         yield made
 
 
-def test_more_than_half_go_on_without_a_host_out_of_reach(tmp_path, lab):
-    job = start_on(lab, tmp_path)
-    try:
-        await_that(lambda: len(list(tmp_path.glob("seen.*.1"))) == 4, job)
-        lab.cable(3, plugged=False)
-        await_that(lambda: len(list(tmp_path.glob("seen.*.2"))) == 3, job)
-        lab.cable(3, plugged=True)
-        await_that((tmp_path / "failed.2").exists, job)
-        (tmp_path / "over").touch()
-        said = said_by(job)
-    finally:
-        lab.cable(3, plugged=True)
-        launch.end(job)
+@pytest.fixture
+def story(tmp_path, lab):
+    made = Story(
+        lab.start(
+            str(PROGRAM),
+            str(tmp_path),
+            ranks=len(lab.hosts),
+            cwd=launch.ROOT,
+            env=launch.environment(SETTINGS),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    )
+    yield made
+    for host in lab.hosts:
+        lab.cable(host, plugged=True)
+    made.end()
+
+
+def test_more_than_half_go_on_without_a_host_out_of_reach(tmp_path, lab, story):
+    story.await_events(4, "seen", times=1)
+    lab.cable(3, plugged=False)
+    story.await_events(3, "seen", times=2)
+    lab.cable(3, plugged=True)
     # Who was out of reach has stopped by itself, or was told by the others.
-    assert said.pop(2)["error"] in ("StaleEpochError", "MinorityError")
-    assert sorted(said) == [0, 1, 3]
-    for line in said.values():
+    stopped = story.await_events(1, "ended")
+    assert stopped[2]["error"] in ("StaleEpochError", "MinorityError")
+    (tmp_path / "over").touch()
+    for line in ended(story, [0, 1, 3]).values():
         assert line["seen"] == [[0, 1, 2, 3], [0, 1, 3]]
         assert line["error"] == ""
         assert line["lost"] == 1
 
 
-def test_half_of_the_ranks_do_not_go_on(tmp_path, lab):
-    job = start_on(lab, tmp_path)
-    try:
-        await_that(lambda: len(list(tmp_path.glob("seen.*.1"))) == 4, job)
-        for host in (3, 4):
-            lab.cable(host, plugged=False)
-        await_that(lambda: len(list(tmp_path.glob("failed.*"))) == 4, job)
-        for host in (3, 4):
-            lab.cable(host, plugged=True)
-        said = said_by(job)
-    finally:
-        for host in (3, 4):
-            lab.cable(host, plugged=True)
-        launch.end(job)
-    assert sorted(said) == [0, 1, 2, 3]
+def test_half_of_the_ranks_do_not_go_on(lab, story):
+    story.await_events(4, "seen", times=1)
+    for host in (3, 4):
+        lab.cable(host, plugged=False)
+    said = story.await_events(2, "ended")
+    assert sorted(said) == [0, 1]
+    assert said[0]["away"] == [2, 3]
+    for host in (3, 4):
+        lab.cable(host, plugged=True)
+    said |= ended(story, [2, 3])
     assert all(line["error"] == "MinorityError" for line in said.values()), said
     assert all(line["seen"] == [[0, 1, 2, 3]] for line in said.values())
-    assert said[0]["ranks"] == [2, 3]

@@ -28,9 +28,11 @@ def test_every_field_has_a_variable():
         "HOPCOLL_EAGER_BYTES": "0",
         "HOPCOLL_PROGRESS": "inline",
         "HOPCOLL_TIMEOUT_S": "2.5",
+        "HOPCOLL_DETECT_S": "5",
         "HOPCOLL_CONNECT_TIMEOUT_S": "7",
     }
-    assert dataclasses.astuple(Config.collect(environ)) == (128, 3, 0, "inline", 2.5, 7.0)
+    assert dataclasses.astuple(Config.collect(environ)) == (128, 3, 0, "inline", 2.5, 5.0, 7.0)
+    assert Config.collect({"HOPCOLL_DETECT_S": "inf"}).detect_s is None
 
 
 def test_an_argument_wins_over_the_environment():
@@ -70,6 +72,8 @@ def test_infinity_is_no_limit():
         ("progress", "threads"),
         ("timeout_s", -1),
         ("timeout_s", math.nan),
+        ("detect_s", 0),
+        ("detect_s", 0.1),
         ("connect_timeout_s", -0.5),
         ("connect_timeout_s", math.inf),
     ],
@@ -120,7 +124,8 @@ def test_an_unknown_setting_is_refused_with_the_known_ones():
 def test_agreed_settings_are_what_the_wire_depends_on():
     config = Config()
     assert hash(config.agreed()) == hash(Config(timeout_s=1, progress="inline").agreed())
-    for changed in ({"chunk_bytes": 128}, {"window_chunks": 2}, {"eager_bytes": 64}):
+    changes = ({"chunk_bytes": 128}, {"window_chunks": 2}, {"eager_bytes": 64}, {"detect_s": 9})
+    for changed in changes:
         assert Config(**changed).agreed() != config.agreed()
 
 

@@ -1,7 +1,7 @@
-"""Ranks that fall silent: Allreduces until the file FOLDER/over is there; each rank says how they went.
+"""Ranks that fall silent: Allreduces until FOLDER/over is there; each rank says how they go.
 
-``silence.py FOLDER [RANK...]``: these ranks stop themselves (SIGSTOP) after some operations, and
-write their process numbers to FOLDER/stopped.RANK first.
+``silence.py FOLDER [RANK...]``: these ranks stop themselves (SIGSTOP) after some operations. What
+happens is said in lines of JSON: "stopping", "seen" (other contributors than before), "ended".
 """
 
 from __future__ import annotations
@@ -11,37 +11,41 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import hopcoll
 
-folder, stopped = Path(sys.argv[1]), [int(word) for word in sys.argv[2:]]
 comm = hopcoll.init()
-said: dict[str, object] = {"rank": comm.rank, "wrong": 0, "error": ""}
+over, stopped = Path(sys.argv[1], "over"), [int(word) for word in sys.argv[2:]]
+
+
+def say(event: str, **more: Any) -> None:
+    line = {"rank": comm.rank, "event": event, "pid": os.getpid(), **more}
+    os.write(1, json.dumps(line).encode() + b"\n")
+
+
 given = np.ones(100_000, np.float32)
 result = np.empty_like(given)
 seen: list[tuple[int, ...]] = []
+wrong, error, away = 0, "", ()
 try:
     for step in range(1_000_000):
         if step == 20 and comm.rank in stopped:
-            (folder / f"stopping.{comm.rank}").write_text(str(os.getpid()))
-            (folder / f"stopping.{comm.rank}").rename(folder / f"stopped.{comm.rank}")
+            say("stopping")
             os.kill(os.getpid(), signal.SIGSTOP)
-        given[0] = 1000.0 if (folder / "over").exists() else 1.0
+        given[0] = 1000.0 if over.exists() else 1.0
         outcome = comm.Allreduce(given, result)
+        wrong += int(np.any(result[1:] != len(outcome.contributors)))
         if not seen or seen[-1] != outcome.contributors:
             seen.append(outcome.contributors)
-            (folder / f"seen.{comm.rank}.{len(seen)}").touch()
-        said["wrong"] += int(np.any(result[1:] != len(outcome.contributors)))
+            say("seen", times=len(seen))
         if result[0] >= 1000.0:
             break
-except hopcoll.errors.HopcollError as error:
-    said["error"] = type(error).__name__
-    said["ranks"] = list(getattr(error, "ranks", ()))
-    (folder / f"failed.{comm.rank}").touch()
+except hopcoll.errors.HopcollError as raised:
+    error, away = type(raised).__name__, getattr(raised, "ranks", ())
 counters = comm.counters()
-said["seen"] = seen
-said |= {name: counters[name] for name in ("fenced", "lost", "minorities", "pauses", "epoch")}
+told = {name: counters[name] for name in ("fenced", "lost", "pauses", "epoch")}
+say("ended", seen=seen, wrong=wrong, error=error, away=away, **told)
 comm.close(2)
-os.write(1, json.dumps(said).encode() + b"\n")

@@ -1,0 +1,10 @@
+# cython: language_level=3
+"""What a ballot decides; see _decisions.pyx."""
+from libc.stdint cimport int64_t
+from hopcoll._state cimport *
+
+cdef int64_t write_status(Engine* engine, int64_t ballot) noexcept nogil
+cdef void keep_status(Engine* engine, int peer, const unsigned char* body,
+                      int64_t nbytes) noexcept nogil
+cdef void find_electors(Engine* engine) noexcept nogil
+cdef int64_t write_proposal(Engine* engine, const Mask* alive) noexcept nogil
