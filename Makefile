@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 BUILD_REQUIREMENTS := "setuptools>=70" "Cython>=3.1,<4" "mpi4py>=4.1"
 KILLS ?= 200
 PYTEST_ARGS ?=
+# Jobs of real ranks stay with one of them, one after the other.
+WORKERS ?= 2
 
 # The environment's own programs (mpicc, mpirun) come before those of the system, and nothing of
 # another Python environment leaks in.
@@ -48,7 +50,7 @@ demo: install  ## train on 4 ranks, lose one to SIGKILL, go on; kill all, resume
 	$(BIN)/python -m examples.demo
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 chaos: install  ## kill 200 ranks of real jobs and judge every result (KILLS=n)
 	$(BIN)/hopcoll chaos --kills $(KILLS) --json chaos-report.json

@@ -10,6 +10,13 @@ import pytest
 from tests.launch import SETTINGS_PREFIX
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Jobs of real ranks go one after the other, beside everything else (pytest -n 2)."""
+    for item in items:
+        if {"mpi", "crash"} & set(item.path.parts):
+            item.add_marker(pytest.mark.xdist_group("jobs"))
+
+
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the caller's `HOPCOLL_*` away, for the test and for the jobs that it starts."""
