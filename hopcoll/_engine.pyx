@@ -7,6 +7,7 @@ from cython_kernels.transport cimport (
 from hopcoll._state cimport *
 from hopcoll._membership cimport (
     answer_lost, coordinate, end_stopped, on_bye, on_dead, on_membership_message)
+from hopcoll._late cimport check_late, note_stuck, on_late_message
 from hopcoll._silence cimport watch
 from hopcoll._chunks cimport on_data_event, part_streams
 from hopcoll._operation cimport on_operation_message, settle, flush_watermark
@@ -63,10 +64,11 @@ cdef Engine* engine_new(Transport* transport, const Settings* settings) noexcept
     engine.proposal = <unsigned char*>zeroed(transport, control_bytes_of(settings, size))
     engine.groups = <Signature*>zeroed(transport, size * sizeof(Signature))
     engine.ring = <Operation*>zeroed(transport, settings.ring * sizeof(Operation))
+    engine.wheres = <WhereBody*>zeroed(transport, size * sizeof(WhereBody))
     engine.peer_done = <int64_t*>zeroed(transport, size * sizeof(int64_t))
     if (engine.history == NULL or engine.statuses == NULL or engine.outbox == NULL
             or engine.proposal == NULL or engine.groups == NULL or engine.ring == NULL
-            or engine.peer_done == NULL or engine.outlets == NULL):
+            or engine.peer_done == NULL or engine.outlets == NULL or engine.wheres == NULL):
         engine_free(engine)
         return NULL
     for i in range(settings.ring):
@@ -108,6 +110,7 @@ cdef void engine_free(Engine* engine) noexcept nogil:
     release(t, engine.groups)
     release(t, engine.ring)
     release(t, engine.peer_done)
+    release(t, engine.wheres)
     release(t, engine.outlets)
     release(t, engine)
 
@@ -158,10 +161,14 @@ cdef void engine_event(Engine* engine, const Event* event) noexcept nogil:
             mask_add(&engine.ready, event.peer)
         elif head.type == MSG_BYE_HEARD:
             mask_add(&engine.heard, event.peer)
+        elif head.type >= MSG_ASK:
+            on_late_message(engine, event.peer, head, body, nbytes)
         elif is_membership_message(head.type):
             on_membership_message(engine, event.peer, head, body, nbytes)
         elif head.type != MSG_WATERMARK and head.type != MSG_BEAT:
             on_operation_message(engine, event.peer, head, body, nbytes)
+            if head.type == MSG_ANNOUNCE:
+                note_stuck(engine, head.seq)
             if engine.complaint:
                 coordinate(engine)
     elif event.kind == EVENT_DEAD:
@@ -184,8 +191,9 @@ cdef void engine_tick(Engine* engine, int64_t now_us) noexcept nogil:
         watch(engine, before_us)
     if now_us - engine.watermark_us >= engine.settings.flush_us:
         flush_watermark(engine)
-    if engine.done < engine.next_seq:
-        announce_stuck(engine)
+    if engine.done < engine.next_seq and announce_stuck(engine):
+        note_stuck(engine, engine.done)
+    check_late(engine)
     if engine.done < engine.next_seq or engine.settings.detect_us:
         coordinate(engine)
 

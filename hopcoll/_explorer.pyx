@@ -311,6 +311,9 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     copy.history = NULL
     copy.statuses = copy.outbox = copy.proposal = NULL
     copy.landings = NULL
+    copy.wheres = NULL
+    memset(&copy.late, 0, sizeof(Late))
+    memset(copy.flight, 0, sizeof(copy.flight))
     copy.promised_us = copy.ballot_us = copy.heard_us = copy.beat_us = 0
     copy.calling_us = copy.answer_us = 0
     copy.groups = NULL

@@ -443,10 +443,22 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
 
 # ---- completion ---------------------------------------------------------------------------
 
+cdef void record_flight(Engine* engine, const Operation* op) noexcept nogil:
+    cdef Flight* flight = &engine.flight[op.seq % FLIGHTS]
+    flight.seq = op.seq
+    flight.sig = op.sig
+    flight.called_us = op.called_us
+    flight.done_us = engine.now_us
+    flight.moved_bytes = op.moved_bytes
+    flight.attempt = op.attempt
+    flight.status = op.status
+
+
 cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
     cdef Mask out
     cdef int r
     op.done = 1
+    record_flight(engine, op)
     if op.status != STATUS_OK:
         op.keeps_nothing = 1
     elif op.small:

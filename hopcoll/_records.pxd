@@ -20,4 +20,4 @@ cdef void complain(Engine* engine, Operation* op) noexcept nogil
 cdef bint compare_signature(Engine* engine, Operation* op, int peer,
                             const Signature* sig) noexcept nogil
 cdef void ask_again(Engine* engine, Operation* op) noexcept nogil
-cdef void announce_stuck(Engine* engine) noexcept nogil
+cdef bint announce_stuck(Engine* engine) noexcept nogil

@@ -200,18 +200,19 @@ cdef void ask_again(Engine* engine, Operation* op) noexcept nogil:
             send_message(engine, r, MSG_FETCH, op.seq, &op.sig, &body, sizeof(body))
 
 
-cdef void announce_stuck(Engine* engine) noexcept nogil:
+cdef bint announce_stuck(Engine* engine) noexcept nogil:
     """An operation that does not get on tells the coordinator what we called it for: ranks that
-    wait for each other in different operations learn of it that way."""
+    wait for each other in different operations learn of it that way.  Whether that is ourselves."""
     cdef Operation* op = find_operation(engine, engine.done)
     cdef int coordinator = coordinator_of(engine)
     # A complaint that holds us up may have gone to a coordinator that died.
     if (op == NULL or not op.called or (op.complete and not engine.suspecting)
             or engine.now_us - op.called_us < engine.settings.announce_us << op.announced):
-        return
+        return False
     if op.announced < 20:        # again after twice the time: others may not have called it yet
         op.announced += 1
     if coordinator != engine.rank:
         send_message(engine, coordinator, MSG_ANNOUNCE, op.seq, &op.sig, NULL, 0)
-    else:
-        engine.complaint = 1
+        return False
+    engine.complaint = 1
+    return True

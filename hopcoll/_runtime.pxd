@@ -8,6 +8,7 @@ from hopcoll._state cimport Engine, Operation, Result, Settings
 from hopcoll._contexts cimport Context, Hub
 from hopcoll._faults cimport Faults
 from hopcoll._fence cimport Fence
+from hopcoll._lookout cimport Lookout
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -39,6 +40,7 @@ cdef struct Runtime:
     int32_t callers           # threads of the caller inside a wait
     int64_t last_event_us
     Faults faults
+    Lookout lookout
     Hub hub                   # the contexts over this one
 
 
@@ -54,6 +56,7 @@ cdef class Engine_:
     cdef MpiTransport transport
     cdef Doorbell doorbell
     cdef Fence fence
+    cdef list names           # of each rank: its host and process, for people
     cdef object config
     cdef dict kept
     cdef dict functions
@@ -74,6 +77,7 @@ cdef class Engine_:
     cdef void drop(self, Result* result) noexcept
     cdef bint is_stable(self, int64_t seq)
     cdef int check(self) except -1
+    cdef bint wait_until(self, Operation_ operation, int64_t limit) except -1
     cdef int check_transport(self) except -1
     cdef int reap(self) except -1
     cdef void let_go(self, const Result* result)

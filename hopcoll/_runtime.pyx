@@ -10,6 +10,7 @@ A communicator that was split off (`hopcoll._branches`) has an engine of its own
 transport and the thread of its root: whoever turns the crank turns it for all of them.
 """
 import os
+import socket
 
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
@@ -27,6 +28,8 @@ from hopcoll._engine cimport (
     engine_quiet, engine_ready, engine_awaited, engine_may_go)
 from hopcoll._contexts cimport ContextHead, context_wake, hub_event, hub_follow, hub_tick
 from hopcoll._fence cimport Fence, fence_rank
+from hopcoll._late cimport awaited_of
+from hopcoll._lookout cimport close_lookout, flight_of, give_stack, late_report, look_out
 from hopcoll._operation cimport start_operation
 from hopcoll._texts cimport kind_name, mismatch_text, ranks_of
 from hopcoll._faults cimport check_timed_faults, plant_faults
@@ -34,6 +37,7 @@ from hopcoll._faults cimport check_timed_faults, plant_faults
 import numpy
 
 from cython_kernels import reduction
+from hopcoll import _report
 from hopcoll.errors import (
     ClosedError, MinorityError, MpiError, ProtocolError, StaleEpochError, TransferTimeoutError)
 
@@ -273,6 +277,7 @@ cdef class Engine_:
         cdef sigset_t all_signals, previous
         from mpi4py import MPI
         memset(&self.rt, 0, sizeof(Runtime))
+        self.rt.lookout.fd = -1
         self.kept = {}
         self.functions = {}
         self.orphans = []
@@ -311,7 +316,8 @@ cdef class Engine_:
         self.transport = MpiTransport(
             comm, control_bytes_of(&settings, size) + sizeof(ContextHead),
             config.connect_timeout_s,
-            b"\n".join([ours, bell, name, self.fence.hello, b"beats" if threaded else b""]))
+            b"\n".join([ours, bell, name, self.fence.hello, b"beats" if threaded else b"",
+                         socket.gethostname().encode()]))
         hellos = [hello.split(b"\n") for hello in self.transport.hellos]
         differ = [(rank, hello[0]) for rank, hello in enumerate(hellos) if hello[0] != ours]
         if differ:
@@ -335,6 +341,8 @@ cdef class Engine_:
         # Without its thread a rank gives no sign of life between its calls.
         if config.detect_s is not None and all(hello[4] for hello in hellos):
             self.rt.engine.settings.detect_us = <int64_t>(min(config.detect_s, 1e9) * 1e6)
+        self.names = [f"{hello[5].decode()}, process {int(hello[3].rpartition(b' ')[2])}"
+                      for hello in hellos]
         self.rt.hub.transport = &self.transport.table
         self.rt.hub.tags = self.rt.engine.tags
         self.rank = comm.Get_rank()
@@ -348,7 +356,12 @@ cdef class Engine_:
         if not _faults_planted and "HOPCOLL_FAULT" in os.environ:
             _faults_planted = True
             plant_faults(&self.rt.faults, self.rt.engine)
+        self.rt.engine.settings.report_us = self.rt.engine.settings.detect_us // 3 \
+            if self.rt.engine.settings.detect_us else 10000000
         if threaded:
+            self.rt.lookout.changed_us = self.rt.engine.now_us
+            self.rt.lookout.fd = _report.start(self)
+            look_out(&self.rt.lookout, self.rt.engine)
             # Signals are for Python's threads.
             sigfillset(&all_signals)
             pthread_sigmask(SIG_BLOCK, &all_signals, &previous)
@@ -380,6 +393,7 @@ cdef class Engine_:
     def __dealloc__(self):
         if not self.abandoned:
             self.stop_thread()
+        close_lookout(&self.rt.lookout)
         if self.ended and self.rt.engine != NULL:
             engine_free(self.rt.engine)
             free(self.rt.hub.room)
@@ -440,6 +454,41 @@ cdef class Engine_:
                 f"{ranks_of(&e.left, self.size)} answered {ranks_of(&e.answered, self.size)} "
                 f"peers {[e.peer_done[r] for r in range(self.size)]} broken {e.broken}")
 
+    def give_stack(self, bytes text):
+        """What the program is at, for those who asked."""
+        if not (self.closed or self.abandoned):
+            with nogil:
+                lock(&self.rt)
+            give_stack(&self.rt.lookout, self.rt.engine, text)
+            unlock(&self.rt)
+
+    def late_report(self):
+        """What the ranks answered that were asked about an operation that does not get on."""
+        with nogil:
+            lock(&self.rt)
+        report = late_report(&self.rt.lookout, self.rt.engine)
+        unlock(&self.rt)
+        for rank, one in report["ranks"].items():
+            one["name"] = self.names[rank]
+        return report
+
+    def awaited(self, Operation_ operation):
+        """The ranks that an operation waits for, as far as this one can tell."""
+        cdef Mask ranks
+        with nogil:
+            lock(&self.rt)
+            ranks = awaited_of(self.rt.engine, operation.result.seq)
+            unlock(&self.rt)
+        return ranks_of(&ranks, self.size)
+
+    def flight(self):
+        """The last operations, as the flight recorder has them."""
+        with nogil:
+            lock(&self.rt)
+        out = flight_of(self.rt.engine)
+        unlock(&self.rt)
+        return out
+
     cdef int check(self) except -1:
         if self.abandoned or self.closed:
             raise ClosedError("the communicator is closed")
@@ -449,14 +498,14 @@ cdef class Engine_:
             raise error
         if self.rt.engine.broken:
             raise ProtocolError("the engine of this rank gave up: a message that cannot be, or no "
-                                "memory left; please report it")
+                                "memory left; please report it" + _report.flight_text(self))
         return 0
 
     cdef int check_transport(self) except -1:
         cdef int peer = -1, error_class = transport_error(self.rt.transport, &peer)
         if error_class:
             raise MpiError(f"MPI failed with error class {error_class}, and no rank's death "
-                           f"explains it (peer {peer})", error_class, peer)
+                           f"explains it (peer {peer}){_report.flight_text(self)}", error_class, peer)
         return 0
 
     def start(self, int kind, int dtype, int redop, int root, int64_t count,
@@ -570,24 +619,36 @@ cdef class Engine_:
             away = ranks_of(&e.stopped_by, self.size)
             return MinorityError(
                 f"{what}cannot go on: ranks {', '.join(map(str, away))} are out of reach, and not "
-                f"known to be dead; the others are too few to decide without them", away, e.epoch)
+                f"known to be dead; the others are too few to decide without them"
+                f"{_report.flight_text(self)}", away, e.epoch)
         return StaleEpochError(
             f"{what}failed: rank {self.rank} was silent for too long, and the others went on "
-            f"without it after epoch {e.epoch}", e.epoch)
+            f"without it after epoch {e.epoch}{_report.flight_text(self)}", e.epoch)
 
     def wait(self, Operation_ operation, timeout_s):
         """Waits for an operation; False when the time is over."""
-        cdef int64_t until, limit = -1
-        cdef int code
+        cdef int64_t limit = -1
         if self.failure is not None:
             self.check()
         if operation.result.complete:
+            self.rt.home.lookout.changed_us = self.rt.engine.now_us
             self.let_go(operation.result)
             return True
         if self.closed or self.abandoned:
             return True        # its status says so
         if timeout_s is not None:
             limit = clock_us() + <int64_t>(min(timeout_s, 1e9) * 1e6)
+        self.rt.home.lookout.changed_us = clock_us()
+        self.rt.home.lookout.inside += 1
+        try:
+            return self.wait_until(operation, limit)
+        finally:
+            self.rt.home.lookout.inside -= 1
+            self.rt.home.lookout.changed_us = self.rt.home.engine.now_us
+
+    cdef bint wait_until(self, Operation_ operation, int64_t limit) except -1:
+        cdef int64_t until
+        cdef int code
         while True:
             until = clock_us() + 20000
             if limit >= 0 and until > limit:
@@ -669,6 +730,7 @@ cdef class Engine_:
                     until = clock_us()      # the second time it is meant
                 interrupt = error
         self.closed = True
+        close_lookout(&self.rt.lookout)
         self.ended = self.transport.close(1.0)
         for branch in self.branches[:]:
             branch.part(self.ended)
@@ -683,6 +745,7 @@ cdef class Engine_:
         """After a fork, in the child: MPI and the lock belong to the parent."""
         self.abandoned = True
         self.rt.threaded = 0
+        close_lookout(&self.rt.lookout)
 
 
 # The C structs have these names already.

@@ -375,6 +375,7 @@ cdef void fill_plan(World* plan, int size, script, dict options) except *:
     for rank, host in enumerate(options.pop("hosts", ())):
         plan.host[rank] = host
     plan.settings.announce_us = 250000
+    plan.settings.report_us = 10000000
     plan.settings.flush_us = 1000
     if plan.settings.chunk_bytes > COPY_MAX:
         raise ValueError(f"chunk_bytes: {plan.settings.chunk_bytes} is more than {COPY_MAX}")

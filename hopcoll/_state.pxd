@@ -118,6 +118,7 @@ cdef struct Settings:
     int64_t retain_bytes_max      # of one result
     int64_t retain_budget_bytes   # of all results
     int64_t announce_us
+    int64_t report_us         # an operation that waits so long is reported
     int64_t flush_us
     int64_t detect_us         # a rank that is silent so long is suspected; 0: nobody ever is
     int32_t window
@@ -279,6 +280,33 @@ cdef struct Counters:
     int64_t minorities        # ballots of ours that too few answered
     int64_t strays            # streams that a lost rank may still touch
 
+cdef struct Late:             # at the coordinator: an operation in which somebody waits
+    int64_t seq
+    int64_t since_us          # 0: none
+    int64_t asked_us          # 0: nobody was asked
+    int64_t times             # it was reported
+    Mask replied
+
+cdef struct Flight:           # of one operation, for those who want to know what went before
+    int64_t seq
+    Signature sig
+    int64_t called_us
+    int64_t done_us
+    int64_t moved_bytes
+    int32_t attempt
+    int32_t status
+
+cdef enum:
+    FLIGHTS = 64              # operations that are remembered
+
+cdef struct WhereBody:        # where a rank is
+    int64_t seq               # of the operation that it was asked about
+    int64_t called            # operations below were called
+    int64_t done
+    int64_t since_us          # how long its program has been where it is
+    int32_t inside            # it waits in a call of ours
+    int32_t pad
+
 cdef struct Engine:
     Transport* transport
     Settings settings
@@ -362,6 +390,16 @@ cdef struct Engine:
     void* user_context
     int (*user)(void* context, const Operation* op, void* dest, const void* left,
                 const void* right, int64_t count) noexcept nogil
+    # ranks that are late
+    Late late
+    WhereBody* wheres         # by rank
+    void* where_context
+    void (*where)(void* context, WhereBody* out) noexcept nogil
+    void (*want_stack)(void* context, int asker) noexcept nogil
+    void (*keep_stack)(void* context, int rank, const unsigned char* text,
+                       int64_t nbytes) noexcept nogil
+    void (*report)(void* context) noexcept nogil
+    Flight flight[FLIGHTS]
     # faults for tests
     int32_t faults
     Fault fault[FAULTS_MAX]
@@ -404,6 +442,9 @@ cdef enum MessageType:
     MSG_FENCE = 24
     MSG_OUT = 25
     MSG_STOP = 26
+    MSG_ASK = 40
+    MSG_WHERE = 41
+    MSG_STACK = 42
 
 cdef struct Head:
     uint8_t type

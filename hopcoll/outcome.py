@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from hopcoll import _report
 from hopcoll.config import seconds
 from hopcoll.errors import ClosedError, MpiError, RankFailedError, TransferTimeoutError
 
@@ -192,9 +193,12 @@ class Request:
         self._check()
         limit_s = self._timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
         if not self._communicator._engine.wait(self._operation, limit_s):
+            engine = self._communicator._engine
             error = TransferTimeoutError(
-                f"{self._name()} did not complete within {limit_s:g} s; it goes on in the "
+                f"{self._name()} did not complete within {limit_s:g} s"
+                f"{_report.awaited_text(engine.awaited(self._operation))}; it goes on in the "
                 "background, and its buffers stay pinned until it is complete"
+                f"{_report.flight_text(engine)}"
             )
             error.request = self
             raise error
