@@ -183,11 +183,15 @@ cdef void context_tell(Context* context, const Mask* gone) noexcept nogil:
             engine_event(context.engine, &event)
 
 
-cdef void context_detach(Context* context) noexcept nogil:
-    """Its slot is free; the memory stays, since its engine allocates by it."""
+cdef bint context_detach(Context* context) noexcept nogil:
+    """Frees its slot; the memory stays, since its engine allocates by it.  False when another
+    thread was faster."""
+    if context.hub.slots[context.slot] != context:
+        return False
     context.hub.slots[context.slot] = NULL
     context.hub.awake &= ~(<uint64_t>1 << (context.slot - 1))
     context.hub.count -= 1
+    return True
 
 
 cdef void context_wake(Context* context) noexcept nogil:
