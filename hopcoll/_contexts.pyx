@@ -219,7 +219,7 @@ cdef int hub_route(Hub* hub, Event* event, Context** found) noexcept nogil:
         event.payload += sizeof(ContextHead)
         event.nbytes -= sizeof(ContextHead)
         if context.size == 0:
-            if (<const Head*>event.payload).type == MSG_BYE:
+            if event.nbytes and (<const Head*>event.payload).type == MSG_BYE:
                 mask_add(&context.early_byes, event.peer)
             return ROUTE_NOWHERE
     else:
