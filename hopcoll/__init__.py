@@ -4,11 +4,12 @@ The package, from the top down; each line uses only those below it:
 
 - `init`, `Communicator` (communicator.py): what programs call, in mpi4py's spelling. Its parts,
   each a class on top of the one before: _calls.py, _copies.py, _gathers.py, _reductions.py,
-  _shares.py, _objects.py.
+  _shares.py, _objects.py, _groups.py.
   `Outcome`, `Request` (outcome.py): what they get back.
 - buffers.py, ops.py, config.py, errors.py: buffers to addresses, operations, settings, exceptions;
   _life.py: fork, uncaught exceptions and the end of the process.
 - _runtime.pyx: the engine of one rank over MPI, with its progress thread.
+  _branches.pyx: those that Split and Dup add to it.
   _simulation.pyx: the same engine over a simulated network, for the tests.
 - _engine.pyx and the other modules with an underscore: the protocol. It knows no MPI, no clock and
   no randomness; what decides is the same code in both.

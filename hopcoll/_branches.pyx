@@ -21,6 +21,9 @@ from hopcoll._runtime cimport (
 cdef enum:
     GOODBYE_US = 5000000      # how long a good-bye waits until all have heard it
 
+#: How many branches a process may have at a time.
+OPEN_MAX = CONTEXTS_MAX
+
 
 @cython.no_gc_clear
 cdef class Branch_(Engine_):
@@ -56,9 +59,10 @@ cdef class Branch_(Engine_):
         self.ended = True
         self.root.branches.remove(self)
 
-    def finalize(self, timeout_s):
+    def finalize(self, timeout_s, waits=True):
         """Leaves, as `Engine.finalize` does; the root's thread goes on.  Where the others have not
-        heard the good-bye in time, the engine stays and answers them, until they have."""
+        heard the good-bye in time, or at once if it `waits` not, the engine stays and answers them,
+        until they have."""
         cdef int64_t until = clock_us() + <int64_t>(min(timeout_s, 1e9) * 1e6)
         cdef bint quiet = False
         if self.closed or self.abandoned:
@@ -86,7 +90,7 @@ cdef class Branch_(Engine_):
         self.closed = True
         self.lingers = True
         until = max(clock_us() if interrupt is not None else until, clock_us() + GOODBYE_US)
-        while not self.linger() and clock_us() < until:
+        while not self.linger() and waits and clock_us() < until:
             with nogil:
                 sleep_us(20)
             try:
@@ -102,7 +106,7 @@ cdef class Branch_(Engine_):
     def linger(self):
         """Once everyone has heard the good-bye, and MPI has let go of all memory, ends it; returns
         whether it has ended."""
-        cdef bint over
+        cdef bint over, mine = False
         if not self.lingers:
             return self.closed
         with nogil:
@@ -111,9 +115,9 @@ cdef class Branch_(Engine_):
             over = self.rt.context.requests == 0 and (
                 engine_may_go(self.rt.engine) or self.rt.engine.broken)
             if over:
-                context_detach(self.rt.context)
+                mine = context_detach(self.rt.context)
             unlock(&self.rt)
-        if over:
+        if mine:
             self.part(True)
         return over
 
@@ -217,7 +221,8 @@ def end_branches(branches, timeout_s):
     interrupt = None
     for branch in reversed(branches[:]):
         try:
-            branch.finalize(max(until - clock_us(), 0) * 1e-6)
+            # Whoever hears the root's good-bye afterwards has heard this one.
+            branch.finalize(max(until - clock_us(), 0) * 1e-6, False)
         except BaseException as error:
             interrupt = error
             until = 0

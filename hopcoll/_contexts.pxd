@@ -55,7 +55,7 @@ cdef Context* context_at(Hub* hub, int64_t handle) noexcept nogil
 cdef void context_open(Context* context, int size, int rank, const int16_t* roots,
                        const int64_t* handles) noexcept nogil
 cdef void context_tell(Context* context, const Mask* gone) noexcept nogil
-cdef void context_detach(Context* context) noexcept nogil
+cdef bint context_detach(Context* context) noexcept nogil
 cdef void context_wake(Context* context) noexcept nogil
 cdef int hub_route(Hub* hub, Event* event, Context** context) noexcept nogil
 cdef bint hub_event(Hub* hub, Event* event) noexcept nogil

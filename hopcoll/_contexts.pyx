@@ -187,11 +187,15 @@ cdef void context_tell(Context* context, const Mask* gone) noexcept nogil:
             lose(context.engine, i)
 
 
-cdef void context_detach(Context* context) noexcept nogil:
-    """Its slot is free; the memory stays, since its engine allocates by it."""
+cdef bint context_detach(Context* context) noexcept nogil:
+    """Frees its slot; the memory stays, since its engine allocates by it.  False when another
+    thread was faster."""
+    if context.hub.slots[context.slot] != context:
+        return False
     context.hub.slots[context.slot] = NULL
     context.hub.awake &= ~(<uint64_t>1 << (context.slot - 1))
     context.hub.count -= 1
+    return True
 
 
 cdef void context_wake(Context* context) noexcept nogil:
@@ -219,7 +223,7 @@ cdef int hub_route(Hub* hub, Event* event, Context** found) noexcept nogil:
         event.payload += sizeof(ContextHead)
         event.nbytes -= sizeof(ContextHead)
         if context.size == 0:
-            if (<const Head*>event.payload).type == MSG_BYE:
+            if event.nbytes and (<const Head*>event.payload).type == MSG_BYE:
                 mask_add(&context.early_byes, event.peer)
             return ROUTE_NOWHERE
     else:

@@ -37,7 +37,6 @@ __all__ = ["Groups"]
 _AGREED: Final = number_of(b"Split")
 _INT64_MAX: Final = (1 << 63) - 1
 _NO_PLACE, _NO_MEMORY = -1, -2
-_OPEN_MAX: Final = 64
 
 
 class Groups(Objects):
@@ -108,9 +107,7 @@ class Groups(Objects):
         number, order = _color_of(color), _integer("key", key)
         return self._split(number, order, on_failure, timeout_s)
 
-    def Dup(
-        self, *, on_failure: str | None = None, timeout_s: float | None = None
-    ) -> Communicator:
+    def Dup(self, *, on_failure: str | None = None, timeout_s: float | None = None) -> Communicator:
         """Make a second communicator of the ranks of this one that are alive.
 
         Collective, blocking; a `Split` with one color for all: what goes on in one communicator is
@@ -154,7 +151,7 @@ class Groups(Objects):
             mine = np.array([color, key, handle], np.int64)
             table = np.zeros((self.size, 3), np.int64)
             came = self._step(engine, ALLGATHER, mine, table, flags, limit_s)
-            _check_places(came.contributors, table)
+            _check_places(came.contributors, table, _branches.OPEN_MAX)
             members = sorted(
                 (rank for rank in came.contributors if color >= 0 and table[rank, 0] == color),
                 key=lambda rank: (int(table[rank, 1]), rank),
@@ -172,7 +169,7 @@ class Groups(Objects):
             raise
         except BaseException:
             if branch is not None:
-                branch.finalize(0.0)  # others may have it
+                branch.finalize(0.0, False)  # others may have it
             raise
         finally:
             if branch is None and handle > 0:
@@ -206,10 +203,10 @@ class Groups(Objects):
         ).wait()  # fmt: skip
 
 
-def _check_places(contributors: tuple[int, ...], table: np.ndarray) -> None:
+def _check_places(contributors: tuple[int, ...], table: np.ndarray, most: int) -> None:
     """What one rank lacks is refused at all, alike."""
     for code, error, what in (
-        (_NO_PLACE, ValueError, f"are in {_OPEN_MAX} communicators already: close some first"),
+        (_NO_PLACE, ValueError, f"are in {most} communicators already: close some first"),
         (_NO_MEMORY, MemoryError, "have no memory for one more communicator"),
     ):
         ranks = [rank for rank in contributors if table[rank, 2] == code]

@@ -20,6 +20,9 @@ cdef str kind_name(const Signature* sig):
 
 cdef str signature_text(const Signature* sig, int64_t seq):
     parts = []
+    if sig.layout and not sig.flags & FLAG_VECTOR and sig.redop != USER_OP:
+        # Nobody else asks for agreement on a number: hopcoll._groups.
+        return f"Split, {'the first' if sig.kind == ALLGATHER else 'the second'} of its steps"
     if sig.kind != BARRIER:
         parts.append(reduction.DTYPE_NAMES[sig.dtype].lower())
     if sig.flags & FLAG_VECTOR and sig.layout:

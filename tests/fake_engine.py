@@ -66,6 +66,15 @@ class FakeEngine:
     def test(self, operation):
         return self.complete
 
+    def awaited(self, operation):
+        return (3,)
+
+    def describe(self):
+        return "rank 1"
+
+    def flight(self):
+        return []
+
     def counters(self):
         return {"ballots": 2}
 

@@ -7,16 +7,27 @@ import itertools
 import pytest
 
 from cython_kernels._probe import Probe
+from hopcoll._contexts import ContextPort
 from hopcoll._network import SimulatedNetwork
 from tests.transport_contract import DIE, SCENARIOS, Rank
 
 ROUNDS_MAX = 100_000
 
 
-def play(scenario, lag):
+def plain(port, size):
+    return port
+
+
+def context(port, size):
+    """A context for all, which numbers them the other way round than the network does."""
+    return ContextPort(port, list(range(size))[::-1])
+
+
+def play(scenario, lag, kind):
     """Runs all ranks in turns; observer i learns of a death `lag` * (i + 1) rounds later."""
     network = SimulatedNetwork(scenario.size)
-    probes = [Probe(network.port(rank)) for rank in range(scenario.size)]
+    ports = [kind(network.port(rank), scenario.size) for rank in range(scenario.size)]
+    probes = [Probe(port) for port in ports]
     programs = {rank: scenario.program(Rank(probes[rank])) for rank in range(scenario.size)}
     told = []  # (round, observer, victim)
     died = set()
@@ -50,10 +61,11 @@ def play(scenario, lag):
         assert network.port(rank).live_bytes == 0
 
 
+@pytest.mark.parametrize("kind", [plain, context])
 @pytest.mark.parametrize("lag", [0, 7])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_contract(name, lag):
-    play(SCENARIOS[name], lag)
+def test_contract(name, lag, kind):
+    play(SCENARIOS[name], lag, kind)
 
 
 def test_detection_of_the_living_is_refused():

@@ -27,7 +27,10 @@ COLUMNS_MAX = 100
 PROGRAMS = {"hopcoll/_doctor_job.py", "hopcoll/_rank.py", "hopcoll/chaos/job.py"}
 
 #: The protocol, which knows no MPI, no clock, no randomness and no operating system.
-PURE = ("_chunks", "_engine", "_membership", "_operation", "_plan", "_records", "_state")
+PURE = (
+    *("_chunks", "_contexts", "_engine", "_membership", "_operation", "_plan", "_records"),
+    "_state",
+)
 IMPURE = {"mpi4py", "time", "random", "os", "threading", "socket", "posix", "openmp"}
 
 IMPORT_IN_CYTHON = re.compile(

@@ -1,4 +1,6 @@
-"""One rank's part in scenarios of the transport contract, over MPI: argv names them."""
+"""One rank's part in scenarios of the transport contract, over MPI: argv names them. With
+``context`` first, over a context whose ranks are numbered the other way round.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from mpi4py import MPI
 
 from cython_kernels._probe import Probe
 from cython_kernels.mpi_transport import MpiTransport
+from hopcoll._contexts import ContextPort
 from tests.transport_contract import DIE, SCENARIOS, Rank
 
 TIMEOUT_S = 60.0
@@ -30,9 +33,15 @@ def main() -> None:
     transport = MpiTransport(MPI.COMM_WORLD, 8192, TIMEOUT_S, hello)
     assert transport.hellos == [b"hello of rank %d" % peer for peer in range(transport.size)]
     assert transport.fault_tolerant
-    probe = Probe(transport)
+    names = sys.argv[1:]
+    port: ContextPort | MpiTransport = transport
+    if names[0] == "context":
+        port = ContextPort(transport, list(range(transport.size))[::-1])
+        names = names[1:]
+        assert Probe(port).rank == transport.size - 1 - transport.rank
+    probe = Probe(port)
     rank = Rank(probe)
-    for name in sys.argv[1:]:
+    for name in names:
         play(rank, name)
     assert (transport.error_class, transport.error_peer) == (0, -1)
     assert probe.poll() is None
@@ -42,7 +51,7 @@ def main() -> None:
     for peer in rank.peers:
         probe.send_control(peer, b"late")
     assert probe.poll() is None
-    os.write(1, f"rank {rank.rank} played {' '.join(sys.argv[1:])}\n".encode())
+    os.write(1, f"rank {rank.rank} played {' '.join(names)}\n".encode())
 
 
 main()
