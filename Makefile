@@ -26,7 +26,7 @@ KERNEL_SOURCES := $(shell find cython_kernels hopcoll recovery \
 	\( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos bench doctor clean distclean
+.PHONY: help install demo test soak chaos bench doctor clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -51,6 +51,9 @@ demo: install  ## train on 4 ranks, lose one to SIGKILL, go on; kill all, resume
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+soak: install  ## 100,000 simulated failures of the whole family (some minutes; JSON=FILE)
+	$(BIN)/hopcoll soak $(if $(JSON),--json $(JSON))
 
 chaos: install  ## kill 200 ranks of real jobs and judge every result (KILLS=n)
 	$(BIN)/hopcoll chaos --kills $(KILLS) --json chaos-report.json

@@ -15,8 +15,8 @@ from hopcoll._contexts cimport (
     context_reserve, context_tell)
 from hopcoll._engine cimport (
     engine_free, engine_leave, engine_may_go, engine_new, engine_quiet)
-from hopcoll._runtime cimport (
-    Engine_, call_function, clock_us, lock, sleep_us, turn, unlock, wait_for)
+from hopcoll._crank cimport clock_us, lock, sleep_us, turn, unlock, wait_for
+from hopcoll._runtime cimport Engine_, call_function
 
 cdef enum:
     GOODBYE_US = 5000000      # how long a good-bye waits until all have heard it

@@ -13,6 +13,8 @@ from hopcoll._network cimport (
     Network, Port, Channel, Late, Posted, DataMessage, channel_of, first_of_tag, first_of_token,
     DELAY_LATE)
 from hopcoll._world cimport *
+from hopcoll._script cimport *
+from hopcoll._checks cimport check_end
 
 cdef enum:
     TOKEN_KIND_SINK = 1

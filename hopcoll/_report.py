@@ -1,4 +1,4 @@
-"""What the user sees when an operation does not get on: a report on stderr, and the flight recorder.
+"""What the user sees when an operation does not get on: a report, and the flight recorder.
 
 One thread of Python's in each process, asleep in a read: the engine's own thread wakes it when
 another rank wants to know where this program is, or when the coordinator has a report.

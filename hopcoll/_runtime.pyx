@@ -1,14 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The engine on real MPI: its lock, its clock, its progress thread, and the Python classes.
-
-One thread at a time turns the crank: the caller's while it waits in a call, else the native thread,
-which never takes the GIL.  It looks again at once while messages come, after 20 to 50 us while an
-operation is open.  With none open it sleeps: on a bell that the others ring where all ranks are on
-one host, else for 1.8 ms at a time.
-
-A communicator that was split off (`hopcoll._branches`) has an engine of its own, and the lock, the
-transport and the thread of its root: whoever turns the crank turns it for all of them.
-"""
+"""The engine on real MPI, as Python sees it: its making, its calls, its end."""
 import os
 import socket
 
@@ -17,22 +8,24 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from cython_kernels.doorbell cimport Doorbell, bell_ring, bell_wait
-from cython_kernels.transport cimport Event
+from cython_kernels.doorbell cimport Doorbell
 from cython_kernels.mpi_transport cimport MpiTransport, transport_error
 from cython_kernels.reduction cimport itemsize_of
 from hopcoll._state cimport *
 from hopcoll._state cimport Engine as EngineState
 from hopcoll._engine cimport (
-    control_bytes_of, engine_new, engine_free, engine_event, engine_tick, engine_leave,
-    engine_quiet, engine_ready, engine_awaited, engine_may_go)
-from hopcoll._contexts cimport ContextHead, context_wake, hub_event, hub_follow, hub_tick
+    control_bytes_of, engine_new, engine_free, engine_leave, engine_quiet, engine_ready,
+    engine_awaited, engine_may_go)
+from hopcoll._contexts cimport ContextHead
+from hopcoll._crank cimport (
+    WAIT_DONE, clock_us, lock, pthread_mutex_init, sleep_us, start_crank, stop_crank, turn, unlock,
+    wait_for)
 from hopcoll._fence cimport Fence, fence_rank
 from hopcoll._late cimport awaited_of
 from hopcoll._lookout cimport close_lookout, flight_of, give_stack, late_report, look_out
 from hopcoll._operation cimport start_operation
 from hopcoll._texts cimport kind_name, mismatch_text, ranks_of
-from hopcoll._faults cimport check_timed_faults, plant_faults
+from hopcoll._faults cimport plant_faults
 
 import numpy
 
@@ -40,157 +33,6 @@ from cython_kernels import reduction
 from hopcoll import _report
 from hopcoll.errors import (
     ClosedError, MinorityError, MpiError, ProtocolError, StaleEpochError, TransferTimeoutError)
-
-cdef extern from "<signal.h>" nogil:
-    ctypedef struct sigset_t:
-        pass
-    int sigfillset(sigset_t*)
-    int pthread_sigmask(int, const sigset_t*, sigset_t*)
-    int SIG_BLOCK
-    int SIG_SETMASK
-
-cdef extern from "<time.h>" nogil:
-    cdef struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int, timespec*)
-    int nanosleep(const timespec*, timespec*)
-    int CLOCK_MONOTONIC
-
-cdef extern from "<sys/prctl.h>" nogil:
-    int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)
-    int PR_SET_TIMERSLACK
-
-cdef extern from "<sched.h>" nogil:
-    int sched_yield()
-
-cdef enum:
-    EVENTS_A_TURN = 64
-    NAP_US = 1800             # an answer takes no longer than 2 ms
-    SLEEP_US = 20000          # when whoever needs us rings
-    SPINS_BEFORE_YIELD = 200
-
-cdef int64_t clock_us() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <int64_t>t.tv_sec * 1000000 + t.tv_nsec // 1000
-
-
-cdef void sleep_us(int64_t us) noexcept nogil:
-    cdef timespec t
-    t.tv_sec = us // 1000000
-    t.tv_nsec = (us % 1000000) * 1000
-    nanosleep(&t, NULL)
-
-
-# ---- the crank ----------------------------------------------------------------------------
-
-cdef void lock(Runtime* rt) noexcept nogil:
-    pthread_mutex_lock(&rt.home.mutex)
-    if rt.context != NULL:
-        context_wake(rt.context)
-
-
-cdef void unlock(Runtime* rt) noexcept nogil:
-    pthread_mutex_unlock(&rt.home.mutex)
-
-
-cdef int turn(Runtime* caller) noexcept nogil:
-    """Handles what has come, for whomever; the lock is held.  Returns the number of events."""
-    cdef Runtime* rt = caller.home
-    cdef Event event
-    cdef int count = 0
-    cdef int64_t now
-    if rt.engine.settings.detect_us and not rt.engine.stopped:
-        now = clock_us()
-        if now - rt.engine.now_us > rt.engine.settings.detect_us // 2:
-            engine_tick(rt.engine, now)      # we were away: know it before anything completes
-    while count < EVENTS_A_TURN and rt.transport.poll(rt.transport.self, &event):
-        if not hub_event(&rt.hub, &event):
-            engine_event(rt.engine, &event)
-        count += 1
-    now = clock_us()
-    if count:
-        rt.last_event_us = now
-    if now != rt.engine.now_us:
-        rt.hub.now_us = now
-        engine_tick(rt.engine, now)
-        if rt.hub.count:
-            hub_follow(&rt.hub, rt.engine)
-            hub_tick(&rt.hub, now)
-    if rt.faults.timed:
-        check_timed_faults(&rt.faults, rt.engine, now)
-    return count
-
-
-cdef int wait_for(Runtime* rt, const Result* result, int64_t until_us) noexcept nogil:
-    """Turns the crank until the result is complete or the time is over."""
-    cdef int count, complete = 0, broken = 0
-    cdef int64_t idle = 0, idle_since = 0
-    __atomic_add_fetch(&rt.home.callers, 1, __ATOMIC_SEQ_CST)
-    while True:
-        lock(rt)
-        count = turn(rt)
-        complete = result != NULL and result.complete
-        broken = rt.engine.broken
-        unlock(rt)
-        if complete or broken or rt.engine.now_us >= until_us:
-            break
-        if count:
-            idle = 0
-            continue
-        # Spinning is the enemy where ranks outnumber cores: yield soon, sleep later.
-        idle += 1
-        if idle == 1:
-            idle_since = rt.engine.now_us
-        elif idle > SPINS_BEFORE_YIELD:
-            if rt.engine.now_us - idle_since > 2000:
-                sleep_us(50)
-            else:
-                sched_yield()
-    __atomic_sub_fetch(&rt.home.callers, 1, __ATOMIC_SEQ_CST)
-    return WAIT_DONE if complete else WAIT_BROKEN if broken else WAIT_OVER
-
-
-cdef extern from * nogil:
-    int __ATOMIC_SEQ_CST
-    int __atomic_add_fetch(int32_t*, int32_t, int)
-    int __atomic_sub_fetch(int32_t*, int32_t, int)
-    int __atomic_load_n(int32_t*, int)
-    void __atomic_store_n(int32_t*, int32_t, int)
-
-
-cdef void* progress(void* argument) noexcept nogil:
-    """The native thread."""
-    cdef Runtime* rt = <Runtime*>argument
-    cdef int64_t now, rung_us = 0, quiet_us
-    cdef int count
-    cdef bint is_open
-    prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0)      # sleep as short as told
-    while not __atomic_load_n(&rt.stop, __ATOMIC_SEQ_CST):
-        if __atomic_load_n(&rt.callers, __ATOMIC_SEQ_CST):
-            sleep_us(1000)
-            continue
-        if pthread_mutex_trylock(&rt.mutex) == 0:
-            count = turn(rt)
-            now = rt.engine.now_us
-            is_open = (rt.engine.finished < rt.engine.next_seq or rt.engine.frozen
-                       or rt.engine.outlets_used > 0 or rt.hub.awake)
-            pthread_mutex_unlock(&rt.mutex)
-            # A short sleep, not a yield: who slept is preferred to the caller's busy thread.
-            if count:
-                continue
-            quiet_us = now - (rung_us if rung_us > rt.last_event_us else rt.last_event_us)
-            if is_open or quiet_us < 3000:
-                sleep_us(20 if quiet_us < 300 else 50)
-            elif rt.bell != NULL:
-                if bell_wait(rt.bell, SLEEP_US):
-                    rung_us = clock_us()        # what it rang for may still be on its way
-            else:
-                sleep_us(NAP_US)
-        else:
-            sleep_us(50)
-    return NULL
 
 
 # ---- operations of the user ----------------------------------------------------------------
@@ -274,7 +116,6 @@ cdef class Engine_:
     def __cinit__(self, comm, config):
         global _faults_planted
         cdef Settings settings
-        cdef sigset_t all_signals, previous
         from mpi4py import MPI
         memset(&self.rt, 0, sizeof(Runtime))
         self.rt.lookout.fd = -1
@@ -362,12 +203,7 @@ cdef class Engine_:
             self.rt.lookout.changed_us = self.rt.engine.now_us
             self.rt.lookout.fd = _report.start(self)
             look_out(&self.rt.lookout, self.rt.engine)
-            # Signals are for Python's threads.
-            sigfillset(&all_signals)
-            pthread_sigmask(SIG_BLOCK, &all_signals, &previous)
-            if pthread_create(&self.rt.thread, NULL, progress, &self.rt) == 0:
-                self.rt.threaded = 1
-            pthread_sigmask(SIG_SETMASK, &previous, NULL)
+            start_crank(&self.rt)
 
     cdef int meet(self) except -1:
         """Second round of the start: when it is over, everyone has heard from everyone."""
@@ -388,7 +224,7 @@ cdef class Engine_:
                     f"{self.config.connect_timeout_s:g} s")
             PyErr_CheckSignals()
             with nogil:
-                sched_yield()
+                sleep_us(0)
 
     def __dealloc__(self):
         if not self.abandoned:
@@ -399,13 +235,8 @@ cdef class Engine_:
             free(self.rt.hub.room)
 
     cdef void stop_thread(self) noexcept:
-        if self.rt.threaded:
-            __atomic_store_n(&self.rt.stop, 1, __ATOMIC_SEQ_CST)
-            if self.rt.bell != NULL:
-                bell_ring(self.rt.bell, self.rt.engine.rank)
-            with nogil:
-                pthread_join(self.rt.thread, NULL)
-            self.rt.threaded = 0
+        with nogil:
+            stop_crank(&self.rt)
 
     cdef void drop(self, Result* result) noexcept:
         if (self.closed and not self.lingers) or self.abandoned or result.complete:
@@ -505,7 +336,8 @@ cdef class Engine_:
         cdef int peer = -1, error_class = transport_error(self.rt.transport, &peer)
         if error_class:
             raise MpiError(f"MPI failed with error class {error_class}, and no rank's death "
-                           f"explains it (peer {peer}){_report.flight_text(self)}", error_class, peer)
+                           f"explains it (peer {peer}){_report.flight_text(self)}",
+                           error_class, peer)
         return 0
 
     def start(self, int kind, int dtype, int redop, int root, int64_t count,

@@ -6,6 +6,8 @@ from libc.string cimport memset
 from hopcoll._state cimport *
 from hopcoll._network cimport *
 from hopcoll._world cimport *
+from hopcoll._script cimport *
+from hopcoll._checks cimport check_end
 from hopcoll._explorer cimport *
 from hopcoll._plan cimport block_count, block_start, chain_before, chain_after
 

@@ -109,12 +109,7 @@ cdef struct World:
 cdef World* make_world(const World* plan, int64_t* total) noexcept nogil
 cdef void free_world(World* world) noexcept nogil
 cdef void perform(World* world, const Choice* choice) noexcept nogil
-cdef void check_end(World* world) noexcept nogil
 cdef bint can_call(World* world, int rank) noexcept nogil
 cdef bint can_leave(World* world, int rank) noexcept nogil
 cdef bint can_go(World* world, int rank) noexcept nogil
 cdef bint can_detect(World* world, int observer, int peer) noexcept nogil
-cdef bint acts(const World* world, int rank) noexcept nogil
-cdef bint is_cut(const World* world, int a, int b) noexcept nogil
-cdef bint is_settled(const World* world) noexcept nogil
-cdef bint is_here(const World* world, int rank) noexcept nogil

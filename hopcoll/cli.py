@@ -17,6 +17,7 @@ __all__ = ["main"]
 #: Commands whose modules are loaded only when they are called: (module, attribute, summary).
 _LAZY = {
     "chaos": ("hopcoll.chaos", "command", "Kill ranks of real MPI jobs and check every result."),
+    "soak": ("hopcoll.soak", "command", "Run a hundred thousand simulated failures, and count."),
     "simulate": ("hopcoll.simulate", "command", "Run the protocol over a simulated network."),
 }
 

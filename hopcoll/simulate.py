@@ -110,6 +110,11 @@ def random_case(seed: int, *, size: int | None = None, mode: str | None = None) 
     return case
 
 
+def sabotages() -> list[str]:
+    """The names of the rules that can be switched off."""
+    return list(_simulation.SABOTAGES)
+
+
 def _signature(step: tuple[str, int, int, int]) -> tuple[str, int, int, int]:
     kind, count, root, flags = step
     return kind, count, root, flags & ~_simulation.IN_PLACE
@@ -121,13 +126,18 @@ def run(
     sabotage: Iterable[str] = (),
     size: int | None = None,
     mode: str | None = None,
+    last: tuple[str, int, int, int] | None = None,
     want_trace: bool = False,
 ) -> dict[str, Any]:
     """Runs the case of a seed; returns what `simulate` returns, and the case.
 
+    `last` is an operation that takes the place of the script's last one.
+
     Local, no MPI; milliseconds for 16 ranks, a second for 64.
     """
     case = random_case(seed, size=size, mode=mode)
+    if last is not None and "odd" not in case:
+        case["script"][-1] = last
     arguments = dict(case)
     outcome = _simulation.simulate(
         arguments.pop("size"),

@@ -1,0 +1,140 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""What the ranks of a simulated world call, and with what: pure functions of the world.
+
+Inputs are made so that a result shows what went into it: item i of rank r's input is bit r, rotated
+by i, and a sum of such items is the set of its contributors; an input counted twice carries.
+"""
+from libc.stdint cimport int64_t, uint64_t
+from hopcoll._state cimport *
+from hopcoll._plan cimport is_for_root
+from hopcoll._world cimport Rank, Step, World
+
+
+cdef uint64_t bcast_item(int seq, int root, int64_t i) noexcept nogil:
+    return (<uint64_t>(seq + 1) * 0x9E3779B97F4A7C15ULL) ^ (<uint64_t>root << 48) ^ <uint64_t>i
+
+
+cdef uint64_t copy_item(int seq, int source, int dest, int64_t i) noexcept nogil:
+    """Item i of what one rank has for another."""
+    return bcast_item(seq, source, i) ^ <uint64_t>(dest + 1) << 40
+
+
+cdef const Step* step_of(const World* world, int rank, int k) noexcept nogil:
+    """What a rank calls as its operation k."""
+    if rank == world.odd_rank and k == world.odd_step:
+        return &world.odd
+    return &world.script[k]
+
+
+cdef int64_t pair_count(const Step* step, int source, int dest) noexcept nogil:
+    """Items of the block from one rank to another; the same both ways, for Alltoalls in place."""
+    cdef int which
+    if not step.flags & FLAG_VECTOR:
+        return step.count
+    if step.kind == ALLTOALL:
+        which = source + dest
+    elif step.kind == SCATTER or step.kind == REDUCE_SCATTER:
+        which = dest
+    else:
+        which = source
+    return (step.count + 5 * which) % (step.count + 3)
+
+
+cdef int64_t send_items(const Step* step, int size, int rank) noexcept nogil:
+    cdef int64_t items = 0
+    cdef int r
+    if step.kind == BARRIER:
+        return 0
+    if step.kind == GATHER or step.kind == ALLGATHER:
+        return pair_count(step, rank, step.root)
+    if (step.kind == REDUCE_SCATTER or step.kind == ALLTOALL
+            or (step.kind == SCATTER and step.root == rank)):
+        for r in range(size):
+            items += pair_count(step, rank, r)
+        return items
+    return 0 if step.kind == SCATTER else step.count
+
+
+cdef int64_t recv_items(const Step* step, int size, int rank) noexcept nogil:
+    cdef int64_t items = 0
+    cdef int r
+    if step.kind == BARRIER:
+        return 0
+    if (step.kind == ALLGATHER or step.kind == ALLTOALL
+            or (step.kind == GATHER and step.root == rank)):
+        for r in range(size):
+            items += pair_count(step, r, rank)
+        return items
+    if step.kind == SCATTER:
+        return pair_count(step, step.root, rank)
+    if step.kind == REDUCE_SCATTER:
+        return send_items(step, size, rank) if step.flags & FLAG_IN_PLACE \
+            else pair_count(step, 0, rank)
+    return 0 if step.kind == GATHER else step.count
+
+
+cdef int64_t items_before(const Step* step, int rank, int dest) noexcept nogil:
+    """Where the block from (or, for what is cut by its owner, of) `rank` starts."""
+    cdef int64_t items = 0
+    cdef int r
+    for r in range(rank):
+        items += pair_count(step, r, dest) if step.kind != REDUCE_SCATTER \
+            else pair_count(step, 0, r)
+    return items
+
+
+cdef uint64_t input_item(const Step* step, int size, int rank, int k, int64_t j) noexcept nogil:
+    """Item j of a rank's input."""
+    cdef int r
+    cdef int64_t count
+    if step.kind == GATHER or step.kind == ALLGATHER:
+        return copy_item(k, rank, 0, j)
+    if step.kind == SCATTER or step.kind == ALLTOALL:
+        for r in range(size):
+            count = pair_count(step, rank, r)
+            if j < count:
+                return copy_item(k, rank, r, j)
+            j -= count
+    return rotate((<uint64_t>1) << rank, j)
+
+
+cdef bint is_here(const World* world, int rank) noexcept nogil:
+    """Neither dead nor gone."""
+    return not world.network.ports[rank].dead and not world.network.ports[rank].left
+
+
+cdef bint acts(const World* world, int rank) noexcept nogil:
+    return is_here(world, rank) and not world.paused >> rank & 1
+
+
+cdef bint is_cut(const World* world, int a, int b) noexcept nogil:
+    return (world.side >> a ^ world.side >> b) & 1
+
+
+cdef bint is_disturbed(const World* world, int rank) noexcept nogil:
+    return world.disturbed >> rank & 1
+
+
+cdef bint in_force(const World* world, int rank) noexcept nogil:
+    """Whether a rank is there at the end, and has a part in what was decided."""
+    return acts(world, rank) and not world.ranks[rank].engine.stopped
+
+
+cdef bint is_settled(const World* world) noexcept nogil:
+    """Whether every rank that acts has all that it will get."""
+    cdef int r
+    cdef const Rank* one
+    for r in range(world.size):
+        one = &world.ranks[r]
+        if not acts(world, r):
+            continue
+        if one.engine.stopped:
+            if one.checked < one.called:
+                return False
+        elif one.checked < one.steps or one.engine.stable < one.steps:
+            return False
+    return True
+
+
+cdef bint has_result(const World* world, int rank, const Step* step) noexcept nogil:
+    return step.kind != BARRIER and not (is_for_root(step.kind) and step.root != rank)
