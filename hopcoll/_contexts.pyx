@@ -341,25 +341,27 @@ cdef class ContextPort:
         Has a method ``table_address()``: the address of a ``Transport``, as an int.
     members : sequence of int
         The transport's numbers of the context's ranks, in their order here.
+    before : int, default 0
+        How many contexts each rank has reserved before: rank r of the transport r more.
     """
     cdef Hub hub
     cdef Context* context
     cdef readonly object owner
 
-    def __cinit__(self, owner, members):
+    def __cinit__(self, owner, members, int before=0):
         cdef int16_t roots[RANKS_MAX]
         cdef int64_t handles[RANKS_MAX]
         cdef int i
         memset(&self.hub, 0, sizeof(Hub))
         self.owner = owner
         self.hub.transport = <Transport*><uintptr_t>owner.table_address()
-        for i in range(len(members) - len(members) // 2):     # not the first: a slot is a number
+        for i in range(before + self.hub.transport.rank + 1):
             self.context = context_reserve(&self.hub)
         if self.context == NULL:
             raise MemoryError("context: no memory")
         for i in range(len(members)):
             roots[i] = members[i]
-            handles[i] = context_handle(self.context)
+            handles[i] = <int64_t>(before + roots[i] + 1) << 32 | (before + roots[i] + 1)
         context_open(self.context, len(members), members.index(self.hub.transport.rank), roots,
                      handles)
 

@@ -74,3 +74,16 @@ def test_detection_of_the_living_is_refused():
         network.detect(0, 1)
     with pytest.raises(ValueError, match="^rank: 2 "):
         network.port(2)
+
+
+def test_what_is_late_for_a_context_is_dropped():
+    network = SimulatedNetwork(2)
+    first = [Probe(ContextPort(network.port(rank), [1, 0])) for rank in range(2)]
+    later = [Probe(ContextPort(network.port(rank), [1, 0], 10)) for rank in range(2)]
+    first[0].send_control(0, b"late")
+    later[0].send_control(0, b"of ", b"now")
+    network.deliver_all()
+    # Rank 1 of the network has the later one alone: it is rank 0 there.
+    assert later[1].poll() == ("control", 1, b"of now")
+    assert later[1].poll() is None
+    assert network.error is None
