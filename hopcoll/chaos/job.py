@@ -8,7 +8,6 @@ SIGKILL. It judges nothing but what only it can see: whether its buffers were le
 from __future__ import annotations
 
 import faulthandler
-import hashlib
 import json
 import os
 import random
@@ -22,18 +21,21 @@ from typing import Any, TextIO
 import numpy as np
 
 import hopcoll
-from hopcoll.chaos.plan import Run, make_input, result_ranks
+from hopcoll.chaos.plan import Operation, Run, make_input, result_ranks
+from hopcoll.chaos.shares import digest_of, lengths, pairs, received_items
 
-__all__ = ["digest_of", "main"]
+__all__ = ["main"]
 
 #: Bytes before and behind each receive buffer that nobody may write to.
 _GUARD_BYTES = 64
 _JUNK = 0xA5
 
 
-def digest_of(array: np.ndarray) -> str:
-    """Return 128 bits of the SHA-256 of an array's bytes, in hexadecimal."""
-    return hashlib.sha256(array.view(np.uint8)).hexdigest()[:32]
+def _name_of(operation: Operation) -> str:
+    """The method of a communicator that makes a call."""
+    if operation.kind == "reduce_scatter":
+        return "Reduce_scatter" if operation.vector else "Reduce_scatter_block"
+    return operation.kind.capitalize() + ("v" if operation.vector else "")
 
 
 class _Buffers:
@@ -42,32 +44,58 @@ class _Buffers:
     def __init__(self, run: Run, number: int, rank: int, chained: str) -> None:
         operation = run.operations[number]
         self.operation = operation
+        self.rank, self.size = rank, run.size
         at_root = rank == operation.root
-        self.in_place = operation.in_place and (at_root or operation.kind == "allreduce")
+        self.in_place = operation.in_place and (at_root or not operation.rooted)
         self.input = make_input(run, number, rank, chained)
         self.send = self.input.copy()  # what the library is handed; the original is for comparison
-        self.guarded = np.full(operation.nbytes + 2 * _GUARD_BYTES, _JUNK, np.uint8)
-        inner = self.guarded[_GUARD_BYTES : _GUARD_BYTES + operation.nbytes]
+        items = received_items(operation, run.size, rank)
+        nbytes = items * np.dtype(operation.dtype).itemsize
+        self.guarded = np.full(nbytes + 2 * _GUARD_BYTES, _JUNK, np.uint8)
+        inner = self.guarded[_GUARD_BYTES : _GUARD_BYTES + nbytes]
         self.receive = inner.view(operation.dtype)
         if self.in_place or (operation.kind == "bcast" and at_root):
-            self.receive[:] = self.input
+            self.own[:] = self.input
         self.has_result = rank in result_ranks(operation, run.size)
+
+    @property
+    def own(self) -> np.ndarray:
+        """Where the input lies in the receive buffer, IN_PLACE."""
+        if self.operation.kind in ("gather", "allgather"):
+            count = self.operation.count
+            return self.receive[self.rank * count : (self.rank + 1) * count]
+        return self.receive
 
     def start(self, comm: hopcoll.Communicator, prefix: str) -> Any:
         """Make the call; `prefix` is "I" for the nonblocking form."""
         operation = self.operation
-        name = operation.kind if prefix else operation.kind.capitalize()
-        call = getattr(comm, prefix + name)
+        name = _name_of(operation)
+        call = getattr(comm, prefix + (name.lower() if prefix else name))
         if operation.kind == "barrier":
             return call()
         if operation.kind == "bcast":
             return call(self.receive, root=operation.root)
-        send = hopcoll.IN_PLACE if self.in_place else self.send
-        op = getattr(hopcoll, operation.op)
-        if operation.kind == "reduce":
-            receive = self.receive if self.has_result else None
-            return call(send, receive, op=op, root=operation.root)
-        return call(send, self.receive, op=op)
+        send: Any = hopcoll.IN_PLACE if self.in_place else self.send
+        receive: Any = self.receive
+        more: dict[str, Any] = {"root": operation.root} if operation.rooted else {}
+        if operation.op:
+            more["op"] = getattr(hopcoll, operation.op)
+        if operation.kind in ("reduce", "gather") and not self.has_result:
+            receive = None
+        if operation.kind == "scatter" and self.rank != operation.root:
+            send = None
+        if operation.vector:
+            counts = lengths(operation, self.size)
+            if operation.kind in ("gather", "allgather") and receive is not None:
+                receive = [receive, counts]
+            elif operation.kind == "scatter" and send is not None:
+                send = [send, counts]
+            elif operation.kind == "alltoall":
+                counts = pairs(operation, self.size, self.rank)
+                send, receive = [send, counts], [receive, counts]
+            elif operation.kind == "reduce_scatter":
+                more["recvcounts"] = counts
+        return call(send, receive, **more)
 
     def intact(self, failed: bool) -> bool:
         """Whether the input is as it was, and nothing beside the result was written."""
@@ -75,7 +103,7 @@ class _Buffers:
         edges = (self.guarded[:_GUARD_BYTES], self.guarded[len(self.guarded) - _GUARD_BYTES :])
         same = same and all((edge == _JUNK).all() for edge in edges)
         if failed and self.in_place:
-            same = same and np.array_equal(self.receive.view(np.uint8), self.input.view(np.uint8))
+            same = same and np.array_equal(self.own.view(np.uint8), self.input.view(np.uint8))
         return bool(same)
 
 
@@ -132,7 +160,9 @@ class _Job:
             return
         digest = None
         if buffers.has_result and not outcome.root_lost:
-            digest = self.digests[number] = digest_of(buffers.receive)
+            digest = digest_of(buffers.receive)
+            if buffers.operation.shared:
+                self.digests[number] = digest
         self.log(
             "done",
             op=number,

@@ -23,7 +23,6 @@ it was right in itself (``wrong_value``).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -41,6 +40,7 @@ from hopcoll.chaos.plan import (
     make_input,
     result_ranks,
 )
+from hopcoll.chaos.shares import contribution_bytes, digest_of, expected_share, whole_bytes
 
 __all__ = ["expected_result", "judge"]
 
@@ -76,8 +76,10 @@ def _fold(operation: Operation, pieces: list[np.ndarray]) -> np.ndarray:
     return total
 
 
-def expected_result(run: Run, number: int, contributors: Iterable[int], chained: str) -> np.ndarray:
-    """Return what an operation must give at the ranks that have its result.
+def expected_result(
+    run: Run, number: int, contributors: Iterable[int], chained: str, rank: int = 0
+) -> np.ndarray | None:
+    """Return what an operation must give at a rank that has a result; None: anything.
 
     The value order, as ARCHITECTURE.md documents it: a fold from the left over the contributors in
     the order of their ranks at the start, beginning with rank s and wrapping around. s is 0 for at
@@ -87,14 +89,20 @@ def expected_result(run: Run, number: int, contributors: Iterable[int], chained:
     operation = run.operations[number]
     if operation.kind == "bcast":
         return make_input(run, number, operation.root, chained)
-    inputs = {rank: make_input(run, number, rank, chained) for rank in contributors}
+    givers = (operation.root,) if operation.kind == "scatter" else contributors
+    inputs = {giver: make_input(run, number, giver, chained) for giver in givers}
+    small = contribution_bytes(operation, run.size) <= run.eager_bytes
+    if operation.kind not in ("reduce", "allreduce"):
+        return expected_share(
+            operation, run.size, rank, small, inputs, lambda pieces: _fold(operation, pieces)
+        )
 
     def fold(start: int, items: slice) -> np.ndarray:
         order = [(start + place) % run.size for place in range(run.size)]
         return _fold(operation, [inputs[rank][items] for rank in order if rank in inputs])
 
     everything = slice(0, operation.count)
-    if operation.nbytes <= run.eager_bytes:
+    if small:
         return fold(0, everything)
     if operation.kind == "reduce":
         return fold(operation.root + 1, everything)
@@ -147,7 +155,7 @@ class _Case:
     logs: dict[int, _Log]
     records: dict[int, dict[str, Any]]  # of the victims
     problems: list[str] = field(default_factory=list)
-    digests: dict[tuple[int, tuple[int, ...], str], str] = field(default_factory=dict)
+    digests: dict[tuple[Any, ...], str | None] = field(default_factory=dict)
 
     @property
     def dead(self) -> list[int]:
@@ -160,11 +168,15 @@ class _Case:
     def problem(self, kind: str, text: str) -> None:
         self.problems.append(f"{kind}: {text}")
 
-    def digest(self, number: int, contributors: Iterable[int], chained: str) -> str:
-        key = (number, tuple(contributors), chained)
+    def digest(
+        self, number: int, contributors: Iterable[int], chained: str, rank: int
+    ) -> str | None:
+        """Of the result that a rank must have; None where it is undefined."""
+        shared = self.run.operations[number].shared
+        key = (number, tuple(contributors), chained, 0 if shared else rank)
         if key not in self.digests:
             result = expected_result(self.run, *key)
-            self.digests[key] = hashlib.sha256(result.view(np.uint8)).hexdigest()[:32]
+            self.digests[key] = None if result is None else digest_of(result)
         return self.digests[key]
 
 
@@ -254,7 +266,7 @@ def _check_agreement(case: _Case) -> dict[int, dict[str, Any]]:
             case.problem("disagreement", f"op {number}: {text}")
         holders = {}  # digest: ranks
         for rank, entry in entries.items():
-            if entry.get("digest") is not None:
+            if entry.get("digest") is not None and case.run.operations[number].shared:
                 holders.setdefault(entry["digest"], []).append(rank)
         if len(holders) > 1:
             case.problem("disagreement", f"op {number}: results differ: {holders}")
@@ -275,9 +287,9 @@ def _check_status(case: _Case, number: int, entry: dict[str, Any]) -> None:
     status = entry["status"]
     root_died = operation.rooted and operation.root in case.records
     allowed = {"ok"}
-    if operation.kind == "reduce" and root_died:
+    if operation.kind in ("reduce", "gather") and root_died:
         allowed.add("root_lost")
-    if (operation.kind == "bcast" and root_died) or (
+    if (operation.kind in ("bcast", "scatter") and root_died) or (
         case.run.on_failure == "raise" and case.records
     ):
         allowed.add("rank_failed")
@@ -313,15 +325,17 @@ def _check_contributors(case: _Case, agreed: dict[int, dict[str, Any]]) -> None:
 def _check_causality(case: _Case, number: int, entry: dict[str, Any]) -> None:
     """Nobody can have a result before all contributors have made the call."""
     operation = case.run.operations[number]
-    if operation.kind == "bcast" or (operation.kind != "barrier" and operation.count == 0):
-        return  # the only input is the root's, or there is none
+    if operation.kind in ("bcast", "scatter") or (
+        operation.kind != "barrier" and (operation.count == 0 or operation.vector)
+    ):
+        return  # the only input is the root's, or there is none, or some are empty
     called = [case.logs[rank].calls.get(number) for rank in entry["contributors"]]
     if None in called:
         rank = entry["contributors"][called.index(None)]
         case.problem("early", f"op {number}: rank {rank} contributed without a call")
         return
     for rank in case.survivors:
-        if operation.kind == "reduce" and rank != operation.root:
+        if operation.kind in ("reduce", "gather") and rank != operation.root:
             continue
         done = case.logs[rank].done.get(number)
         if done is not None and done["time_s"] < max(called):
@@ -344,11 +358,13 @@ def _check_values(case: _Case, agreed: dict[int, dict[str, Any]]) -> None:
         ]
         if not holders:
             continue
-        must = case.digest(number, entry["contributors"], _chained(case, number, digests))
-        digests[number] = must
+        chained = _chained(case, number, digests)
         for rank in holders:
+            must = case.digest(number, entry["contributors"], chained, rank)
+            if operation.shared and must is not None:
+                digests[number] = must
             done = case.logs[rank].done.get(number)
-            if done is not None and done.get("digest") != must:
+            if done is not None and must is not None and done.get("digest") != must:
                 case.problem("wrong_value", f"op {number}: rank {rank}: {_name(operation)}")
 
 
@@ -359,7 +375,11 @@ def _name(operation: Operation) -> str:
 def _check_dead(case: _Case, agreed: dict[int, dict[str, Any]]) -> None:
     for rank in case.dead:
         log = case.logs[rank]
-        digests = {number: entry.get("digest") or "" for number, entry in log.done.items()}
+        digests = {
+            number: entry.get("digest") or ""
+            for number, entry in log.done.items()
+            if case.run.operations[number].shared
+        }
         for number, entry in sorted(log.done.items()):
             operation = case.run.operations[number]
             theirs = agreed.get(number)
@@ -375,7 +395,8 @@ def _check_dead(case: _Case, agreed: dict[int, dict[str, Any]]) -> None:
                 case.problem("buffer", f"op {number}: rank {rank}: bytes beside the result changed")
             if entry["status"] == "ok" and entry.get("digest") is not None:
                 chained = _chained(case, number, digests)
-                if entry["digest"] != case.digest(number, entry["contributors"], chained):
+                must = case.digest(number, entry["contributors"], chained, rank)
+                if must is not None and entry["digest"] != must:
                     case.problem(
                         "wrong_value", f"op {number}: rank {rank}, dead since: {_name(operation)}"
                     )
@@ -409,7 +430,7 @@ def _is_in_flight(case: _Case, record: dict[str, Any]) -> bool:
     number, total_bytes = record["op"], record["total_bytes"]
     if not 0 <= number < len(case.run.operations) or total_bytes <= 0:
         return False
-    big = case.run.operations[number].nbytes >= BIG_BYTES
+    big = whole_bytes(case.run.operations[number], case.run.size) >= BIG_BYTES
     return big and _IN_FLIGHT[0] <= record["moved_bytes"] / total_bytes <= _IN_FLIGHT[1]
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hopcoll.chaos.shares import FOLDS, contribution_bytes, received_items, sent_items
+
 __all__ = ["Fault", "Operation", "Run", "chunks_moved", "make_input", "make_run", "result_ranks"]
 
 MIB = 1 << 20
@@ -44,23 +46,38 @@ _DTYPES = ("float32",) * 9 + tuple(_OPS_OF_DTYPE)
 _SMALL_BYTES = (0, 8, 8, 40, 1000, 4096, 4104, 20_000, 65_536, 65_600, 300_000, 1_000_000)
 
 
+#: As often as they shall come: what training sends most of all.
+_KINDS = (
+    *(("allreduce",) * 8 + ("bcast",) * 4 + ("reduce",) * 3),
+    *("gather", "allgather", "allgather", "scatter", "alltoall", "alltoall"),
+    *("reduce_scatter", "reduce_scatter", "scan", "exscan"),
+)
+_BLOCKS = ("gather", "allgather", "scatter", "alltoall", "reduce_scatter")
+_ROOTED = ("bcast", "reduce", "gather", "scatter")
+_IN_PLACE = ("allreduce", "reduce", "gather", "allgather", "alltoall", "scan", "exscan")
+
+
 @dataclass(frozen=True)
 class Operation:
     """One collective call, as every rank makes it.
 
     Parameters
     ----------
-    kind : {"allreduce", "reduce", "bcast", "barrier"}
+    kind : str
+        "allreduce", "reduce", "bcast", "barrier", "gather", "allgather", "scatter", "alltoall",
+        "reduce_scatter", "scan" or "exscan".
     dtype : str
         NumPy's name of it.
     op : str
-        Name in `hopcoll` ("SUM", ...); empty for a Bcast and a Barrier.
+        Name in `hopcoll` ("SUM", ...); empty where nothing is combined.
     count : int
-        Items.
+        Items; of one block, where each rank has its own.
     root : int
         Rank, numbered as at the start; 0 where there is no root.
     in_place : bool
-        Whether the input lies in the receive buffer (for a Reduce at the root only).
+        Whether the input lies in the receive buffer (where there is a root, at the root only).
+    vector : bool
+        Whether blocks have lengths of their own (see `hopcoll.chaos.shares.lengths`).
     chained_to : int or None
         Number of an earlier operation whose result goes into the inputs of this one.
     """
@@ -71,17 +88,23 @@ class Operation:
     count: int = 0
     root: int = 0
     in_place: bool = False
+    vector: bool = False
     chained_to: int | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one rank's buffer."""
+        """Bytes of one rank's buffer, or block."""
         return self.count * np.dtype(self.dtype).itemsize
 
     @property
     def rooted(self) -> bool:
         """Whether the operation has a root."""
-        return self.kind in ("bcast", "reduce")
+        return self.kind in ("bcast", "reduce", "gather", "scatter")
+
+    @property
+    def shared(self) -> bool:
+        """Whether all ranks that have a result have the same one."""
+        return self.kind in ("bcast", "reduce", "allreduce", "gather", "allgather")
 
 
 @dataclass(frozen=True)
@@ -166,7 +189,9 @@ def result_ranks(operation: Operation, size: int) -> tuple[int, ...]:
     """Return the ranks whose receive buffer holds the operation's result."""
     if operation.kind == "barrier":
         return ()
-    return (operation.root,) if operation.kind == "reduce" else tuple(range(size))
+    if operation.kind in ("reduce", "gather"):
+        return (operation.root,)
+    return tuple(range(size))
 
 
 def make_input(run: Run, number: int, rank: int, chained: str) -> np.ndarray:
@@ -186,15 +211,16 @@ def make_input(run: Run, number: int, rank: int, chained: str) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        One dimension, `count` items: random bits, without NaN, infinity, zero or a denormal
+        One dimension: random bits, without NaN, infinity, zero or a denormal
         number in floating point, and such that no product of eight of them has one.
     """
     operation = run.operations[number]
     dtype = np.dtype(operation.dtype)
-    words = -(-operation.nbytes // 8)
+    nbytes = sent_items(operation, run.size, rank) * dtype.itemsize
+    words = -(-nbytes // 8)
     entropy = [run.seed, run.number, number, rank, int(chained or "0", 16)]
     bits = np.random.SFC64(np.random.SeedSequence(entropy)).random_raw(words)
-    bits = bits.view(np.uint8)[: operation.nbytes]
+    bits = bits.view(np.uint8)[:nbytes]
     # The sign, the mantissa and a few bits of the exponent are random, its upper bits are fixed:
     # 2^-15 to 2 (float16: 0.5 to 2), wide enough that another order of summation shows.
     if dtype == np.float64:
@@ -235,6 +261,16 @@ def chunks_moved(operation: Operation, size: int, rank: int, chunk_bytes: int) -
             place = (rank - start) % size  # in the chain that folds; finals go back along it
             total += 2 * in_block * ((place > 0) + (place < size - 1))
         return total
+    item_bytes = np.dtype(operation.dtype).itemsize
+    if operation.kind in ("gather", "scatter", "alltoall"):
+        own = sent_items(operation, size, rank) + received_items(operation, size, rank)
+        return chunks(own * item_bytes)
+    if operation.kind == "allgather":
+        return 2 * chunks(received_items(operation, size, rank) * item_bytes)
+    if operation.kind == "reduce_scatter":
+        return 2 * chunks(sent_items(operation, size, rank) * item_bytes)
+    if operation.kind in ("scan", "exscan"):
+        return chunks(operation.nbytes) * ((rank > 0) + (rank < size - 1))
     start = operation.root if operation.kind == "bcast" else operation.root + 1
     place = (rank - start) % size
     return chunks(operation.nbytes) * ((place > 0) + (place < size - 1))
@@ -269,20 +305,25 @@ def make_run(seed: int, number: int) -> Run:
 
 
 def _draw_operation(draw: random.Random, size: int, big: bool) -> Operation:
-    kinds = ("allreduce",) * 5 + ("bcast",) * 3 + ("reduce",) * 2
-    kind = draw.choice(kinds if big else (*kinds, "barrier"))
+    kind = draw.choice(_KINDS if big else (*_KINDS, "barrier"))
     if kind == "barrier":
         return Operation("barrier")
     dtype = draw.choice(_DTYPES)
     nbytes = draw.choice(_SMALL_BYTES)
     if big:
         nbytes = draw.randint(BIG_BYTES, (16 if size <= 4 else 10) * MIB)
+        if kind in _BLOCKS:
+            nbytes = -(-nbytes // size) + 4096
+    elif kind in _BLOCKS:
+        nbytes = min(nbytes, 300_000)
     count = -(-nbytes // np.dtype(dtype).itemsize)
-    root = draw.randrange(size) if kind != "allreduce" else 0
-    if kind == "bcast":
-        return Operation(kind, dtype, "", count, root)
-    op = draw.choice(_OPS_OF_DTYPE[dtype])
-    return Operation(kind, dtype, op, count, root, in_place=draw.random() < 0.3)
+    root = draw.randrange(size) if kind in _ROOTED else 0
+    op = draw.choice(_OPS_OF_DTYPE[dtype]) if kind in FOLDS else ""
+    if kind in ("scan", "exscan") and op == "AVG":
+        op = "SUM"
+    vector = kind in _BLOCKS and draw.random() < 0.4
+    in_place = kind in _IN_PLACE and not vector and draw.random() < 0.3
+    return Operation(kind, dtype, op, count, root, in_place=in_place, vector=vector)
 
 
 def _draw_steps(draw: random.Random, count: int) -> list[tuple[str, int]]:
@@ -313,7 +354,7 @@ def _chain(
     for verb, number in steps:
         if verb in ("call", "start") and source is not None and draw.random() < 0.6:
             chained[number] = Operation(**{**asdict(operations[number]), "chained_to": source})
-        if verb in ("call", "wait") and operations[number].kind in ("allreduce", "bcast"):
+        if verb in ("call", "wait") and operations[number].kind in ("allreduce", "bcast", "allgather"):
             source = number
     return chained
 
@@ -356,7 +397,7 @@ def _draw_faults(
             total = chunks_moved(operations[number], size, victim, chunk_bytes)
             faults.append(Fault(victim, "chunk", number, draw.randint(0, min(2, total))))
         else:
-            moved_bytes = size * sum(operation.nbytes for operation in operations)
+            moved_bytes = size * sum(contribution_bytes(one, size) for one in operations)
             seconds = draw.uniform(0, 0.02 + moved_bytes / 500e6)
             faults.append(Fault(victim, "time", round(seconds, 4)))
     return faults

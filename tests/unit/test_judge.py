@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from hopcoll.chaos.job import digest_of
 from hopcoll.chaos.judge import expected_result, judge
+from hopcoll.chaos.shares import digest_of, whole_bytes
 from hopcoll.chaos.plan import BIG_BYTES, Fault, Operation, Run, make_input, make_run
 
 SIZE = 4
@@ -401,7 +401,7 @@ def test_planned_runs_keep_the_rules():
         for fault in run.faults:
             in_big += (
                 fault.trigger == "chunk"
-                and run.operations[int(fault.first)].nbytes >= BIG_BYTES
+                and whole_bytes(run.operations[int(fault.first)], run.size) >= BIG_BYTES
                 and fault.second > 2
             )
             during_repair += fault.trigger == "ballot"
