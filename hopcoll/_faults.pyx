@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Faults that tests plant: a rank kills itself at a chosen point, and writes down where it was."""
+"""Faults that tests plant: a rank kills or stops itself at a chosen point, and writes down where it
+was."""
 import os
 
 from libc.stdint cimport int64_t
@@ -11,11 +12,19 @@ from hopcoll._plan cimport chain_after, chain_before, is_fold
 cdef extern from "<signal.h>" nogil:
     int kill(int, int)
     int SIGKILL
+    int SIGSTOP
+    int SIGCONT
 
 cdef extern from "<unistd.h>" nogil:
     int getpid()
     int pause()
+    int fork()
+    int usleep(unsigned int)
+    void _exit(int)
     ssize_t write(int, const void*, size_t)
+
+cdef extern from "<sys/wait.h>" nogil:
+    int waitpid(int, int*, int)
 
 cdef extern from "<fcntl.h>" nogil:
     int open(const char*, int, ...)
@@ -44,8 +53,29 @@ cdef int64_t moved_total(Engine* engine, Operation* op) noexcept nogil:
     return total
 
 
+cdef void stop_for(int64_t ms) noexcept nogil:
+    """Stops this process; a grandchild, whom nobody has to wait for, lets it go on."""
+    cdef int own = getpid(), child, i
+    if ms > 0:
+        child = fork()
+        if child == 0:
+            if fork() == 0:
+                for i in range(ms):
+                    usleep(1000)
+                kill(own, SIGCONT)
+            _exit(0)
+        waitpid(child, NULL, 0)
+    kill(own, SIGSTOP)
+
+
+cdef void disarm(Fault* fault) noexcept nogil:
+    fault.seq = -1
+    fault.ballot = 0
+    fault.time_us = -1
+
+
 cdef void fire(void* context, Engine* engine, const Fault* fault, int index) noexcept nogil:
-    """Writes down where we are, and dies."""
+    """Writes down where we are, and dies or stops."""
     cdef Faults* faults = <Faults*>context
     cdef char line[512]
     cdef int n, fd, repair
@@ -71,15 +101,20 @@ cdef void fire(void* context, Engine* engine, const Fault* fault, int index) noe
         n = snprintf(line, sizeof(line),
                      b'{"rank": %d, "trigger": "%s", "op": %lld, "chunk": %lld, '
                      b'"moved_bytes": %lld, "total_bytes": %lld, "repair": %d, '
-                     b'"coordinator": %d, "epoch": %d}\n',
+                     b'"coordinator": %d, "epoch": %d, "stop_ms": %lld}\n',
                      engine.rank,
                      <const char*>b"time" if fault.time_us >= 0 else
                      <const char*>b"ballot" if fault.ballot else <const char*>b"chunk",
                      <long long>at, <long long>chunk, <long long>moved, <long long>total, repair,
-                     <int>(coordinator_of(engine) == engine.rank), engine.epoch)
+                     <int>(coordinator_of(engine) == engine.rank), engine.epoch,
+                     <long long>fault.stop_ms)
         fd = open(faults.record_path, O_WRONLY | O_CREAT | O_TRUNC, 0o644)
         if fd >= 0:
             write(fd, line, n)
+    if fault.stop_ms >= 0:
+        disarm(&engine.fault[index])
+        stop_for(engine.fault[index].stop_ms)
+        return
     kill(getpid(), SIGKILL)
     while True:
         pause()
@@ -99,7 +134,7 @@ cdef int plant_faults(Faults* faults, Engine* engine) except -1:
     for part in filter(None, (p.strip() for p in text.split(";"))):
         try:
             fields = dict(item.split("=") for item in part.split(","))
-            known = set(fields) <= {"rank", "op", "chunk", "ballot", "send", "time"}
+            known = set(fields) <= {"rank", "op", "chunk", "ballot", "send", "time", "stop"}
             triggers = {"op", "ballot", "time"} & set(fields)
             if not known or "rank" not in fields or len(triggers) != 1:
                 raise ValueError
@@ -107,7 +142,8 @@ cdef int plant_faults(Faults* faults, Engine* engine) except -1:
                        for key, value in fields.items()}
         except ValueError:
             raise ValueError(f"HOPCOLL_FAULT: {part!r} is not rank=R with op=S,chunk=C or "
-                             "ballot=N,send=K or time=SECONDS") from None
+                             "ballot=N,send=K or time=SECONDS, and perhaps stop=MILLISECONDS"
+                             ) from None
         if numbers["rank"] != engine.rank:
             continue
         if engine.faults == FAULTS_MAX:
@@ -118,6 +154,7 @@ cdef int plant_faults(Faults* faults, Engine* engine) except -1:
         fault.ballot = numbers.get("ballot", 0)
         fault.send = numbers.get("send", 0)
         fault.time_us = <int64_t>(numbers["time"] * 1e6) if "time" in numbers else -1
+        fault.stop_ms = numbers.get("stop", -1)
         faults.timed |= fault.time_us >= 0
         engine.faults += 1
     prefix = os.environ.get("HOPCOLL_FAULT_RECORD", "")

@@ -257,6 +257,7 @@ cdef struct Fault:
     int64_t ballot            # 0: a chunk fault
     int64_t send
     int64_t time_us           # >= 0: a time fault
+    int64_t stop_ms           # -1: it kills; 0: it stops for ever; else for so long
 
 cdef struct Counters:
     int64_t ballots

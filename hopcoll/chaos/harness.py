@@ -40,6 +40,10 @@ _FAILED_RUNS_MAX = 10
 _TOTALS = (
     "faults_planned",
     "faults_fired",
+    "kills",
+    "stops",
+    "pauses",
+    "last_one",
     "in_flight",
     "during_repair",
     "coordinators_killed",
@@ -296,8 +300,8 @@ def _report(
         if fixed or kills < _QUOTA_KILLS_MIN
         else {
             "faults_fired": kills,
-            "in_flight": -(-fired // 2),
-            "during_repair": -(-fired // 10),
+            "in_flight": -(-totals["kills"] // 2),
+            "during_repair": -(-totals["kills"] // 10),
             "coordinators_killed": 1,
             "roots_killed": 1,
         }
@@ -306,12 +310,19 @@ def _report(
         f"{name}: {totals[name]} of {need}" for name, need in quotas.items() if totals[name] < need
     ]
     triggers: Counter[str] = Counter()
+    kinds: dict[str, Counter[str]] = {}
     for verdict in verdicts:
         triggers.update(verdict["by_trigger"])
+        for kind, counts in verdict["by_kind"].items():
+            kinds.setdefault(kind, Counter()).update(counts)
     return {
         "passed": not problems and not missed,
         "runs": len(verdicts),
         "faults_fired": fired,
+        "kills": totals["kills"],
+        "stops_killed_by_others": totals["stops"],
+        "stops_continued": totals["pauses"],
+        "down_to_one_survivor": totals["last_one"],
         "hangs": hangs,
         "wrong_results": wrong,
         "reruns": totals["reruns"],
@@ -322,6 +333,7 @@ def _report(
         "during_repair": totals["during_repair"],
         "ballots": totals["ballots"],
         "by_trigger": dict(triggers),
+        "by_kind": {kind: dict(kinds[kind]) for kind in sorted(kinds)},
         "runs_by_size": dict(sorted(Counter(v["size"] for v in verdicts).items())),
         "runs_by_kills": dict(sorted(Counter(v["faults_fired"] for v in verdicts).items())),
         "quotas_missed": missed,
@@ -355,8 +367,13 @@ def summary(report: dict[str, Any]) -> str:
     fired = report["faults_fired"]
     triggers = ", ".join(f"{count} by {name}" for name, count in report["by_trigger"].items())
     lines = [
-        f"{report['runs']} runs, {fired} ranks killed ({triggers}) in {report['seconds']:.0f} s; "
-        f"seed {report['seed']}",
+        f"{report['runs']} runs, {fired} faults in {report['seconds']:.0f} s; seed "
+        f"{report['seed']}: {report['kills']} SIGKILL, {report['stops_killed_by_others']} SIGSTOP "
+        f"for ever, {report['stops_continued']} SIGSTOP and SIGCONT ({triggers})",
+        "  by kind: " + ", ".join(
+            f"{kind} {counts['faults']} of {counts['operations']}"
+            for kind, counts in report["by_kind"].items()
+        ),
         f"  in the middle (5-95%) of 8 MiB or more: {report['in_flight_5_95']}, during a repair: "
         f"{report['during_repair']}, coordinators: {report['coordinators_killed']}, roots: "
         f"{report['roots_killed']}",

@@ -194,10 +194,11 @@ def judge(folder: Path) -> dict[str, Any]:
         ``problems``: a list of texts, each "kind: what"; the counts that the report adds up.
     """
     run = Run.load(folder / "run.json")
-    records = {}
+    records, paused = {}, {}
     for path in folder.glob("fault.*"):
         record = json.loads(path.read_text())
-        records[int(record["rank"])] = record
+        # Who was stopped for a while is none of the dead.
+        (paused if record.get("stop_ms", -1) > 0 else records)[int(record["rank"])] = record
     logs = {rank: _Log.read(folder / f"log.{rank}") for rank in range(run.size)}
     launcher = json.loads((folder / "launcher.json").read_text())
     launcher["output"] = (folder / "output").read_text(errors="replace")
@@ -211,7 +212,12 @@ def judge(folder: Path) -> dict[str, Any]:
         "run": run.number,
         "size": run.size,
         "faults_planned": len(run.faults),
-        "faults_fired": len(records),
+        "faults_fired": len(records) + len(paused),
+        "kills": sum(record.get("stop_ms", -1) < 0 for record in records.values()),
+        "stops": sum(record.get("stop_ms", -1) == 0 for record in records.values()),
+        "pauses": len(paused),
+        "by_kind": _by_kind(run, [*records.values(), *paused.values()]),
+        "last_one": len(records) == run.size - 1,
         "hang": bool(launcher["timed_out"]),
         "seconds": launcher["seconds"],
         "problems": case.problems,
@@ -423,6 +429,17 @@ def _figures(case: _Case) -> dict[str, Any]:
         "reruns": counters.get("reruns", 0),
         "records": [case.records[rank] for rank in case.dead],
     }
+
+
+def _by_kind(run: Run, records: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """How many operations of each kind there were, and faults that fell while one was open."""
+    kinds: dict[str, dict[str, int]] = {}
+    for operation in run.operations:
+        kinds.setdefault(operation.kind, {"operations": 0, "faults": 0})["operations"] += 1
+    for record in records:
+        if 0 <= record["op"] < len(run.operations):
+            kinds[run.operations[record["op"]].kind]["faults"] += 1
+    return kinds
 
 
 def _is_in_flight(case: _Case, record: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ MIB = 1 << 20
 #: An operation of at least this many bytes is one that the in-flight quota is counted on.
 BIG_BYTES = 8 * MIB
 SIZE_MAX = 8
+#: Silence after which a rank is killed; a stop that is continued is shorter by a second.
+DETECT_S = 3
 #: An Allreduce is cut into at most so many blocks (part of the documented value order).
 BLOCKS_MAX = 8
 
@@ -49,8 +51,8 @@ _SMALL_BYTES = (0, 8, 8, 40, 1000, 4096, 4104, 20_000, 65_536, 65_600, 300_000, 
 #: As often as they shall come: what training sends most of all.
 _KINDS = (
     *(("allreduce",) * 8 + ("bcast",) * 4 + ("reduce",) * 3),
-    *("gather", "allgather", "allgather", "scatter", "alltoall", "alltoall"),
-    *("reduce_scatter", "reduce_scatter", "scan", "exscan"),
+    *("gather", "scatter", "scan", "exscan") * 2,
+    *("allgather", "alltoall", "reduce_scatter") * 3,
 )
 _BLOCKS = ("gather", "allgather", "scatter", "alltoall", "reduce_scatter")
 _ROOTED = ("bcast", "reduce", "gather", "scatter")
@@ -109,7 +111,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Fault:
-    """One death that the engine brings upon itself.
+    """One death, or stop, that the engine brings upon itself.
 
     Parameters
     ----------
@@ -120,20 +122,31 @@ class Fault:
         The operation's number, the ballot's number from 1, or seconds after init.
     second : int
         Chunks moved in that operation, or messages sent for ballots; unused by "time".
+    stop_ms : int
+        -1: SIGKILL. Else SIGSTOP, and after so many milliseconds SIGCONT; 0: never, so that the
+        others have it killed when it is silent for too long.
     """
 
     rank: int
     trigger: str
     first: float
     second: int = 0
+    stop_ms: int = -1
+
+    @property
+    def kills(self) -> bool:
+        """Whether the rank is gone after it."""
+        return self.stop_ms <= 0
 
     def text(self) -> str:
         """Return it as HOPCOLL_FAULT spells it."""
+        what = f"time={self.first}"
         if self.trigger == "chunk":
-            return f"rank={self.rank},op={self.first},chunk={self.second}"
-        if self.trigger == "ballot":
-            return f"rank={self.rank},ballot={self.first},send={self.second}"
-        return f"rank={self.rank},time={self.first}"
+            what = f"op={self.first},chunk={self.second}"
+        elif self.trigger == "ballot":
+            what = f"ballot={self.first},send={self.second}"
+        stop = "" if self.stop_ms < 0 else f",stop={self.stop_ms}"
+        return f"rank={self.rank},{what}{stop}"
 
 
 @dataclass(frozen=True)
@@ -287,18 +300,22 @@ def make_run(seed: int, number: int) -> Run:
     operations = _chain(draw, operations, steps)
     chunk_bytes = draw.choice((16_384, 65_536, 65_536, 131_072))
     settings = {
+        "HOPCOLL_DETECT_S": str(DETECT_S),
         "HOPCOLL_CHUNK_BYTES": str(chunk_bytes),
         "HOPCOLL_WINDOW": str(draw.choice((4, 16, 16))),
         "HOPCOLL_EAGER_BYTES": str(draw.choice((0, 4096, 4096, 32_768))),
         "HOPCOLL_PROGRESS": draw.choice(("thread", "thread", "thread", "inline")),
     }
+    faults = _draw_faults(draw, operations, big, size, chunk_bytes)
+    beats = settings["HOPCOLL_PROGRESS"] == "thread"
+    faults = [_draw_stop(draw, fault, beats) for fault in faults]
     return Run(
         seed=seed,
         number=number,
         size=size,
         operations=tuple(operations),
         steps=tuple(steps),
-        faults=tuple(_draw_faults(draw, operations, big, size, chunk_bytes)),
+        faults=tuple(faults),
         on_failure=draw.choice(("survivors",) * 6 + ("raise",)),
         settings=settings,
     )
@@ -354,7 +371,8 @@ def _chain(
     for verb, number in steps:
         if verb in ("call", "start") and source is not None and draw.random() < 0.6:
             chained[number] = Operation(**{**asdict(operations[number]), "chained_to": source})
-        if verb in ("call", "wait") and operations[number].kind in ("allreduce", "bcast", "allgather"):
+        for_all = operations[number].shared and operations[number].kind not in ("reduce", "gather")
+        if verb in ("call", "wait") and for_all:
             source = number
     return chained
 
@@ -401,3 +419,12 @@ def _draw_faults(
             seconds = draw.uniform(0, 0.02 + moved_bytes / 500e6)
             faults.append(Fault(victim, "time", round(seconds, 4)))
     return faults
+
+
+def _draw_stop(draw: random.Random, fault: Fault, beats: bool) -> Fault:
+    """Make a stop of some deaths. Without the progress thread nobody would notice a long one."""
+    if draw.random() >= 0.25:
+        return fault
+    if beats and draw.random() < 0.35:
+        return replace(fault, stop_ms=0)
+    return replace(fault, stop_ms=draw.choice((50, 200, 500, 1000, 2000)))
