@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What `[build-system] requires` in pyproject.toml asks for, so that kernels can be rebuilt in place.
 BUILD_REQUIREMENTS := "setuptools>=70" "Cython>=3.1,<4" "mpi4py>=4.1"
-KILLS ?= 200
+FAULTS ?= 200
 PYTEST_ARGS ?=
 # Jobs of real ranks stay with one of them, one after the other.
 WORKERS ?= 2
@@ -55,8 +55,8 @@ test: install  ## run the tests
 soak: install  ## 100,000 simulated failures of the whole family (some minutes; JSON=FILE)
 	$(BIN)/hopcoll soak $(if $(JSON),--json $(JSON))
 
-chaos: install  ## kill 200 ranks of real jobs and judge every result (KILLS=n)
-	$(BIN)/hopcoll chaos --kills $(KILLS) --json chaos-report.json
+chaos: install  ## kill and stop 200 ranks of real jobs and judge every result (FAULTS=n)
+	$(BIN)/hopcoll chaos --faults $(FAULTS) --json chaos-report.json
 
 bench: install  ## time the collectives against mpi4py's own
 	$(BIN)/python -m benchmarks.collectives --json bench-report.json

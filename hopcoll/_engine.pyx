@@ -71,6 +71,8 @@ cdef Engine* engine_new(Transport* transport, const Settings* settings) noexcept
             or engine.peer_done == NULL or engine.outlets == NULL or engine.wheres == NULL):
         engine_free(engine)
         return NULL
+    if settings.sabotage:         # a broken variant may look at answers that never came
+        memset(engine.statuses, 0, size * engine.status_bytes)
     for i in range(settings.ring):
         engine.ring[i].seq = -1
     engine.fence = no_fence

@@ -1,4 +1,4 @@
-"""Real jobs, real deaths: ``hopcoll chaos`` kills ranks of MPI jobs and judges what is left.
+"""Real jobs, real deaths: ``hopcoll chaos`` hurts ranks of MPI jobs and judges what is left.
 
 The layout::
 
@@ -37,11 +37,11 @@ def check_place(path: Path | None) -> Path | None:
 
 @click.command("chaos")
 @click.option(
-    "--kills",
+    "--faults",
     type=click.IntRange(1),
     default=200,
     show_default=True,
-    help="Go on until so many ranks died.",
+    help="Go on until so many ranks were killed or stopped.",
 )
 @click.option("--seed", default=1, show_default=True, help="Decides all of the runs.")
 @click.option(
@@ -74,7 +74,7 @@ def check_place(path: Path | None) -> Path | None:
     help="Keep the logs of all runs in this folder (those of failed runs are always kept).",
 )
 def command(
-    kills: int,
+    faults: int,
     seed: int,
     jobs: int,
     number: int | None,
@@ -82,9 +82,9 @@ def command(
     json_path: Path | None,
     keep: Path | None,
 ) -> None:
-    """Kill ranks of real MPI jobs and check every result.
+    """Kill and stop ranks of real MPI jobs and check every result.
 
-    Jobs of 2 to 8 ranks lose 1 to n-1 of them. Exit code 0: no job hung, no result was wrong, and
+    Jobs of 2 to 8 ranks call the whole family, and lose 1 to n-1 ranks. Exit code 0: no job hung, no result was wrong, and
     the deaths fell where they should.
     """
     # Only here: `hopcoll --help` should not have to import NumPy.
@@ -96,7 +96,7 @@ def command(
         ) from error
 
     report = harness.chaos(
-        kills=kills,
+        faults=faults,
         seed=seed,
         jobs=jobs,
         numbers=None if number is None else [number],

@@ -33,8 +33,8 @@ __all__ = ["Judge", "chaos", "run_job", "summary", "write_report"]
 
 #: Seconds that the launcher gets to end its ranks before it is killed.
 _PATIENCE_S = 15.0
-#: Below so many kills the shares of a report are too coarse to be demanded.
-_QUOTA_KILLS_MIN = 100
+#: Below so many faults the shares of a report are too coarse to be demanded.
+_QUOTA_FAULTS_MIN = 100
 #: After so many runs with problems it is known that something is wrong.
 _FAILED_RUNS_MAX = 10
 _TOTALS = (
@@ -199,7 +199,7 @@ def _end_ranks(folder: Path) -> list[int]:
 
 def chaos(
     *,
-    kills: int,
+    faults: int,
     seed: int,
     jobs: int = 1,
     numbers: Iterable[int] | None = None,
@@ -211,8 +211,8 @@ def chaos(
 
     Parameters
     ----------
-    kills : int
-        Deaths to bring about. A planned fault that finds nothing to hit (its operation was over)
+    faults : int
+        Deaths and stops to bring about. A planned fault that finds nothing to hit (its operation was over)
         does not count, so that there are as many runs as it takes.
     seed : int
         Decides all runs.
@@ -235,7 +235,7 @@ def chaos(
     begin_s = time.monotonic()
     fixed = numbers is not None
     pending_numbers = iter(list(numbers) if numbers is not None else itertools.count())
-    runs_max = 20 + 4 * kills  # a plan that never hits anything must end, too
+    runs_max = 20 + 4 * faults  # a plan that never hits anything must end, too
     base = Path(tempfile.mkdtemp(prefix="hopcoll-chaos-")) if keep is None else keep.absolute()
     base.mkdir(parents=True, exist_ok=True)
     job_slots = threading.Semaphore(jobs)
@@ -257,13 +257,13 @@ def chaos(
     with (
         Judge() as judge,
         ThreadPoolExecutor(jobs + 1) as pool,
-        tqdm(total=None if fixed else kills, unit="kill", disable=not progress) as bar,
+        tqdm(total=None if fixed else faults, unit="fault", disable=not progress) as bar,
     ):
         under_way: set[Future[dict[str, Any]]] = set()
         started = fired = 0
         while True:
             failed = sum(bool(verdict["problems"]) for verdict in verdicts)
-            enough = fired >= kills or started >= runs_max or failed >= _FAILED_RUNS_MAX
+            enough = fired >= faults or started >= runs_max or failed >= _FAILED_RUNS_MAX
             while len(under_way) <= jobs and (fixed or not enough):
                 number = next(pending_numbers, None)
                 if number is None:
@@ -284,11 +284,11 @@ def chaos(
     if keep is None and not any(base.iterdir()):
         base.rmdir()
     verdicts.sort(key=lambda verdict: verdict["run"])
-    return _report(verdicts, kills, seed, fixed, time.monotonic() - begin_s)
+    return _report(verdicts, faults, seed, fixed, time.monotonic() - begin_s)
 
 
 def _report(
-    verdicts: list[dict[str, Any]], kills: int, seed: int, fixed: bool, seconds: float
+    verdicts: list[dict[str, Any]], faults: int, seed: int, fixed: bool, seconds: float
 ) -> dict[str, Any]:
     totals = {name: sum(verdict[name] for verdict in verdicts) for name in _TOTALS}
     fired = totals["faults_fired"]
@@ -297,9 +297,9 @@ def _report(
     wrong = sum(not problem.startswith("hang:") for problem in problems)
     quotas = (
         {}
-        if fixed or kills < _QUOTA_KILLS_MIN
+        if fixed or faults < _QUOTA_FAULTS_MIN
         else {
-            "faults_fired": kills,
+            "faults_fired": faults,
             "in_flight": -(-totals["kills"] // 2),
             "during_repair": -(-totals["kills"] // 10),
             "coordinators_killed": 1,
@@ -335,9 +335,9 @@ def _report(
         "by_trigger": dict(triggers),
         "by_kind": {kind: dict(kinds[kind]) for kind in sorted(kinds)},
         "runs_by_size": dict(sorted(Counter(v["size"] for v in verdicts).items())),
-        "runs_by_kills": dict(sorted(Counter(v["faults_fired"] for v in verdicts).items())),
+        "runs_by_faults": dict(sorted(Counter(v["faults_fired"] for v in verdicts).items())),
         "quotas_missed": missed,
-        "kills_requested": kills,
+        "faults_requested": faults,
         "faults_planned": totals["faults_planned"],
         "seed": seed,
         "seconds": round(seconds, 1),

@@ -1,4 +1,4 @@
-"""Twenty deaths in real jobs, and a proof that their judge would have noticed."""
+"""Twenty faults in real jobs, and a proof that their judge would have noticed."""
 
 import json
 import shutil
@@ -9,13 +9,13 @@ import pytest
 from hopcoll.chaos import harness, plan
 
 SEED = 2
-KILLS = 20
+FAULTS = 20
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chaos")
-    return harness.chaos(kills=KILLS, seed=SEED, keep=folder, progress=False)
+    return harness.chaos(faults=FAULTS, seed=SEED, keep=folder, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +24,16 @@ def judge():
         yield process
 
 
-def test_twenty_kills_leave_every_result_right(report):
+def test_twenty_faults_leave_every_result_right(report):
     problems = {v["run"]: v["problems"] for v in report["verdicts"] if v["problems"]}
     assert problems == {}
     assert report["hangs"] == report["wrong_results"] == 0
     assert report["passed"]
 
 
-def test_the_kills_happened_where_they_should(report):
-    assert report["faults_fired"] >= KILLS
-    assert report["in_flight_5_95"] >= KILLS // 4
+def test_the_faults_happened_where_they_should(report):
+    assert report["faults_fired"] >= FAULTS
+    assert report["in_flight_5_95"] >= FAULTS // 4
     assert report["during_repair"] >= 1
     assert report["coordinators_killed"] >= 1
     assert report["roots_killed"] >= 1

@@ -160,7 +160,7 @@ def test_open_mpi_gets_a_home(fake_mpirun, script, monkeypatch):
         (["run", "--mpirun-args", "'a", "-m", "json"], "No closing quotation"),
         (["doctor", "--json", "/proc/none/report.json"], "cannot be written"),
         (["chaos", "--json", "/etc/passwd/report.json"], "cannot be written"),
-        (["chaos", "--kills", "0"], "--kills"),
+        (["chaos", "--faults", "0"], "--faults"),
         (["chaos", "--jobs", "0"], "--jobs"),
         (["chaos", "--deadline", "-1"], "--deadline"),
         (["chaos", "--run", "-1"], "--run"),
