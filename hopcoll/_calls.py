@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from hopcoll.buffers import hash_of
 from hopcoll.config import Config, seconds
-from hopcoll.errors import ClosedError
+from hopcoll.errors import ClosedError, DivergedError
 from hopcoll.outcome import FORKED, Request
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Calls:
     _flags: int
     _closed: bool
     _forked: bool
+    Allgather: Any  # of a part that is built on this one
 
     def _open_engine(self) -> Any:
         if self._forked:
@@ -73,6 +75,26 @@ class Calls:
         if timeout_s is None:
             return flags, self.config.timeout_s
         return flags, seconds("timeout_s", timeout_s)
+
+    def _check_check(self, check: str | None) -> None:
+        if check not in (None, "hash"):
+            raise ValueError(f"check must be 'hash' or None, not {check!r}")
+
+    def _compare_replicas(self, name: str, buf: Any, timeout_s: float | None) -> None:
+        """Compare a hash of what must be alike at all ranks; a collective of its own."""
+        own = np.array([hash_of(buf)], np.uint32)
+        every = np.zeros(self.size, np.uint32)
+        members = self.Allgather(own, every, timeout_s=timeout_s).contributors
+        groups: dict[int, list[int]] = {}
+        for rank in members:
+            groups.setdefault(int(every[rank]), []).append(rank)
+        if len(groups) > 1:
+            text = "; ".join(
+                f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))} have "
+                f"{digest:08x}"
+                for digest, ranks in groups.items()
+            )
+            raise DivergedError(f"{name}: results differ between ranks: {text}", groups.values())
 
     def _begin(
         self,

@@ -41,6 +41,7 @@ class Copies(Calls):
         *,
         on_failure: str | None = None,
         timeout_s: float | None = None,
+        check: str | None = None,
     ) -> Outcome:
         """Broadcast from the root to all ranks. Collective, blocking; see `Ibcast`.
 
@@ -55,6 +56,9 @@ class Copies(Calls):
             As for the communicator, for this call only.
         timeout_s : float, optional
             At most so many seconds; None stands for the communicator's limit.
+        check : {"hash"}, optional
+            Compare a hash of the result over all ranks afterwards, by one small message to each:
+            for those who do not trust their memory, or an operation of their own.
 
         Returns
         -------
@@ -69,10 +73,16 @@ class Copies(Calls):
         RankFailedError
             The root died and the survivors together do not hold all the data: raised at all of
             them, the buffers are undefined. The root itself keeps its data in every case.
+        DivergedError
+            ``check="hash"`` found buffers that differ; raised at all ranks.
         TransferTimeoutError, ClosedError, MpiError
             As `Request.wait` raises them, with the state of the buffer.
         """
-        return self.Ibcast(buf, root, on_failure=on_failure, timeout_s=timeout_s).wait()
+        self._check_check(check)
+        outcome = self.Ibcast(buf, root, on_failure=on_failure, timeout_s=timeout_s).wait()
+        if check is not None:
+            self._compare_replicas("Bcast", buf, timeout_s)
+        return outcome
 
     def Ibcast(
         self,

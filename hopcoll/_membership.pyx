@@ -452,7 +452,8 @@ cdef void on_bye(Engine* engine, int peer) noexcept nogil:
 
 cdef void on_membership_message(Engine* engine, int peer, const Head* head,
                                 const unsigned char* body, int64_t nbytes) noexcept nogil:
-    cdef int64_t ballot = (<const BallotBody*>body).ballot if nbytes >= sizeof(BallotBody) else 0
+    cdef int64_t ballot = (<const BallotBody*>body).ballot \
+        if nbytes >= <int64_t>sizeof(BallotBody) else 0
     cdef Mask members = members_of(engine, engine.epoch)
     if head.type == MSG_PREPARE:
         answer(engine, ballot)

@@ -133,6 +133,7 @@ class Reductions(Gathers):
         *,
         on_failure: str | None = None,
         timeout_s: float | None = None,
+        check: str | None = None,
     ) -> Outcome:
         """Reduce the ranks' inputs, and give the result to all. Collective, blocking.
 
@@ -151,6 +152,9 @@ class Reductions(Gathers):
             As for the communicator, for this call only.
         timeout_s : float, optional
             At most so many seconds; None stands for the communicator's limit.
+        check : {"hash"}, optional
+            Compare a hash of the result over all ranks afterwards, by one small message to each:
+            for those who do not trust their memory, or an operation of their own.
 
         Returns
         -------
@@ -165,12 +169,18 @@ class Reductions(Gathers):
         RankFailedError
             Only under ``on_failure="raise"``: a rank was lost. `recvbuf` is undefined (with
             `IN_PLACE` it holds the input again), the inputs are unchanged.
+        DivergedError
+            ``check="hash"`` found results that differ; raised at all ranks.
         TransferTimeoutError, ClosedError, MpiError
             As `Request.wait` raises them, with the state of the buffers.
         """
-        return self.Iallreduce(
+        self._check_check(check)
+        outcome = self.Iallreduce(
             sendbuf, recvbuf, op, on_failure=on_failure, timeout_s=timeout_s
         ).wait()
+        if check is not None:
+            self._compare_replicas("Allreduce", recvbuf, timeout_s)
+        return outcome
 
     def Iallreduce(
         self,

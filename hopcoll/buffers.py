@@ -33,6 +33,7 @@ import ctypes
 import functools
 import itertools
 import operator
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ __all__ = [
     "check_disjoint",
     "check_matching",
     "check_reducible",
+    "hash_of",
     "parse",
     "parse_blocks",
 ]
@@ -194,6 +196,13 @@ def parse_blocks(spec: Any, noun: str, ranks: int, *, writable: bool, equal: boo
         raise _indivisible(noun, items, dtype, ranks)
     at, nbytes = _evenly(items, ranks, item_bytes, 0)
     return Blocks(whole, at, nbytes, 1 if whole.code == reduction.BYTES else item_bytes)
+
+
+def hash_of(spec: Any) -> int:
+    """Return a hash (CRC-32) of the bytes that a buffer argument names. Local."""
+    buffer = parse(spec, "buf", writable=False)
+    memory = (ctypes.c_ubyte * buffer.nbytes).from_address(buffer.address) if buffer.nbytes else b""
+    return zlib.crc32(memory)
 
 
 def check_reducible(buffer: Buffer, op: Op, noun: str) -> None:

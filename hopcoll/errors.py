@@ -9,6 +9,7 @@ Everything else is in this tree, and the class says whose fault it was::
     ├── RankFailedError          the world: a rank died, and the result went with it
     │   └── MinorityError            too few ranks are within reach to go on
     ├── StaleEpochError          the world: this rank was silent, and the others went on without it
+    ├── DivergedError            replicas that must be alike are not: memory, or a user's operation
     ├── TransferTimeoutError     the world, perhaps: nothing came in time (also a TimeoutError)
     ├── ClosedError              the caller: the communicator was closed, or belongs to a parent
     ├── ProtocolError            nobody's but ours: a bug, or a peer that sends nonsense
@@ -32,6 +33,7 @@ __all__ = [
     "CheckpointMismatchError",
     "CheckpointNotFoundError",
     "ClosedError",
+    "DivergedError",
     "HopcollError",
     "MinorityError",
     "MpiError",
@@ -143,6 +145,28 @@ class StaleEpochError(HopcollError):
     def __init__(self, message: str = "", epoch: int = 0) -> None:
         super().__init__(message)
         self.epoch = epoch
+
+
+class DivergedError(HopcollError):
+    """A result that all ranks must have alike differs between them.
+
+    Found by ``check="hash"``, and raised at all ranks. hopcoll makes each value once and copies
+    it, so this is memory that failed, a write beside the result, or an operation of the caller's
+    (`Op.Create`) that does not always give the same. The receive buffers are as they were found.
+
+    Parameters
+    ----------
+    message : str
+        Which ranks have what.
+    groups : iterable of iterable of int, optional
+        The ranks that have the same.
+    """
+
+    _fields = ("groups",)
+
+    def __init__(self, message: str = "", groups: Iterable[Iterable[int]] = ()) -> None:
+        super().__init__(message)
+        self.groups = tuple(tuple(ranks) for ranks in groups)
 
 
 class TransferTimeoutError(HopcollError, TimeoutError):

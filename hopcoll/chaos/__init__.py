@@ -84,8 +84,8 @@ def command(
 ) -> None:
     """Kill and stop ranks of real MPI jobs and check every result.
 
-    Jobs of 2 to 8 ranks call the whole family, and lose 1 to n-1 ranks. Exit code 0: no job hung, no result was wrong, and
-    the deaths fell where they should.
+    Jobs of 2 to 8 ranks call the whole family, and lose 1 to n-1 ranks. Exit code 0: no job hung,
+    no result was wrong, and the deaths fell where they should.
     """
     # Only here: `hopcoll --help` should not have to import NumPy.
     try:

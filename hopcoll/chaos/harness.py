@@ -212,8 +212,8 @@ def chaos(
     Parameters
     ----------
     faults : int
-        Deaths and stops to bring about. A planned fault that finds nothing to hit (its operation was over)
-        does not count, so that there are as many runs as it takes.
+        Deaths and stops to bring about. A planned fault that finds nothing to hit (its operation
+        was over) does not count, so that there are as many runs as it takes.
     seed : int
         Decides all runs.
     jobs : int

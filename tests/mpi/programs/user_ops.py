@@ -36,6 +36,27 @@ def raises_at_one(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a + b
 
 
+def differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """What no operation may be: it depends on who computes it."""
+    return a + b + RANK
+
+
+def replicas_are_compared(comm: hopcoll.Communicator) -> None:
+    small, result = np.ones(3), np.empty(3)
+    for count in (0, 3, 30_000):
+        data, place = np.ones(count), np.empty(count)
+        assert comm.Allreduce(data, place, check="hash").contributors == tuple(range(comm.size))
+        comm.Bcast(place, root=comm.size - 1, check="hash")
+    # What is small each rank folds for itself.
+    with pytest.raises(hopcoll.errors.DivergedError, match="^Allreduce: results differ") as caught:
+        comm.Allreduce(small, result, Op.Create(differs, commute=True), check="hash")
+    assert caught.value.groups == tuple((rank,) for rank in range(comm.size))
+    with pytest.raises(ValueError, match="^check must be 'hash' or None"):
+        comm.Bcast(result, check="crc")
+    comm.Allreduce(small, result, check="hash")      # it goes on
+    assert (result == comm.size).all()
+
+
 def close(got: np.ndarray, want: np.ndarray) -> bool:
     return bool(np.allclose(got, want, rtol=1e-12))
 
@@ -96,6 +117,8 @@ def main() -> None:
                 one_raises(one, count)
     else:
         without_faults(comm)
+    if comm.size > 1:
+        replicas_are_compared(comm)
     comm.Barrier()
     os.write(1, (json.dumps({"rank": comm.rank}) + "\n").encode())
 
