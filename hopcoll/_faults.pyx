@@ -55,13 +55,12 @@ cdef int64_t moved_total(Engine* engine, Operation* op) noexcept nogil:
 
 cdef void stop_for(int64_t ms) noexcept nogil:
     """Stops this process; a grandchild, whom nobody has to wait for, lets it go on."""
-    cdef int own = getpid(), child, i
+    cdef int own = getpid(), child
     if ms > 0:
         child = fork()
         if child == 0:
             if fork() == 0:
-                for i in range(ms):
-                    usleep(1000)
+                usleep(<unsigned int>(1000 * ms))
                 kill(own, SIGCONT)
             _exit(0)
         waitpid(child, NULL, 0)

@@ -82,12 +82,13 @@ def test_a_stopped_rank_is_killed_and_the_others_go_on(tmp_path, victims):
 
 
 def test_a_short_stop_costs_nothing_but_time(tmp_path):
-    story = Story(launch.start(3, PROGRAM, str(tmp_path), "1", settings=SETTINGS))
+    patient = {"HOPCOLL_DETECT_S": "6"}
+    story = Story(launch.start(3, PROGRAM, str(tmp_path), "1", settings=patient))
     try:
         stopping = story.await_events(1, "stopping")
         # Less than detect_s and more than half of it, in which nothing happens.
         with pytest.raises(queue.Empty):
-            story.lines.get(timeout=1.0)
+            story.lines.get(timeout=3.5)
         os.kill(stopping[1]["pid"], signal.SIGCONT)
         (tmp_path / "over").touch()
         said = ended(story, [0, 1, 2])
