@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from hopcoll.buffers import Blocks, Buffer
 
 __all__ = [
+    "CARRY_FLAG",
     "IN_PLACE_FLAG",
     "ORDERED_FLAG",
+    "PARTIAL_FLAG",
     "VECTOR_FLAG",
     "Calls",
     "address_of",
@@ -33,6 +35,8 @@ IN_PLACE_FLAG: Final = 1
 _RAISE: Final = 2
 VECTOR_FLAG: Final = 4
 ORDERED_FLAG: Final = 8
+PARTIAL_FLAG: Final = 16
+CARRY_FLAG: Final = 32
 
 _ON_FAILURE: Final = {"survivors": 0, "raise": _RAISE}
 
@@ -111,11 +115,12 @@ class Calls:
         lengths: tuple[Any, Any, Any, Any] | None = None,
         function: tuple[Any, np.dtype] | None = None,
         agreed: int = 0,
+        deadline_s: float | None = None,
     ) -> Request:
         """Start an operation; `send` and `recv` are an address and what keeps it valid."""
         operation = engine.start(
             kind, code, op_code, root, count, send[0], recv[0], flags, (send[1], recv[1]),
-            lengths, function, agreed, limit_s,
+            lengths, function, agreed, limit_s, deadline_s,
         )  # fmt: skip
         return Request(
             self,

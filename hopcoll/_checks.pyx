@@ -55,8 +55,15 @@ cdef void check_value(World* world, int rank, int k) noexcept nogil:
                 if who == 0:
                     count = 0           # nobody is before it: undefined
             for i in range(count):
-                expected = bcast_item(k, step.root, i) if step.kind == BCAST \
-                    else rotate(who, at + i)
+                if step.flags & FLAG_CARRY:
+                    expected = 0
+                    for r in range(world.size):
+                        if who >> r & 1:
+                            expected += carried_sum(world, r, k, i)
+                elif step.kind == BCAST:
+                    expected = bcast_item(k, step.root, i)
+                else:
+                    expected = rotate(who, at + i)
                 if one.recv[k][i] != expected:
                     report(world, WRONG_VALUE, rank, k)
     if not in_place or step.kind == SCATTER:
@@ -89,6 +96,10 @@ cdef void check_status(World* world, int rank, int k) noexcept nogil:
         return
     if k and one.results[k - 1].status == STATUS_MISMATCH:
         report(world, WRONG_STATUS, rank, k)
+    if result.status == STATUS_MISSED:
+        if not step.flags & FLAG_PARTIAL:
+            report(world, WRONG_STATUS, rank, k)
+        return
     if shrank != (result.status == STATUS_RANK_FAILED) and not (
             is_from_root(step.kind) and not mask_has(&result.contributors, step.root)):
         report(world, RAISED_WRONGLY, rank, k)
@@ -105,14 +116,39 @@ cdef void check_status(World* world, int rank, int k) noexcept nogil:
             if (mask_has(&result.failed, r) and is_here(world, r) and not world.ranks[r].leaving
                     and not is_disturbed(world, r)):
                 report(world, RAISED_WRONGLY, rank, k)
+    if step.flags & FLAG_PARTIAL:
+        check_quorum(world, rank, k)
+        return
     for r in range(world.size):
         # What a rank that left had called is stable: it stays in.
         if (not mask_has(&result.contributors, r) and not world.network.ports[r].dead
                 and not is_disturbed(world, r) and not (
                     world.ranks[r].leaving and k >= world.ranks[r].steps)):
             report(world, LIVING_LEFT_OUT, rank, k)
-    if k and not mask_within(&result.contributors, &one.results[k - 1].contributors):
-        report(world, CONTRIBUTORS_GREW, rank, k)
+    for i in range(k - 1, -1, -1):
+        if step_of(world, rank, i).flags & FLAG_PARTIAL:
+            continue
+        if not mask_within(&result.contributors, &one.results[i].contributors):
+            report(world, CONTRIBUTORS_GREW, rank, k)
+        break
+
+
+cdef void check_quorum(World* world, int rank, int k) noexcept nogil:
+    """As many contributors as were asked for, or all that there are; in time: at least one."""
+    cdef const Result* result = &world.ranks[rank].results[k]
+    cdef const Step* step = step_of(world, rank, k)
+    cdef int r, here = 0, least = 1, count = mask_count(&result.contributors)
+    for r in range(world.size):
+        here += is_here(world, r) and not world.ranks[r].leaving and not is_disturbed(world, r)
+    if step.deadline_us == 0:
+        least = step.root if 0 < step.root < here else here
+    if count < least or count < 1:
+        report(world, NO_QUORUM, rank, k)
+
+
+cdef bint same_status(int a, int b) noexcept nogil:
+    """A rank alone may have missed what others got."""
+    return a == b or a == STATUS_MISSED or b == STATUS_MISSED
 
 
 cdef void check_alike(World* world, int rank, int k) noexcept nogil:
@@ -131,7 +167,7 @@ cdef void check_alike(World* world, int rank, int k) noexcept nogil:
         if world.odd_rank >= 0 and k >= world.odd_step and (rank == world.odd_rank
                                                             or r == world.odd_rank):
             continue           # each failed, or succeeded alone, for what it had called
-        if (other.status != result.status or other.epoch != result.epoch
+        if (not same_status(other.status, result.status) or other.epoch != result.epoch
                 or not mask_equal(&other.contributors, &result.contributors)
                 or not mask_equal(&other.failed, &result.failed)):
             report(world, DIFFERENT_OUTCOMES, rank, k)
@@ -150,9 +186,11 @@ cdef void check_rank(World* world, int rank) noexcept nogil:
     if engine.stable < one.stable:
         report(world, STABLE_WENT_BACK, rank, one.checked)
     if not engine.stopped:
-        one.stable = engine.stable
+        # Who is out, and does not know it yet, may hear of more than it has done.
+        one.stable = engine.stable if engine.stable < engine.done else engine.done
     while one.checked < one.called and one.results[one.checked].complete:
         k = one.checked
+        note_return(world, rank, k)
         check_value(world, rank, k)
         check_status(world, rank, k)
         if not world.silence:
@@ -198,7 +236,7 @@ cdef bint succeeds_alone(const World* world, int rank) noexcept nogil:
 
 
 cdef bint same_outcome(const Result* a, const Result* b) noexcept nogil:
-    return (a.status == b.status and a.epoch == b.epoch
+    return (same_status(a.status, b.status) and a.epoch == b.epoch
             and mask_equal(&a.contributors, &b.contributors)
             and mask_equal(&a.failed, &b.failed))
 
@@ -234,6 +272,21 @@ cdef void check_silence(World* world) noexcept nogil:
             report(world, LEAK, r, one.checked)
 
 
+cdef int64_t rounded(int64_t nbytes) noexcept nogil:
+    return (nbytes + 15) & ~15
+
+
+cdef int64_t carried_bytes(const Engine* engine) noexcept nogil:
+    """What a rank may keep for ever: input that no later operation took along."""
+    cdef int64_t total = 0
+    cdef const Carry* one = engine.carries
+    while one != NULL:
+        total += rounded(sizeof(Carry))
+        total += rounded(8 * one.sig.count) * ((one.data != NULL) + (one.more != NULL))
+        one = one.next
+    return total
+
+
 cdef void check_end(World* world) noexcept nogil:
     """Nothing can happen any more: everyone alive must have everything, and owe nothing."""
     cdef int r, k
@@ -260,7 +313,8 @@ cdef void check_end(World* world) noexcept nogil:
             if not is_garbage(one.send[k], send_items(step, world.size, r)) or not is_garbage(
                     one.recv[k], recv_items(step, world.size, r)):
                 report(world, TOUCHED_AFTER_RETURN, r, one.checked)
-            if one.results[k].status != STATUS_MISMATCH and not mask_has(
+            if one.results[k].status != STATUS_MISMATCH and not (
+                    step.flags & FLAG_PARTIAL) and not mask_has(
                     &one.results[k].contributors, r):
                 report(world, LIVING_LEFT_OUT, r, one.checked)
         if odd_lives and r != world.odd_rank:
@@ -269,7 +323,8 @@ cdef void check_end(World* world) noexcept nogil:
         if world.network.ports[r].left:
             continue
         if (one.engine.freed < one.steps or one.engine.outlets_used or one.engine.retained_bytes
-                or world.network.ports[r].region.live_bytes != one.baseline_bytes
+                or one.engine.late_bytes or world.network.ports[r].region.live_bytes
+                != one.baseline_bytes + carried_bytes(one.engine)
                 or world.network.ports[r].posted_count):
             report(world, LEAK, r, one.checked)
     # Whoever had returned from it learns of it at its next call: ranks that call nothing more, or

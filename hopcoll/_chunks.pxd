@@ -7,6 +7,7 @@ from hopcoll._state cimport *
 cdef void check_lengths(Engine* engine, Operation* op) noexcept nogil
 cdef void pump_chunks(Engine* engine, Operation* op) noexcept nogil
 cdef void check_complete(Engine* engine, Operation* op) noexcept nogil
+cdef void close_sinks(Engine* engine, Operation* op) noexcept nogil
 cdef bint awaits_root(const Engine* engine, const Operation* op) noexcept nogil
 cdef void on_data_event(Engine* engine, const Event* event) noexcept nogil
 cdef void on_grant(Engine* engine, int peer, const Head* head, const GrantBody* body) noexcept nogil

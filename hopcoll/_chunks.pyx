@@ -16,8 +16,9 @@ from hopcoll._state cimport *
 from hopcoll._plan cimport (
     block_at, chain_prefix, ends_at_root, final_source, final_taker, is_finalizer, is_fold,
     is_private, is_scan, is_wanted, partial_source)
+from hopcoll._partial cimport refuse_outlets
 from hopcoll._records cimport (
-    attempt_members, claim, combine, compare_signature, send_message)
+    claim, combine, compare_signature, send_message)
 from hopcoll._streams cimport (
     attach, close_outlet, drop_told, free_landing, free_outlet, keep_early, leave_landing,
     retire_outlet, take_landing, unlink_outlet, void_stream)
@@ -130,6 +131,13 @@ cdef void close_sink(Engine* engine, Operation* op, int b, int phase) noexcept n
             tell_credit(engine, op, b, phase, False)
     if sink_idle(sink):
         leave_landing(engine, &op.block[b], phase)
+
+
+cdef void close_sinks(Engine* engine, Operation* op) noexcept nogil:
+    cdef int b
+    for b in range(op.blocks):
+        close_sink(engine, op, b, PARTIAL_PHASE)
+        close_sink(engine, op, b, FINAL_PHASE)
 
 
 cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept nogil:
@@ -252,7 +260,7 @@ cdef bint is_active(const Engine* engine, const Operation* op) noexcept nogil:
 cdef void pump_block(Engine* engine, Operation* op, int b) noexcept nogil:
     """Moves whatever of one block can be moved now."""
     cdef Block* block = &op.block[b]
-    if not op.complete and is_active(engine, op):
+    if not op.complete and is_active(engine, op) and not awaits_roll(op):
         if block.epoch != engine.epoch and block_idle(block):
             open_block(engine, op, b)
         if block.epoch == engine.epoch:
@@ -272,7 +280,8 @@ cdef bint is_asked(const Engine* engine, const Operation* op) noexcept nogil:
 cdef void check_complete(Engine* engine, Operation* op) noexcept nogil:
     """Once all that we need is there."""
     cdef int b
-    if op.complete or op.awaited or awaits_root(engine, op) or not is_active(engine, op):
+    if (op.complete or op.awaited or awaits_root(engine, op) or not is_active(engine, op)
+            or awaits_roll(op)):
         return
     if (op.sig.kind == BCAST and not is_asked(engine, op)
             and not engine.settings.sabotage & BREAK_ASKED):
@@ -474,6 +483,9 @@ cdef void on_grant(Engine* engine, int peer, const Head* head,
         keep_early(engine, op, index)
     drop_told(engine, op, index)
     if engine.outlets[index].attached:
+        if op.forgotten and op.finished:
+            refuse_outlets(engine, op)
+            return
         pump_block(engine, op, body.block)
         check_complete(engine, op)
 
@@ -514,12 +526,10 @@ cdef void end_streams(Engine* engine) noexcept nogil:
         op = find_operation(engine, seq)
         if op == NULL:
             continue
-        for b in range(op.blocks):
-            close_sink(engine, op, b, PARTIAL_PHASE)
-            close_sink(engine, op, b, FINAL_PHASE)
-            if engine.settings.sabotage & BREAK_DRAIN:
-                stray_sink(engine, &op.block[b], PARTIAL_PHASE)
-                stray_sink(engine, &op.block[b], FINAL_PHASE)
+        close_sinks(engine, op)
+        for b in range(op.blocks if engine.settings.sabotage & BREAK_DRAIN else 0):
+            stray_sink(engine, &op.block[b], PARTIAL_PHASE)
+            stray_sink(engine, &op.block[b], FINAL_PHASE)
     for index in range(engine.outlets_made):
         outlet = &engine.outlets[index]
         if not outlet.used or outlet.stray:
@@ -605,6 +615,7 @@ cdef void rerun_chunks(Engine* engine, Operation* op, int previous) noexcept nog
     cdef Mask old = members_of(engine, previous)
     cdef Mask new = attempt_members(engine, op)
     cdef uint8_t* state
+    cdef bint keeps
     if op.small or not is_fold(op.sig.kind) or op.states == NULL:
         return
     lost = mask_without(&old, &new)
@@ -612,12 +623,14 @@ cdef void rerun_chunks(Engine* engine, Operation* op, int previous) noexcept nog
         block = &op.block[b]
         before = chain_prefix(engine.size, block.start, engine.rank)
         tainted = mask_and(&before, &lost)
+        # With a new roll nothing that was there is part of what will be.
+        keeps = not op.sig.flags & FLAG_PARTIAL and (
+            mask_empty(&tainted) or (engine.settings.sabotage & BREAK_TAINT) != 0)
         block.finals = 0
         for c in range(block.grid.chunks):
             state = op.states + block.state + c
-            if ((state[0] == CHUNK_PARTIAL or (state[0] == CHUNK_FINAL
-                                               and is_scan(op.sig.kind)))
-                    and (mask_empty(&tainted) or engine.settings.sabotage & BREAK_TAINT)):
+            if keeps and (state[0] == CHUNK_PARTIAL or (state[0] == CHUNK_FINAL
+                                                        and is_scan(op.sig.kind))):
                 engine.counters.kept_chunks += 1
                 block.finals += state[0] == CHUNK_FINAL
             elif state[0] != CHUNK_NONE:

@@ -42,7 +42,10 @@ cdef int64_t write_status(Engine* engine, int64_t ballot) noexcept nogil:
         item.sig = op.sig
         item.attempt = op.attempt
         item.small = op.small
-        item.complete = op.complete and op.status == STATUS_OK
+        item.complete = 0 if not op.complete or op.status != STATUS_OK \
+            else 2 if op.forgotten else 1
+        if op.rolled and op.roll_attempt == op.attempt:
+            item.roll = op.roll
         item.whole = not op.small and op.awaited == 0
         item.quarrel = find_quarrel(engine, op)
         if not op.small:
@@ -177,13 +180,15 @@ cdef OperationStatus* answer_of(Engine* engine, const Mask* alive, int rank, int
 
 
 cdef bint find_holders(Engine* engine, const Mask* alive, int64_t seq, int attempt,
-                       const Mask* members, int16_t* holder) noexcept nogil:
+                       const Mask* members, Stand* stand) noexcept nogil:
     """Whether the living together hold all that an attempt was for, and who of them holds what
     others may lack."""
     cdef OperationStatus* item
     cdef OperationStatus* any = NULL
     cdef Mask held = mask_none(), all, lost = mask_without(members, alive)
+    cdef int16_t* holder = stand.holder
     cdef int r, b, root, whole = 0, keepers = 0, keeper = NOBODY, complete = NOBODY
+    stand.roll = mask_none()
     for b in range(BLOCKS_MAX):
         holder[b] = NOBODY
     for r in range(engine.size):
@@ -193,7 +198,9 @@ cdef bint find_holders(Engine* engine, const Mask* alive, int64_t seq, int attem
         any = item
         if item.complete:
             complete = r
-            item.held = mask_full(engine.size)
+            item.held = mask_full(engine.size) if item.complete == 1 else mask_none()
+        if not mask_empty(&item.roll):
+            stand.roll = item.roll
         held = mask_or(&held, &item.held)
         whole += item.whole or item.complete
         if mask_within(&lost, &item.held):
@@ -239,7 +246,7 @@ cdef int64_t write_proposal(Engine* engine, const Mask* alive) noexcept nogil:
     cdef Entry* history
     cdef ProposeBody* out = <ProposeBody*>engine.outbox
     cdef StatusBody* base = base_of(engine)
-    cdef int16_t* holders
+    cdef Stand* stands
     cdef Mask members, remaining, before
     cdef int attempt
     cdef int64_t done, nbytes
@@ -270,14 +277,13 @@ cdef int64_t write_proposal(Engine* engine, const Mask* alive) noexcept nogil:
     # The cut: done operations stand; after them, as long as the living hold all finals.
     cut = oldest
     count = 0
-    holders = <int16_t*>(engine.outbox + sizeof(ProposeBody)
-                         + (entries + 2) * sizeof(Entry))
+    stands = <Stand*>(engine.outbox + sizeof(ProposeBody) + (entries + 2) * sizeof(Entry))
     for seq in range(oldest, high):
         attempt = entries
         while attempt > 0 and history[attempt - 1].cut > seq:
             attempt -= 1
         before = history[attempt - 1].members if attempt else mask_full(engine.size)
-        if (not find_holders(engine, alive, seq, attempt, &before, holders + count * BLOCKS_MAX)
+        if (not find_holders(engine, alive, seq, attempt, &before, &stands[count])
                 and seq >= low and not (engine.settings.sabotage & BREAK_STAND and entries
                                         and seq < history[entries - 1].cut)):
             break
@@ -308,8 +314,8 @@ cdef int64_t write_proposal(Engine* engine, const Mask* alive) noexcept nogil:
     out.entries = entries
     out.first_held = oldest
     out.holders = count
-    memmove(history + entries, holders, count * BLOCKS_MAX * sizeof(int16_t))
-    nbytes = sizeof(ProposeBody) + entries * sizeof(Entry) + count * BLOCKS_MAX * sizeof(int16_t)
+    memmove(history + entries, stands, count * sizeof(Stand))
+    nbytes = sizeof(ProposeBody) + entries * sizeof(Entry) + count * sizeof(Stand)
     if out.groups:
         memcpy(engine.outbox + nbytes, engine.groups, engine.size * sizeof(Signature))
         nbytes += engine.size * sizeof(Signature)

@@ -11,13 +11,13 @@ from hopcoll._late cimport check_late, note_stuck, on_late_message
 from hopcoll._silence cimport watch
 from hopcoll._chunks cimport on_data_event, part_streams
 from hopcoll._operation cimport on_operation_message, settle, flush_watermark
+from hopcoll._partial cimport free_carries
 from hopcoll._records cimport announce_stuck, merge_watermarks, send_message
 
 
 cdef int64_t status_bytes_of(const Settings* settings, int size) noexcept nogil:
     return (sizeof(StatusBody) + sizeof(ProposeBody) + (size + 4) * sizeof(Entry)
-            + (settings.ring // 2 + 1) * (sizeof(OperationStatus)
-                                          + BLOCKS_MAX * sizeof(int16_t))
+            + (settings.ring // 2 + 1) * (sizeof(OperationStatus) + sizeof(Stand))
             + size * sizeof(Signature))
 
 
@@ -102,8 +102,10 @@ cdef void engine_free(Engine* engine) noexcept nogil:
                 release(t, op.undo)
                 release(t, op.retained)
                 release(t, op.inbox)
+                release(t, op.input)
                 release(t, op.states)
                 release(t, op.block)
+    free_carries(engine)
     release(t, engine.history)
     release(t, engine.statuses)
     release(t, engine.outbox)
@@ -196,6 +198,9 @@ cdef void engine_tick(Engine* engine, int64_t now_us) noexcept nogil:
     if engine.done < engine.next_seq and announce_stuck(engine):
         note_stuck(engine, engine.done)
     check_late(engine)
+    if engine.roll_us and now_us >= engine.roll_us:
+        engine.rolls_due = 1
+        settle(engine)
     if engine.done < engine.next_seq or engine.settings.detect_us:
         coordinate(engine)
 

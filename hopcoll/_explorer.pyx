@@ -7,6 +7,7 @@ probability n * n / 2**65.
 from libc.stdint cimport int64_t, int32_t, uint64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 from cython_kernels.stream cimport Sink
+from hopcoll._engine cimport control_bytes_of
 from hopcoll._state cimport *
 from hopcoll._plan cimport is_from_root
 from hopcoll._network cimport (
@@ -113,10 +114,9 @@ cdef inline unsigned char* put(unsigned char* at, const void* data, int64_t nbyt
     return at + ((nbytes + 15) & ~15)
 
 
-cdef inline const unsigned char* get(void* data, const unsigned char* at, int64_t nbytes,
-                                     bint wanted) noexcept nogil:
-    if wanted:
-        memcpy(data, at, nbytes)
+cdef inline const unsigned char* get(void* data, const unsigned char* at,
+                                     int64_t nbytes) noexcept nogil:
+    memcpy(data, at, nbytes)
     return at + ((nbytes + 15) & ~15)
 
 
@@ -125,40 +125,75 @@ cdef int64_t head_bytes(World* world) noexcept nogil:
     return <unsigned char*>end - <unsigned char*>world
 
 
-cdef void save(World* world, unsigned char* at) noexcept nogil:
+# The answers to a ballot are only of use to the rank that leads it, and what a message is put
+# together in is of no use after that.
+
+cdef unsigned char* put_region(World* world, unsigned char* at, int rank) noexcept nogil:
+    cdef const Engine* engine = world.ranks[rank].engine
+    cdef unsigned char* base = world.network.ports[rank].region.base
+    cdef unsigned char* end = base + world.network.ports[rank].region.used
+    cdef unsigned char* skip = engine.statuses if engine.stage == STAGE_NONE else engine.outbox
+    (<unsigned char**>at)[0] = skip
+    at += 16
+    at = put(at, base, skip - base)
+    skip = unused_end(engine, skip)
+    return put(at, skip, end - skip)
+
+
+cdef unsigned char* unused_end(const Engine* engine, const unsigned char* skip) noexcept nogil:
+    return engine.statuses + engine.size * engine.status_bytes if skip == engine.statuses \
+        else engine.outbox + control_bytes_of(&engine.settings, engine.size)
+
+
+cdef const unsigned char* get_region(World* world, const unsigned char* at,
+                                     int rank) noexcept nogil:
+    cdef const Engine* engine = world.ranks[rank].engine
+    cdef unsigned char* base = world.network.ports[rank].region.base
+    cdef unsigned char* end = base + world.network.ports[rank].region.used
+    cdef unsigned char* skip = (<unsigned char* const*>at)[0]
+    at = get(base, at + 16, skip - base)
+    skip = unused_end(engine, skip)
+    return get(skip, at, end - skip)
+
+
+cdef void save(World* world, unsigned char* at, int actor, int also) noexcept nogil:
+    """What a step of `actor` can change, which may leave something with `also`."""
     cdef int i
     cdef Port* port
     cdef Channel* channel
     at = put(at, world, head_bytes(world))
     for i in range(world.size):
         port = &world.network.ports[i]
-        at = put(at, port.region.base, port.region.used)
-        at = put(at, port.posted, port.posted_count * sizeof(Posted))
-        at = put(at, port.late, port.late_count * sizeof(Late))
+        if i == actor:
+            at = put_region(world, at, i)
+        if i == actor or i == also:
+            at = put(at, port.posted, port.posted_count * sizeof(Posted))
+            at = put(at, port.late, port.late_count * sizeof(Late))
     for i in range(world.size * world.size):
         channel = &world.network.channels[i]
-        at = put(at, channel.bytes, channel.used)
-        at = put(at, channel.data, channel.data_count * sizeof(DataMessage))
+        if i // world.size == actor or i % world.size == actor:
+            at = put(at, channel.bytes, channel.used)
+            at = put(at, channel.data, channel.data_count * sizeof(DataMessage))
 
 
 cdef void restore(World* world, const unsigned char* at, int actor, int also) noexcept nogil:
-    """Undoes one step of `actor`, which may have left something with `also`."""
+    """Undoes that step."""
     cdef int i
-    cdef bint wanted
     cdef Port* port
     cdef Channel* channel
-    at = get(world, at, head_bytes(world), True)
+    at = get(world, at, head_bytes(world))
     for i in range(world.size):
         port = &world.network.ports[i]
-        wanted = i == actor or i == also
-        at = get(port.region.base, at, port.region.used, i == actor)
-        at = get(port.posted, at, port.posted_count * sizeof(Posted), wanted)
-        at = get(port.late, at, port.late_count * sizeof(Late), wanted)
+        if i == actor:
+            at = get_region(world, at, i)
+        if i == actor or i == also:
+            at = get(port.posted, at, port.posted_count * sizeof(Posted))
+            at = get(port.late, at, port.late_count * sizeof(Late))
     for i in range(world.size * world.size):
         channel = &world.network.channels[i]
-        wanted = i // world.size == actor or i % world.size == actor
-        at = get(channel.bytes, at, channel.used, wanted)
-        at = get(channel.data, at, channel.data_count * sizeof(DataMessage), wanted)
+        if i // world.size == actor or i % world.size == actor:
+            at = get(channel.bytes, at, channel.used)
+            at = get(channel.data, at, channel.data_count * sizeof(DataMessage))
 
 
 # ---- the digest ---------------------------------------------------------------------------
@@ -181,11 +216,16 @@ cdef inline uint64_t mix(uint64_t h, uint64_t word) noexcept nogil:
 cdef uint64_t mix_bytes(uint64_t h, const void* data, int64_t nbytes) noexcept nogil:
     cdef const uint64_t* words = <const uint64_t*>data
     cdef const uint8_t* tail = <const uint8_t*>data
-    cdef uint64_t last = 0
+    cdef uint64_t last = 0, other = 0x9E3779B97F4A7C15ULL
     cdef int64_t i
-    for i in range(nbytes >> 3):
-        h = (h ^ words[i]) * 0xff51afd7ed558ccdULL
+    for i in range(nbytes >> 4):          # two chains, so that one need not wait for the other
+        h = (h ^ words[2 * i]) * 0xff51afd7ed558ccdULL
+        other = (other ^ words[2 * i + 1]) * 0xc4ceb9fe1a85ec53ULL
         h ^= h >> 32
+        other ^= other >> 32
+    if nbytes & 8:
+        h = mix(h, words[(nbytes >> 3) - 1])
+    h = mix(h, other)
     for i in range(nbytes & ~7, nbytes):
         last = last << 8 | tail[i]
     return mix(h, last ^ <uint64_t>nbytes << 32)
@@ -265,14 +305,17 @@ cdef uint64_t mix_operation(Explorer* x, uint64_t h, int rank, const Engine* eng
     copy.moved_chunks = copy.moved_bytes = 0
     copy.send = NULL
     copy.base = copy.scratch = copy.undo = copy.retained = copy.inbox = NULL
-    copy.states = NULL
+    copy.states = copy.input = NULL
+    copy.carry = NULL
     copy.result = NULL
+    copy.arrived_us = waited(op.arrived_us, engine.now_us, op.sig.deadline_us) \
+        if op.sig.deadline_us and awaits_roll(op) else 0
     if not op.standing:
         memset(copy.holder, 0, sizeof(copy.holder))
     h = mix_bytes(h, &copy, whole)
     h = mix(h, (op.send != NULL) | (op.base != NULL) << 1 | (op.scratch != NULL) << 2
             | (op.undo != NULL) << 3 | (op.retained != NULL) << 4 | (op.inbox != NULL) << 5
-            | (op.result != NULL) << 6)
+            | (op.result != NULL) << 6 | (op.carry != NULL) << 7)
     if op.nbytes:
         if op.undo != NULL:
             h = mix_bytes(h, op.undo, op.undo_bytes)
@@ -305,6 +348,7 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     cdef int64_t whole = <const unsigned char*>&engine.faults - <const unsigned char*>engine
     cdef const StatusBody* status
     cdef const ProposeBody* proposal
+    cdef const Carry* carry
     cdef int64_t seq
     cdef int r
     memcpy(&copy, engine, whole)
@@ -315,7 +359,6 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     copy.landings = NULL
     copy.wheres = NULL
     memset(&copy.late, 0, sizeof(Late))
-    memset(copy.flight, 0, sizeof(copy.flight))
     copy.promised_us = copy.ballot_us = copy.heard_us = copy.beat_us = 0
     copy.calling_us = copy.answer_us = 0
     copy.groups = NULL
@@ -323,6 +366,8 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     copy.peer_done = NULL
     copy.outlets = NULL
     copy.outlet_free = copy.next_tag = 0
+    copy.carries = NULL
+    copy.roll_us = 0
     copy.watermark_us = waited(engine.watermark_us, engine.now_us, engine.settings.flush_us)
     copy.now_us = 0
     if not engine.stage:
@@ -336,7 +381,15 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     if engine.accepted > engine.promised or engine.frozen:
         proposal = <const ProposeBody*>engine.proposal
         h = mix_bytes(h, proposal, sizeof(ProposeBody) + proposal.entries * sizeof(Entry)
-                      + proposal.holders * BLOCKS_MAX * sizeof(int16_t))
+                      + proposal.holders * sizeof(Stand))
+    carry = engine.carries
+    while carry != NULL:
+        h = mix(h, <uint64_t>carry.seq << 2 | (carry.data != NULL) << 1 | (carry.more != NULL))
+        if carry.data != NULL:
+            h = mix_bytes(h, carry.data, carry.sig.count * 8)
+        if carry.more != NULL:
+            h = mix_bytes(h, carry.more, carry.sig.count * 8)
+        carry = carry.next
     if engine.poisoned:
         h = mix_bytes(h, engine.groups, engine.size * sizeof(Signature))
     if engine.stage:
@@ -537,13 +590,13 @@ cdef void explore_from(Explorer* x, int depth) noexcept nogil:
         if world.violation != FINE:
             return
     saved = x.stack + depth * x.world_bytes
-    save(world, saved)
     may_die = world.deaths_left > 0 and world.alive > 1
     for i in range(count):
         choice = choices[i]
         actor = actor_of(&choice)
         also = choice.a if choice.action == ACT_DATA else -1
         sends = 0
+        save(world, saved, actor, also)
         # Dying before the first send is dying before the step: that is ACT_KILL, except that data
         # may have been taken from their sender.
         budget = -1

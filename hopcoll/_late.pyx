@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memset
 from hopcoll._state cimport *
 from cython_kernels.stream cimport sink_idle
-from hopcoll._records cimport attempt_members, send_message
+from hopcoll._records cimport send_message
 
 cdef enum:
     REPLIES_US = 1000000

@@ -24,6 +24,7 @@ from libc.string cimport memcpy
 from cython_kernels.stream cimport sink_idle
 from hopcoll._state cimport *
 from hopcoll._operation cimport enter_epoch, settle, stop_operations
+from hopcoll._partial cimport set_roll
 from hopcoll._plan cimport is_from_root
 from hopcoll._records cimport claim, send_message
 from hopcoll._chunks cimport abandon_streams, part_streams
@@ -304,7 +305,7 @@ cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
     """What was decided becomes our history."""
     cdef const ProposeBody* body = <const ProposeBody*>engine.proposal
     cdef const Entry* history = <const Entry*>(engine.proposal + sizeof(ProposeBody))
-    cdef const int16_t* holders
+    cdef const Stand* stands
     cdef const Signature* groups
     cdef Mask members
     cdef int64_t seq
@@ -324,9 +325,10 @@ cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
         engine.dispute.seq = -1
     if body.entries <= engine.epoch:
         engine.wholes_due = 1
+        engine.rolls_due = 1
         settle(engine)         # nothing had changed
         return
-    holders = <const int16_t*>(history + body.entries)
+    stands = <const Stand*>(history + body.entries)
     memcpy(engine.history, history, body.entries * sizeof(Entry))
     engine.epoch = body.entries
     members = members_of(engine, engine.epoch)
@@ -340,7 +342,7 @@ cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
             engine.suspecting = SUSPICION_NONE
             engine.poison_cut = engine.history[i].cut
     if body.groups:
-        groups = <const Signature*>(holders + body.holders * BLOCKS_MAX)
+        groups = <const Signature*>(stands + body.holders)
         memcpy(engine.groups, groups, body.groups * sizeof(Signature))
         engine.grouped = body.grouped
         engine.quarrel = body.quarrel
@@ -361,7 +363,9 @@ cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
         op.standing = 1
         engine.counters.stands += 1
         for b in range(BLOCKS_MAX):
-            op.holder[b] = holders[i * BLOCKS_MAX + b]
+            op.holder[b] = stands[i].holder[b]
+        if not mask_empty(&stands[i].roll):
+            set_roll(engine, op, &stands[i].roll, attempt_of(engine, seq))
     enter_epoch(engine, previous)
 
 
@@ -425,6 +429,7 @@ cdef void on_dead(Engine* engine, int peer) noexcept nogil:
     engine.told_stable = -1
     engine.watermark_due = 1
     engine.wholes_due = 1
+    engine.rolls_due = 1
     coordinate(engine)
 
 
@@ -445,6 +450,7 @@ cdef void on_bye(Engine* engine, int peer) noexcept nogil:
     engine.told_stable = -1
     engine.watermark_due = 1
     engine.wholes_due = 1
+    engine.rolls_due = 1
     part_streams(engine, peer)
     send_message(engine, peer, MSG_BYE_HEARD, engine.done, NULL, NULL, 0)
     coordinate(engine)

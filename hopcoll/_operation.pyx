@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The state machine of one operation: its streams, its small-message path, its completion.
+"""The state machine of one operation: its start, its completion, and what epochs do to it.
 
 An operation is *complete* here when our part of the result is there, *done* when every earlier one
 is done too and no ballot holds us frozen (a promise to everyone: a done operation always stands),
@@ -8,21 +8,22 @@ is done too and no ballot holds us frozen (a promise to everyone: a done operati
 from libc.stdint cimport int64_t, int32_t
 from libc.string cimport memcpy, memset
 from cython_kernels.stream cimport sink_idle
-from cython_kernels.reduction cimport divide
 from hopcoll._state cimport *
 from hopcoll._plan cimport ends_at_root, is_fold, is_from_root, is_private
 from hopcoll._records cimport (
-    ask_again, attempt_members, claim, combine, compare_signature, dispute, fate_of, free_records,
+    ask_again, claim, combine, compare_signature, dispute, fate_of, free_records,
     refresh_attempt, release_memory, send_message)
+from hopcoll._partial cimport (
+    arrive, check_roll, forget_roll, has_late, is_late_for, is_lost_to_us, keep_for_late, keeper_of,
+    miss, note_arrival, on_roll, prepare_carry, refuse_outlets, return_carry, settle_carry,
+    take_carry)
+from hopcoll._small cimport (
+    answer_fetch, fetch, land_small, on_contribution, store_contribution, try_small)
 from hopcoll._streams cimport attach_early
 from hopcoll._chunks cimport (
-    awaits_root, check_chunk_faults, check_complete, check_lengths, end_streams,
+    awaits_root, check_chunk_faults, check_complete, check_lengths, close_sinks, end_streams,
     on_credit, on_grant, pump_chunks, rerun_chunks)
 from hopcoll._layout cimport count_awaited, prepare_blocks
-
-cdef enum:
-    AVG = 10
-
 
 # ---- starting -----------------------------------------------------------------------------
 
@@ -41,23 +42,6 @@ cdef bint goes_small(const Engine* engine, const Signature* sig, int64_t nbytes)
                                                       or is_fold(sig.kind))
 
 
-cdef bint store_contribution(Engine* engine, Operation* op, int rank, const unsigned char* data,
-                             int64_t nbytes) noexcept nogil:
-    cdef bint one = is_from_root(op.sig.kind)
-    if op.inbox != NULL and nbytes != op.nbytes:
-        return True                     # a wrong call: its signature tells the coordinator
-    if nbytes > 0:
-        if op.inbox == NULL:
-            op.nbytes = nbytes
-            op.inbox = <unsigned char*>engine.transport.allocate(
-                engine.transport.self, nbytes if one else engine.size * nbytes)
-            if op.inbox == NULL:
-                return False
-        memcpy(op.inbox + (0 if one else rank * op.nbytes), data, nbytes)
-    mask_add(&op.have, rank)
-    return True
-
-
 cdef bint contributes(const Engine* engine, const Signature* sig) noexcept nogil:
     return not is_from_root(sig.kind) or sig.root == engine.rank
 
@@ -65,6 +49,7 @@ cdef bint contributes(const Engine* engine, const Signature* sig) noexcept nogil
 cdef void forget_start(Engine* engine, Operation* op) noexcept nogil:
     """Out of memory before anything was sent: the record is again that of an operation that we
     have not called."""
+    return_carry(engine, op)
     release_memory(engine, op.undo)
     release_memory(engine, op.scratch)
     release_memory(engine, op.states)
@@ -94,6 +79,8 @@ cdef bint make_room(Engine* engine, Operation* op, int flags) noexcept nogil:
         op.scratch = <unsigned char*>engine.transport.allocate(engine.transport.self, nbytes)
         if op.scratch == NULL:
             return False
+    if op.carry != NULL:
+        op.send = take_carry(engine, op, op.send, nbytes)
     return True
 
 
@@ -156,7 +143,9 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
     op.called_us = engine.now_us
     op.result = result
     # Everything that can fail comes before the first message.
-    if op.small:
+    if flags & FLAG_CARRY and nbytes and not prepare_carry(engine, op, nbytes):
+        failed = START_NO_MEMORY
+    elif op.small:
         op.nbytes = nbytes
         if sig.kind == REDUCE_SCATTER and sig.flags & FLAG_VECTOR:
             op.share_at = layout.send_at[engine.rank]
@@ -167,6 +156,8 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
             input = recv
             if sig.kind == GATHER or sig.kind == ALLGATHER:
                 input += engine.rank * nbytes
+        if op.carry != NULL:
+            input = take_carry(engine, op, input, nbytes)
         if contributes(engine, &sig) and not store_contribution(engine, op, engine.rank, input,
                                                                 nbytes):
             failed = START_NO_MEMORY
@@ -197,6 +188,12 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
                 send_message(engine, r, MSG_EAGER, seq, &op.sig, input, nbytes)
     if mismatch and op.small:
         ask_again(engine, op)
+    if sig.flags & FLAG_PARTIAL:
+        engine.counters.late += is_late_for(engine, op)
+        if not op.small or keeper_of(engine) == engine.rank:
+            arrive(engine, op)     # else our input tells the keeper
+        if is_lost_to_us(engine, op):
+            miss(engine, op)
     attach_early(engine, op)
     check_lengths(engine, op)
     check_chunk_faults(engine, op)
@@ -205,82 +202,7 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
     return START_OK
 
 
-# ---- the small path -----------------------------------------------------------------------
-
-cdef void try_small(Engine* engine, Operation* op) noexcept nogil:
-    """A small operation is complete once all contributions are here."""
-    cdef Mask members
-    if not op.called or op.complete:
-        return
-    members = attempt_members(engine, op)
-    if is_from_root(op.sig.kind):
-        members = mask_none()
-        mask_add(&members, op.sig.root)
-    if mask_within(&members, &op.have):
-        op.complete = 1
-    else:
-        fetch(engine, op)
-
-
-cdef void fold_small(Engine* engine, Operation* op, const Mask* members, int64_t offset,
-                     int64_t nbytes, int until) noexcept nogil:
-    """Folds the contributions of ranks below `until` in rank order: all ranks, alike."""
-    cdef int r, folded = 0
-    cdef const unsigned char* one
-    for r in range(until):
-        if mask_has(members, r):
-            one = op.inbox + r * op.nbytes + offset
-            if not folded:
-                memcpy(op.base, one, nbytes)
-            else:
-                combine(engine, op, op.base, op.base, one, nbytes)
-            folded += 1
-    if op.sig.redop == AVG:
-        divide(op.sig.dtype, op.base, nbytes // op.item_bytes, folded)
-
-
-cdef void land_small(Engine* engine, Operation* op) noexcept nogil:
-    """The result, from the contributions into the caller's buffer."""
-    cdef Mask members = attempt_members(engine, op)
-    cdef int64_t nbytes = op.nbytes, block = op.nbytes // engine.size
-    cdef int kind = op.sig.kind, r, n = engine.size, me = engine.rank
-    cdef int64_t at = 0
-    if nbytes == 0 or op.base == NULL or op.inbox == NULL:
-        return
-    if kind == BCAST:
-        if op.sig.root != me:
-            memcpy(op.base, op.inbox, nbytes)
-    elif kind == SCATTER:
-        memcpy(op.base, op.inbox + me * block, block)
-    elif kind == GATHER or kind == ALLGATHER or kind == ALLTOALL:
-        if kind != ALLTOALL:
-            block = nbytes
-        else:
-            at = me * block
-        for r in range(n):
-            if mask_has(&members, r):
-                memcpy(op.base + r * block, op.inbox + r * nbytes + at, block)
-            else:
-                memset(op.base + r * block, 0, block)
-    elif kind == REDUCE_SCATTER:
-        if op.sig.flags & FLAG_VECTOR:
-            fold_small(engine, op, &members, op.share_at, op.share_bytes, n)
-        else:
-            fold_small(engine, op, &members, me * block, block, n)
-    elif kind != BARRIER:
-        fold_small(engine, op, &members, 0, nbytes,
-                   me + 1 if kind == SCAN else me if kind == EXSCAN else n)
-
-
-cdef void fetch(Engine* engine, Operation* op) noexcept nogil:
-    """A STAND without us: what the dead had sent to others is asked for, once an epoch."""
-    cdef FetchBody body
-    if (op.standing and op.fetched != engine.epoch + 1 and op.holder[0] != NOBODY
-            and op.holder[0] != engine.rank):
-        op.fetched = engine.epoch + 1
-        body.have = op.have
-        send_message(engine, op.holder[0], MSG_FETCH, op.seq, &op.sig, &body, sizeof(body))
-
+# ---- moving on ----------------------------------------------------------------------------
 
 cdef void pump(Engine* engine, Operation* op) noexcept nogil:
     """Moves whatever of an operation can be moved now."""
@@ -365,39 +287,6 @@ cdef void check_whole(Engine* engine) noexcept nogil:
 
 # ---- messages -----------------------------------------------------------------------------
 
-cdef void answer_fetch(Engine* engine, const Operation* op, int peer,
-                       const FetchBody* body) noexcept nogil:
-    """Every contribution that we have and the other lacks; they do not depend on the epoch."""
-    cdef RelayBody* relay = <RelayBody*>engine.outbox
-    cdef int64_t slot
-    cdef int r
-    if not op.small:
-        if ends_at_root(&op.sig) and op.complete and op.status == STATUS_OK:
-            send_message(engine, peer, MSG_ROOT_DONE, op.seq, &op.sig, NULL, 0)
-        return
-    for r in range(engine.size):
-        if not mask_has(&op.have, r) or mask_has(&body.have, r):
-            continue
-        relay.rank = r
-        relay.pad = 0
-        if op.nbytes:
-            slot = 0 if is_from_root(op.sig.kind) else r
-            memcpy(engine.outbox + sizeof(RelayBody), op.inbox + slot * op.nbytes, op.nbytes)
-        send_message(engine, peer, MSG_RELAY, op.seq, &op.sig, relay,
-                     sizeof(RelayBody) + op.nbytes)
-
-
-cdef void on_contribution(Engine* engine, Operation* op, int rank, const unsigned char* data,
-                          int64_t nbytes) noexcept nogil:
-    if not mask_has(&op.have, rank) and not op.done:
-        if op.called and nbytes != op.nbytes:
-            return
-        if not store_contribution(engine, op, rank, data, nbytes):
-            engine.broken = 1
-    if op.called:
-        try_small(engine, op)
-
-
 cdef void on_operation_message(Engine* engine, int peer, const Head* head,
                                const unsigned char* body, int64_t nbytes) noexcept nogil:
     cdef Operation* op
@@ -422,6 +311,15 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
         return
     if head.type == MSG_ANNOUNCE:
         engine.complaint = 1      # a ballot compares what everyone called
+    elif head.type == MSG_ARRIVED:
+        note_arrival(engine, op, peer)
+    elif head.type == MSG_ROLL:
+        if on_roll(engine, op, <const RollBody*>body) and op.called:
+            pump(engine, op)
+    elif head.type == MSG_GONE:
+        if op.rolled:
+            miss(engine, op)
+            close_sinks(engine, op)
     elif head.type == MSG_ROOT_DONE:
         op.root_done = 1
     elif head.type == MSG_CALLED:
@@ -435,6 +333,7 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
         if op.whole and head.epoch == engine.epoch:
             op.complete = 1
     elif head.type == MSG_EAGER:
+        note_arrival(engine, op, peer)
         on_contribution(engine, op, peer, body, nbytes)
     elif head.type == MSG_RELAY:
         on_contribution(engine, op, (<const RelayBody*>body).rank, body + sizeof(RelayBody),
@@ -465,6 +364,8 @@ cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
         land_small(engine, op)
     elif ends_at_root(&op.sig) or is_private(op.sig.kind):
         op.keeps_nothing = 1
+    elif has_late(engine, op):
+        keep_for_late(engine, op)
     elif (op.base != NULL and not op.sig.flags & FLAG_VECTOR
             and op.nbytes <= engine.settings.retain_bytes_max
             and engine.retained_bytes + op.nbytes <= engine.settings.retain_budget_bytes):
@@ -517,21 +418,41 @@ cdef void finish(Engine* engine, Operation* op) noexcept nogil:
     cdef Result* result = op.result
     op.finished = 1
     op.result = NULL
+    if op.carry != NULL:
+        settle_carry(engine, op, op.inbox + engine.rank * op.nbytes if op.small else op.send,
+                     op.nbytes)
     if op.undo != NULL and op.status != STATUS_OK:
         memcpy(op.base, op.undo, op.undo_bytes)  # a failed IN_PLACE gives the input back
     elif op.status == STATUS_OK and not op.small:
         clear_absent(engine, op)
     op.base = NULL
     op.send = NULL
+    if op.forgotten:
+        refuse_outlets(engine, op)
     if result == NULL:
         return
     result.status = fate_of(engine, op, &result.failed)
-    if op.status == STATUS_STOPPED or engine.settings.sabotage & BREAK_OWN_RAISE:
+    if (op.status == STATUS_STOPPED or op.status == STATUS_MISSED
+            or engine.settings.sabotage & BREAK_OWN_RAISE):
         result.status = op.status
     result.strays = op.strays
     result.epoch = op.attempt
     result.contributors = attempt_members(engine, op)
     result.complete = 1
+
+
+cdef void check_rolls(Engine* engine) noexcept nogil:
+    """At the keeper: whose roll is to be closed?"""
+    cdef Operation* op
+    cdef int64_t seq
+    engine.rolls_due = 0
+    engine.roll_us = 0
+    if engine.frozen or engine.stopped or engine.leaving or keeper_of(engine) != engine.rank:
+        return
+    for seq in range(engine.freed, engine.freed + engine.settings.ring):
+        op = find_operation(engine, seq)
+        if op != NULL and check_roll(engine, op) and op.called:
+            pump(engine, op)
 
 
 cdef void update_stable(Engine* engine) noexcept nogil:
@@ -572,6 +493,8 @@ cdef void settle(Engine* engine) noexcept nogil:
     cdef int64_t seq, stable = engine.stable
     cdef int64_t until
     cdef int quarter = engine.settings.ring // 4
+    if engine.rolls_due:
+        check_rolls(engine)
     while True:
         check_whole(engine)
         op = find_operation(engine, engine.done)
@@ -642,6 +565,9 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
     end_streams(engine)
     for seq in range(engine.done, engine.freed + engine.settings.ring):
         op = find_operation(engine, seq)
+        if op != NULL and not op.done:
+            forget_roll(engine, op)
+            arrive(engine, op)
         if op == NULL or not op.called or op.done:
             continue
         old = op.attempt
@@ -665,9 +591,12 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
     engine.told_stable = -1
     engine.watermark_due = 1
     engine.wholes_due = 1
+    engine.rolls_due = 1
     for seq in range(engine.freed, engine.freed + engine.settings.ring):
         op = find_operation(engine, seq)
         if op != NULL and op.called:
+            if is_lost_to_us(engine, op):
+                miss(engine, op)
             tell_called(engine, op)
             pump(engine, op)
     settle(engine)

@@ -117,7 +117,7 @@ cdef bint is_wanted(const Engine* engine, const Operation* op, int block) noexce
         return False
     if is_fold(op.sig.kind):
         return True
-    members = members_of(engine, op.attempt)
+    members = attempt_members(engine, op)
     return mask_has(&members, b.start)
 
 
@@ -127,10 +127,25 @@ cdef int partial_source(const Engine* engine, const Operation* op, int block) no
     cdef int dest = op.block[block].dest
     if not is_fold(op.sig.kind) or op.standing:
         return -1
-    members = members_of(engine, op.attempt)
-    if dest >= 0 and not mask_has(&members, dest):
-        return -1             # nobody wants it any more
+    members = attempt_members(engine, op)
+    if (dest >= 0 and not mask_has(&members, dest)) or not mask_has(&members, engine.rank):
+        return -1             # nobody wants it any more; or it goes on without us
     return chain_before(&members, engine.size, op.block[block].start, engine.rank)
+
+
+cdef int late_source(const Engine* engine, const Operation* op, int block,
+                     const Mask* members) noexcept nogil:
+    """Who gives the result of a partial operation to a rank that came too late for it, or lacks
+    what stands.  Not along a chain: ranks in between may not have called it."""
+    cdef int r = engine.rank, i
+    if op.standing:
+        r = op.holder[block]
+        return r if r != engine.rank and r != NOBODY else -1
+    for i in range(engine.size):
+        r = r + 1 if r < engine.size - 1 else 0
+        if mask_has(members, r):
+            return r
+    return -1
 
 
 cdef int final_source(const Engine* engine, const Operation* op, int block) noexcept nogil:
@@ -139,7 +154,10 @@ cdef int final_source(const Engine* engine, const Operation* op, int block) noex
     cdef int kind = op.sig.kind, start = op.block[block].start, dest = op.block[block].dest
     if is_scan(kind) or (dest >= 0 and dest != engine.rank):
         return -1
-    members = members_of(engine, engine.epoch if op.standing else op.attempt)
+    members = members_of(engine, engine.epoch) if op.standing \
+        else attempt_members(engine, op)
+    if op.rolled and (op.standing or not mask_has(&members, engine.rank)):
+        return late_source(engine, op, block, &members)
     if is_fold(kind) or kind == BCAST:
         if op.standing:
             if dest >= 0:
@@ -170,5 +188,6 @@ cdef bint is_finalizer(const Engine* engine, const Operation* op, int block) noe
         return False
     if is_scan(op.sig.kind):
         return True
-    members = members_of(engine, op.attempt)
-    return chain_after(&members, engine.size, op.block[block].start, engine.rank) < 0
+    members = attempt_members(engine, op)
+    return (mask_has(&members, engine.rank)
+            and chain_after(&members, engine.size, op.block[block].start, engine.rank) < 0)

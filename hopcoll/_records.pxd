@@ -9,7 +9,6 @@ cdef void merge_watermarks(Engine* engine, int peer, const Head* head) noexcept 
 cdef Operation* claim(Engine* engine, int64_t seq) noexcept nogil
 cdef void release_memory(Engine* engine, void* memory) noexcept nogil
 cdef void free_records(Engine* engine) noexcept nogil
-cdef Mask attempt_members(const Engine* engine, const Operation* op) noexcept nogil
 cdef int fate_of(const Engine* engine, const Operation* op, Mask* failed) noexcept nogil
 cdef void refresh_attempt(Engine* engine, Operation* op) noexcept nogil
 cdef bint combine(Engine* engine, const Operation* op, void* dest, const void* left,

@@ -82,12 +82,15 @@ cdef void free_records(Engine* engine) noexcept nogil:
         if op != NULL:
             if not record_quiet(op):
                 return
-            if op.retained != NULL:
+            if op.retained != NULL and op.late_kept:
+                engine.late_bytes -= op.nbytes
+            elif op.retained != NULL:
                 engine.retained_bytes -= op.nbytes
             if not op.strays:         # else a send to a lost rank may read it, for ever
                 release_memory(engine, op.scratch)
                 release_memory(engine, op.undo)
                 release_memory(engine, op.retained)
+                release_memory(engine, op.input)
             release_memory(engine, op.inbox)
             release_memory(engine, op.states)
             release_memory(engine, op.block)
@@ -98,14 +101,10 @@ cdef void free_records(Engine* engine) noexcept nogil:
 
 # ---- what membership means for an operation -----------------------------------------------
 
-cdef Mask attempt_members(const Engine* engine, const Operation* op) noexcept nogil:
-    return members_of(engine, op.attempt)
-
-
 cdef int fate_of(const Engine* engine, const Operation* op, Mask* failed) noexcept nogil:
     """The status that the history of memberships gives to an operation: alike at all ranks."""
     cdef int i, epoch
-    cdef Mask before, members = attempt_members(engine, op)
+    cdef Mask before, members = members_of(engine, op.attempt)
     failed[0] = mask_none()
     for i in range(op.attempt):
         if engine.history[i].kind == ENTRY_MISMATCH and engine.history[i].cut <= op.seq:

@@ -1,20 +1,25 @@
-"""The collectives that combine inputs: Reduce and Allreduce."""
+"""The collectives that combine inputs: Reduce, and Allreduce, also of part of the ranks."""
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 
 from hopcoll import buffers
 from hopcoll._calls import (
+    CARRY_FLAG,
     IN_PLACE_FLAG,
     ORDERED_FLAG,
+    PARTIAL_FLAG,
     address_of,
     is_in_place,
     number_of,
 )
 from hopcoll._gathers import Gathers
 from hopcoll.buffers import Buffer
+from hopcoll.config import seconds
 from hopcoll.ops import SUM, Op, resolve
 from hopcoll.outcome import (
     ALLREDUCE,
@@ -131,6 +136,10 @@ class Reductions(Gathers):
         recvbuf: Any,
         op: Op | MPI.Op = SUM,
         *,
+        quorum: int | None = None,
+        deadline_s: float | None = None,
+        late: str | None = None,
+        name: str = "",
         on_failure: str | None = None,
         timeout_s: float | None = None,
         check: str | None = None,
@@ -148,13 +157,27 @@ class Reductions(Gathers):
             The place of the result, apart from `sendbuf`, of its dtype and number of items.
         op : Op or mpi4py.MPI.Op, default SUM
             The operation.
+        quorum : int, optional
+            The inputs of so many ranks are enough: those that call first; of all that are alive
+            where they are fewer. 1 to `size`. Alike at all ranks, as are the next three.
+        deadline_s : float, optional
+            So many seconds after the first rank has called it, the inputs of those that have called
+            are enough. With a quorum too: whichever comes first.
+        late : {"drop", "carry"}, optional
+            What becomes of this rank's input when it came too late. ``"drop"`` (the default): it is
+            left out. ``"carry"``: it is added to this rank's input to the next operation with the
+            same `name`, dtype and count, exactly once; for ``op=SUM`` alone. Without `quorum`
+            and `deadline_s`, ``"carry"`` waits for all ranks, and takes along what they carry.
+        name : str, default ""
+            Tells apart what is carried, for ``late="carry"``.
         on_failure : {"survivors", "raise"}, optional
             As for the communicator, for this call only.
         timeout_s : float, optional
             At most so many seconds; None stands for the communicator's limit.
         check : {"hash"}, optional
             Compare a hash of the result over all ranks afterwards, by one small message to each:
-            for those who do not trust their memory, or an operation of their own.
+            for those who do not trust their memory, or an operation of their own. Waits for all
+            ranks, so not with `quorum` or `deadline_s`.
 
         Returns
         -------
@@ -166,6 +189,8 @@ class Reductions(Gathers):
         TypeError, ValueError, BufferError
             This call is wrong; nothing was sent, no buffer is touched. ValueError also where the
             calls of the ranks differ, as `Request.wait` says.
+        MissedError
+            This rank came so late to a partial operation that nobody keeps the result any more.
         RankFailedError
             Only under ``on_failure="raise"``: a rank was lost. `recvbuf` is undefined (with
             `IN_PLACE` it holds the input again), the inputs are unchanged.
@@ -175,8 +200,18 @@ class Reductions(Gathers):
             As `Request.wait` raises them, with the state of the buffers.
         """
         self._check_check(check)
+        if check is not None and (quorum is not None or deadline_s is not None):
+            raise ValueError("check waits for all ranks: not with quorum or deadline_s")
         outcome = self.Iallreduce(
-            sendbuf, recvbuf, op, on_failure=on_failure, timeout_s=timeout_s
+            sendbuf,
+            recvbuf,
+            op,
+            quorum=quorum,
+            deadline_s=deadline_s,
+            late=late,
+            name=name,
+            on_failure=on_failure,
+            timeout_s=timeout_s,
         ).wait()
         if check is not None:
             self._compare_replicas("Allreduce", recvbuf, timeout_s)
@@ -188,6 +223,10 @@ class Reductions(Gathers):
         recvbuf: Any,
         op: Op | MPI.Op = SUM,
         *,
+        quorum: int | None = None,
+        deadline_s: float | None = None,
+        late: str | None = None,
+        name: str = "",
         on_failure: str | None = None,
         timeout_s: float | None = None,
     ) -> Request:
@@ -206,6 +245,17 @@ class Reductions(Gathers):
         32 KiB) is kept as a copy until it is stable, while with a larger one `Request.wait`
         returns only once it is.
 
+        **Partial operations.** With `quorum` or `deadline_s` the lowest living rank keeps the roll:
+        its thread hears who has called (one small message from each), and closes the roll when it
+        is time, by its own clock. From then on it is a reduction of those on the roll, whom the
+        outcome names, alike at all ranks. Ranks that call it later get the result from a copy that
+        is kept for them (`late_bytes` of the communicator), and their own input is dropped or
+        carried. The first to call is always in time, so there is always a contributor. The others
+        run ahead of a rank by at most 64 operations: then they wait for it. A death makes an
+        operation that does not stand start again with a new roll, of the quorum or more. What a
+        dead rank carries is lost with it; what a living one carries at the end of the job, an
+        operation with ``late="carry"`` and neither quorum nor deadline takes along (or `Flush`).
+
         Parameters and errors are those of `Allreduce`; the errors of the operation itself come from
         the request. May block until earlier operations are stable, when many are outstanding.
 
@@ -215,14 +265,98 @@ class Reductions(Gathers):
 
         References
         ----------
-        MPI 4.1, sections 6.9.6 and 6.12.8; Hoplite (SIGCOMM 2021), section on allreduce.
+        MPI 4.1, sections 6.9.6 and 6.12.8; Hoplite (SIGCOMM 2021), sections on allreduce, and on
+        reducing the first objects that are ready.
         """
         engine = self._open_engine()
         op = resolve(op)
         flags, limit_s = self._check_call(on_failure, timeout_s)
+        roll, enough, deadline = self._check_partial(op, quorum, deadline_s, late, name)
         send = None if is_in_place(sendbuf) else self._input(sendbuf, op, "sendbuf")
         recv = self._result(recvbuf, send, op)
-        return self._start_reduction(engine, ALLREDUCE, op, 0, send, recv, flags, limit_s)
+        return self._start_reduction(
+            engine,
+            ALLREDUCE,
+            op,
+            enough,
+            send,
+            recv,
+            flags | roll,
+            limit_s,
+            layout=number_of(f"carry {name}".encode()) if roll & CARRY_FLAG else 0,
+            deadline_s=deadline,
+        )
+
+    def Flush(
+        self,
+        recvbuf: Any,
+        *,
+        name: str = "",
+        on_failure: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Outcome:
+        """Sum up what the ranks still carry, and give it to all. Collective, blocking.
+
+        For the end of a job whose operations had ``late="carry"``: an Allreduce of zeros, to which
+        every rank adds what it carries under this name. Nothing is carried afterwards.
+
+        Parameters
+        ----------
+        recvbuf : buffer
+            The place of the sum, of the dtype and number of items of those operations.
+        name : str, default ""
+            As it was given to them.
+        on_failure, timeout_s
+            As for `Allreduce`.
+
+        Returns
+        -------
+        Outcome
+
+        Raises
+        ------
+        HopcollError, TypeError, ValueError, BufferError
+            As `Allreduce` raises them.
+        """
+        place = buffers.parse(recvbuf, "recvbuf", writable=True)
+        zeros = np.zeros(place.items, place.dtype)
+        return self.Allreduce(
+            zeros, recvbuf, late="carry", name=name, on_failure=on_failure, timeout_s=timeout_s
+        )
+
+    def _check_partial(
+        self,
+        op: Op,
+        quorum: int | None,
+        deadline_s: float | None,
+        late: str | None,
+        name: str,
+    ) -> tuple[int, int, float | None]:
+        """The flags, the quorum (0: none) and the deadline of a call."""
+        enough, flags = 0, 0
+        if quorum is not None:
+            try:
+                enough = operator.index(quorum)
+            except TypeError:
+                raise TypeError(f"quorum must be an integer, not {type(quorum).__name__}") from None
+            if not 1 <= enough <= self.size:
+                raise ValueError(f"quorum must be from 1 to {self.size}, not {enough}")
+        deadline = seconds("deadline_s", deadline_s)
+        if quorum is not None or deadline is not None:
+            flags |= PARTIAL_FLAG
+        if late not in (None, "drop", "carry"):
+            raise ValueError(f"late must be 'drop' or 'carry', not {late!r}")
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, not {type(name).__name__}")
+        if late == "carry":
+            flags |= CARRY_FLAG
+            if op.code != SUM.code or op.function is not None:
+                raise ValueError(f"late='carry' adds inputs up: op must be SUM, not {op.name}")
+        elif name:
+            raise ValueError("name is for late='carry' alone")
+        elif late == "drop" and not flags & PARTIAL_FLAG:
+            raise ValueError("late is for operations with a quorum or a deadline_s")
+        return flags, enough, deadline
 
     def _input(self, sendbuf: Any, op: Op, noun: str) -> Buffer:
         buffer = buffers.parse(sendbuf, noun, writable=False)
@@ -254,6 +388,7 @@ class Reductions(Gathers):
         count: int | None = None,
         lengths: tuple[Any, Any, Any, Any] | None = None,
         layout: int = 0,
+        deadline_s: float | None = None,
     ) -> Request:
         # Both are never None: either is the input, and who has no input has a result.
         shape: Any = recv if send is None else send
@@ -277,4 +412,5 @@ class Reductions(Gathers):
             lengths,
             function,
             layout,
+            deadline_s,
         )

@@ -137,6 +137,7 @@ cdef class Engine_:
         settings.window = config.window_chunks
         settings.retain_bytes_max = 32768
         settings.retain_budget_bytes = 4 << 20
+        settings.late_budget_bytes = config.late_bytes
         settings.ring = 128
         settings.active = 4
         settings.outlets_max = 128 * size
@@ -342,13 +343,13 @@ cdef class Engine_:
 
     def start(self, int kind, int dtype, int redop, int root, int64_t count,
               uintptr_t send_address, uintptr_t recv_address, int flags, keep, lengths=None,
-              function=None, agreed=0, timeout_s=None):
+              function=None, agreed=0, timeout_s=None, deadline_s=None):
         """Enters the next operation.  May block until an earlier one is stable, when 64 are not.
 
         `lengths`, with FLAG_VECTOR: int64 arrays by rank of the bytes sent to it, where they start,
         the bytes received from it, and where they go.  `function`, with USER_OP: what combines two
         arrays of the dtype that `keep[1]` or `keep[0]` has.  All must agree on the number
-        `agreed`."""
+        `agreed`.  With FLAG_PARTIAL the root is the quorum, or 0."""
         cdef Signature sig
         cdef Layout layout
         cdef Operation_ operation
@@ -363,9 +364,11 @@ cdef class Engine_:
         sig.dtype = dtype
         sig.redop = redop
         sig.root = root
-        sig.flags = flags & (FLAG_RAISE | FLAG_VECTOR | FLAG_ORDERED)
+        sig.flags = flags & (FLAG_RAISE | FLAG_VECTOR | FLAG_ORDERED | FLAG_PARTIAL | FLAG_CARRY)
         sig.count = count
         sig.layout = agreed
+        if deadline_s is not None:
+            sig.deadline_us = max(1, <int64_t>(min(deadline_s, 1e9) * 1e6))
         memset(&layout, 0, sizeof(layout))
         if lengths is not None:
             layout.send_bytes, layout.send_at = numbers(lengths[0]), numbers(lengths[1])

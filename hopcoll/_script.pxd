@@ -22,3 +22,6 @@ cdef bint has_result(const World* world, int rank, const Step* step) noexcept no
 cdef inline uint64_t rotate(uint64_t x, int64_t by) noexcept nogil:
     by &= 63
     return (x << by) | (x >> (64 - by)) if by else x
+cdef uint64_t carried_sum(const World* world, int rank, int k, int64_t j) noexcept nogil
+cdef void note_call(World* world, int rank, int k) noexcept nogil
+cdef void note_return(World* world, int rank, int k) noexcept nogil

@@ -4,7 +4,7 @@
 Inputs are made so that a result shows what went into it: item i of rank r's input is bit r, rotated
 by i, and a sum of such items is the set of its contributors; an input counted twice carries.
 """
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from hopcoll._state cimport *
 from hopcoll._plan cimport is_for_root
 from hopcoll._world cimport Rank, Step, World
@@ -87,7 +87,7 @@ cdef uint64_t input_item(const Step* step, int size, int rank, int k, int64_t j)
     """Item j of a rank's input."""
     cdef int r
     cdef int64_t count
-    if step.kind == GATHER or step.kind == ALLGATHER:
+    if step.kind == GATHER or step.kind == ALLGATHER or step.flags & FLAG_CARRY:
         return copy_item(k, rank, 0, j)
     if step.kind == SCATTER or step.kind == ALLTOALL:
         for r in range(size):
@@ -96,6 +96,51 @@ cdef uint64_t input_item(const Step* step, int size, int rank, int k, int64_t j)
                 return copy_item(k, rank, r, j)
             j -= count
     return rotate((<uint64_t>1) << rank, j)
+
+
+cdef uint64_t carried_sum(const World* world, int rank, int k, int64_t j) noexcept nogil:
+    """Item j of what a rank gives to operation k: its input, and those that it takes along."""
+    cdef uint64_t out = copy_item(k, rank, 0, j)
+    cdef int i
+    for i in range(k):
+        if world.ranks[rank].takes[k] >> i & 1:
+            out += copy_item(i, rank, 0, j)
+    return out
+
+
+cdef bint same_carry(const Step* a, const Step* b) noexcept nogil:
+    return a.flags & FLAG_CARRY and b.flags & FLAG_CARRY and a.count == b.count
+
+
+cdef void note_call(World* world, int rank, int k) noexcept nogil:
+    """What this call takes along: all that came too late before, unless a call that is under way
+    has some of it along already."""
+    cdef Rank* one = &world.ranks[rank]
+    cdef const Step* step = step_of(world, rank, k)
+    cdef int i
+    one.takes[k] = 0
+    if not step.flags & FLAG_CARRY or step.count == 0:
+        return
+    for i in range(one.checked, k):
+        if one.takes[i] and same_carry(step_of(world, rank, i), step):
+            return
+    for i in range(k):
+        if one.pending >> i & 1 and same_carry(step_of(world, rank, i), step):
+            one.takes[k] |= <uint32_t>1 << i
+    one.pending &= ~one.takes[k]
+
+
+cdef void note_return(World* world, int rank, int k) noexcept nogil:
+    cdef Rank* one = &world.ranks[rank]
+    cdef const Result* result = &one.results[k]
+    cdef const Step* step = step_of(world, rank, k)
+    cdef bint ended = result.status == STATUS_OK or result.status == STATUS_MISSED
+    if not step.flags & FLAG_CARRY or step.count == 0 or (
+            ended and mask_has(&result.contributors, rank)):
+        return
+    one.pending |= one.takes[k]
+    if ended:
+        one.pending |= <uint32_t>1 << k
 
 
 cdef bint is_here(const World* world, int rank) noexcept nogil:

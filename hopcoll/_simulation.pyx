@@ -37,6 +37,7 @@ VIOLATIONS = {
     MISMATCH_MISSED: "different calls went unnoticed",
     LIVELOCK: "the world came back to where it was",
     SPLIT: "two groups went on without each other",
+    NO_QUORUM: "a result of fewer ranks than were there",
     LEFT_THE_HEALTHY: "a rank was stopped although all could be heard",
 }
 ACTIONS = {ACT_CALL: "call", ACT_CONTROL: "control", ACT_DATA: "data", ACT_LATE: "late",
@@ -52,13 +53,16 @@ SABOTAGES = {"freeze": BREAK_FREEZE, "ballot_order": BREAK_BALLOT_ORDER,
              "retention": BREAK_RETENTION, "seal": BREAK_SEAL, "lost": BREAK_LOST,
              "asked": BREAK_ASKED, "minority": BREAK_MINORITY, "ballot": BREAK_BALLOT,
              "stand": BREAK_STAND, "stable": BREAK_STABLE, "own_raise": BREAK_OWN_RAISE,
-             "drain": BREAK_DRAIN, "accept": BREAK_ACCEPT}
+             "drain": BREAK_DRAIN, "accept": BREAK_ACCEPT,
+             "carry": BREAK_CARRY, "roll": BREAK_ROLL}
 DELAYS = {"none": DELAY_NONE, "eager": DELAY_EAGER, "late": DELAY_LATE, "any": DELAY_ANY}
 ORDERS = {"every": EVERY_ORDER, "lowest": LOWEST_FIRST, "turns": IN_TURNS}
 IN_PLACE = FLAG_IN_PLACE
 RAISE = FLAG_RAISE
 VECTOR = FLAG_VECTOR
 ORDERED = FLAG_ORDERED
+PARTIAL = FLAG_PARTIAL
+CARRY = FLAG_CARRY
 
 
 # ---- random runs --------------------------------------------------------------------------
@@ -329,7 +333,8 @@ cdef int random_run(World* world, Choice* trace, int* trace_count, int kill_ever
 # ---- Python -------------------------------------------------------------------------------
 
 cdef void fill_step(Step* step, item) except *:
-    kind, count, root, flags = item
+    kind, count, root, flags = item[:4]
+    step.deadline_us = item[4] if len(item) > 4 else 0
     step.kind = KINDS[kind]
     step.count = count
     step.root = root
@@ -368,6 +373,7 @@ cdef void fill_plan(World* plan, int size, script, dict options) except *:
     plan.settings.eager_bytes = options.pop("eager_bytes", 8)
     plan.settings.retain_bytes_max = options.pop("retain_bytes_max", 48)
     plan.settings.retain_budget_bytes = options.pop("retain_budget_bytes", 96)
+    plan.settings.late_budget_bytes = options.pop("late_budget_bytes", 400)
     plan.settings.window = options.pop("window", 2)
     plan.settings.ring = options.pop("ring", 8)
     plan.settings.active = options.pop("active", 2)
@@ -439,6 +445,8 @@ cdef list describe_operation(const Engine* e, const Operation* op):
     out = [f"    operation {op.seq}: called {op.called} attempt {op.attempt} status {op.status} "
            f"complete {op.complete} standing {op.standing} in flight {op.in_flight} "
            f"{op.in_flight_retained} have {ranks_in(&op.have, e.size)} awaited {op.awaited} "
+           f"rolled {op.rolled} in {op.roll_attempt} {ranks_in(&op.roll, e.size)} arrived "
+           f"{ranks_in(&op.arrived, e.size)} forgotten {op.forgotten} carry {op.takes_carry} "
            f"whole {op.whole} told {op.whole_told} in {op.whole_epoch} wholes "
            f"{ranks_in(&op.wholes, e.size)} in {op.wholes_epoch} holders "
            f"{[op.holder[b] for b in range(BLOCKS_MAX)]}"]
@@ -512,8 +520,9 @@ def simulate(int size, script, seed, *, int kill_every=60, int aim_percent=-1,
     ----------
     size : int
         Number of ranks, at most 64.
-    script : list of (kind, count, root, flags)
-        The operations that every rank calls: items of 8 bytes; kind is one of `KINDS`.
+    script : list of (kind, count, root, flags[, deadline_us])
+        The operations that every rank calls: items of 8 bytes; kind is one of `KINDS`. In a PARTIAL
+        one the root is the quorum.
     seed : int
         Decides everything; the same seed gives the same run.
     kill_every : int

@@ -35,6 +35,8 @@ cdef enum Flag:
     FLAG_RAISE = 2
     FLAG_VECTOR = 4           # blocks of different lengths
     FLAG_ORDERED = 8          # a fold in the order of the ranks, whoever that suits
+    FLAG_PARTIAL = 16         # of those who come first, or in time; the root is the quorum
+    FLAG_CARRY = 32           # what came too late is added to the next one of this layout
 
 cdef enum Status:
     STATUS_OK = 0
@@ -44,6 +46,7 @@ cdef enum Status:
     STATUS_CLOSED = 4
     STATUS_MPI_ERROR = 5
     STATUS_STOPPED = 6        # this rank has no part in it any more; see Stop
+    STATUS_MISSED = 7         # this rank came so late that nobody keeps the result any more
 
 cdef enum Phase:
     PARTIAL_PHASE = 0
@@ -92,6 +95,8 @@ cdef enum Sabotage:
     BREAK_OWN_RAISE = 8192    # a rank raises by what it knows alone
     BREAK_DRAIN = 16384       # a region is granted again before the old grant has drained
     BREAK_ACCEPT = 32768      # a proposal is decided before others have it
+    BREAK_CARRY = 65536       # a carry is consumed before the operation that takes it along
+    BREAK_ROLL = 131072       # a roll that was closed once binds for ever
 
 cdef struct Mask:
     uint64_t word[MASK_WORDS]
@@ -101,10 +106,11 @@ cdef struct Signature:        # what all ranks must agree on in one operation
     uint8_t dtype
     uint8_t redop
     uint8_t flags
-    int16_t root
+    int16_t root              # FLAG_PARTIAL: how many contributors are enough; 0: all
     uint16_t raised           # FLAG_RAISE: how the one before it was numbered, see raised_of
     int64_t count             # items of a contribution, or of a rank's block; of all blocks
     uint64_t layout           # hash of the blocks' lengths, where all know them; of a user's op
+    int64_t deadline_us       # FLAG_PARTIAL: how long the first to arrive waits for others; 0: ever
 
 cdef struct Layout:           # FLAG_VECTOR: lengths and offsets in bytes, by rank
     const int64_t* send_bytes
@@ -117,6 +123,7 @@ cdef struct Settings:
     int64_t eager_bytes
     int64_t retain_bytes_max      # of one result
     int64_t retain_budget_bytes   # of all results
+    int64_t late_budget_bytes     # of results that are kept for ranks that are late
     int64_t announce_us
     int64_t report_us         # an operation that waits so long is reported
     int64_t flush_us
@@ -133,6 +140,17 @@ cdef struct Entry:            # one membership: epoch i + 1 is history[i]
     int32_t pad
     Mask members
     Mask lost                 # left out although nobody knows them to be dead
+
+cdef struct Stand:            # a decision about one operation: it stands
+    Mask roll                 # FLAG_PARTIAL: whose input is in it
+    int16_t holder[BLOCKS_MAX]
+
+cdef struct Carry:            # input that came too late for its operation, of one kind of call
+    Carry* next
+    Signature sig             # of the calls; all but the quorum and the deadline
+    unsigned char* data       # NULL: nothing
+    unsigned char* more       # what came too late while an operation has `data` along
+    int64_t seq               # that operation; -1: none
 
 cdef struct Result:           # what a request of the caller reads; outlives the record
     int64_t seq
@@ -226,6 +244,13 @@ cdef struct Operation:
     int32_t whole_told        # the coordinator that knows so, and the epoch; -1: none
     int32_t whole_epoch
     int32_t wholes_epoch      # at the coordinator: who is whole in which epoch
+    int32_t rolled            # of a partial operation: it is known whose input is in it
+    int32_t roll_attempt      # ... in this attempt
+    int32_t late_kept         # `retained` is for ranks that are late
+    int32_t forgotten         # ... and had to go
+    int32_t takes_carry       # our input has an earlier one along
+    Mask roll                 # those are
+    Mask arrived              # at the keeper: who has called it
     Mask wholes
     Mask asked                # of a large Bcast: who showed that they have called it
     int64_t item_bytes
@@ -237,8 +262,11 @@ cdef struct Operation:
     int64_t awaited           # chunks that we need and that are not FINAL
     int64_t previous_raise    # the raise-flagged operation before this one
     int64_t called_us
+    int64_t arrived_us        # at the keeper: when the first one had
     int64_t moved_chunks
     int64_t moved_bytes
+    Carry* carry              # where our input goes when it is too late
+    unsigned char* input      # our input and what it takes along, or room for it
     const unsigned char* send # our input (for IN_PLACE its undo copy)
     unsigned char* base       # the caller's result buffer, or scratch in its place
     unsigned char* scratch    # partial sums that have no place in the caller's buffer
@@ -280,6 +308,10 @@ cdef struct Counters:
     int64_t zombies           # messages of such ranks
     int64_t minorities        # ballots of ours that too few answered
     int64_t strays            # streams that a lost rank may still touch
+    int64_t rolls             # of partial operations that we closed
+    int64_t late              # partial operations that had begun without us
+    int64_t forgotten         # results that were kept for others, and had to go
+    int64_t carried           # inputs that went into a later operation
 
 cdef struct Late:             # at the coordinator: an operation in which somebody waits
     int64_t seq
@@ -346,7 +378,6 @@ cdef struct Engine:
     int64_t beat_us           # when we sent our last beat
     int64_t calling_us        # since when we wait for a sign of life of everyone; 0: we do not
     Mask replied              # who gave one
-    uint16_t host[RANKS_MAX]  # which host each rank is on
     int32_t poisoned          # a mismatch was decided
     int32_t suspecting        # Suspicion: a mismatch was seen here, and from operation `suspect`
     int64_t suspect           # on nothing is done before a ballot that knows of it
@@ -378,6 +409,10 @@ cdef struct Engine:
     int64_t watermark_us
     int64_t last_raise
     int64_t retained_bytes
+    int64_t late_bytes
+    Carry* carries
+    int64_t roll_us           # when the first deadline is over for which we keep the roll; 0: none
+    int32_t rolls_due         # somebody arrived, or is gone
     Landing* landings         # NULL as long as none was needed
     int32_t landing_free
     int32_t landings_used
@@ -400,7 +435,6 @@ cdef struct Engine:
     void (*keep_stack)(void* context, int rank, const unsigned char* text,
                        int64_t nbytes) noexcept nogil
     void (*report)(void* context) noexcept nogil
-    Flight flight[FLIGHTS]
     # faults for tests
     int32_t faults
     Fault fault[FAULTS_MAX]
@@ -411,6 +445,8 @@ cdef struct Engine:
     void (*fence)(void* context, int rank) noexcept nogil      # kills a rank of this host
     void (*fire)(void* context, Engine* engine, const Fault* fault, int index) noexcept nogil
     Counters counters
+    uint16_t host[RANKS_MAX]  # which host each rank is on
+    Flight flight[FLIGHTS]
     int32_t outlets_made      # the others' memory was never touched
     int32_t* tags             # the last tag given to a stream, of all engines over one transport
 
@@ -443,6 +479,9 @@ cdef enum MessageType:
     MSG_FENCE = 24
     MSG_OUT = 25
     MSG_STOP = 26
+    MSG_ARRIVED = 27
+    MSG_ROLL = 28
+    MSG_GONE = 29
     MSG_ASK = 40
     MSG_WHERE = 41
     MSG_STACK = 42
@@ -481,6 +520,11 @@ cdef struct RelayBody:        # followed by the contribution of
     int32_t rank
     int32_t pad
 
+cdef struct RollBody:
+    Mask roll
+    int32_t attempt
+    int32_t pad
+
 cdef struct BallotBody:       # PREPARE, ACCEPTED, REFUSED and DECIDE
     int64_t ballot
 
@@ -501,12 +545,13 @@ cdef struct OperationStatus:
     Signature sig
     int32_t attempt
     int32_t small
-    int32_t complete
+    int32_t complete          # 2: but its bytes are gone
     int32_t whole             # our own part is there
     Mask held                 # bit b: we have all of block b
+    Mask roll                 # of a partial operation; empty: not known here
     Quarrel quarrel
 
-# Followed by Entry[entries], int16[holders][BLOCKS_MAX], Signature[groups].
+# Followed by Entry[entries], Stand[holders], Signature[groups].
 cdef struct ProposeBody:
     int64_t ballot
     int64_t first_held        # holders start with this operation
@@ -586,7 +631,7 @@ cdef inline Mask mask_none() noexcept nogil:
 cdef inline bint signature_equal(const Signature* a, const Signature* b) noexcept nogil:
     return (a.kind == b.kind and a.dtype == b.dtype and a.redop == b.redop
             and a.flags == b.flags and a.root == b.root and a.raised == b.raised
-            and a.count == b.count and a.layout == b.layout)
+            and a.count == b.count and a.layout == b.layout and a.deadline_us == b.deadline_us)
 
 cdef inline uint16_t raised_of(int64_t previous_raise) noexcept nogil:
     """What went before decides what a raising operation reports: ranks must agree on it too.  The
@@ -606,6 +651,17 @@ cdef inline int attempt_of(const Engine* engine, int64_t seq) noexcept nogil:
     while epoch > 0 and engine.history[epoch - 1].cut > seq:
         epoch -= 1
     return epoch
+
+cdef inline Mask attempt_members(const Engine* engine, const Operation* op) noexcept nogil:
+    """Whose input is in an operation, as far as this attempt gets."""
+    if op.rolled:
+        return mask_and(&engine.history[op.attempt - 1].members, &op.roll) if op.attempt > 0 \
+            else op.roll
+    return members_of(engine, op.attempt)
+
+cdef inline bint awaits_roll(const Operation* op) noexcept nogil:
+    """Whether it is not known yet whose input is in a partial operation."""
+    return op.sig.flags & FLAG_PARTIAL and not op.rolled
 
 cdef inline Mask gone(const Engine* engine) noexcept nogil:
     cdef Mask out = mask_or(&engine.dead, &engine.left)

@@ -20,7 +20,7 @@ cdef str kind_name(const Signature* sig):
 
 cdef str signature_text(const Signature* sig, int64_t seq):
     parts = []
-    if sig.layout and not sig.flags & FLAG_VECTOR and sig.redop != USER_OP:
+    if sig.layout and not sig.flags & (FLAG_VECTOR | FLAG_CARRY) and sig.redop != USER_OP:
         # Nobody else asks for agreement on a number: hopcoll._groups.
         return f"Split, {'the first' if sig.kind == ALLGATHER else 'the second'} of its steps"
     if sig.kind != BARRIER:
@@ -34,6 +34,12 @@ cdef str signature_text(const Signature* sig, int64_t seq):
                      else f"op of the user's {sig.layout & 0xffffff:06x}")
     if is_from_root(sig.kind) or is_for_root(sig.kind):
         parts.append(f"root={sig.root}")
+    if sig.flags & FLAG_PARTIAL and sig.root:
+        parts.append(f"quorum={sig.root}")
+    if sig.deadline_us:
+        parts.append(f"deadline_s={sig.deadline_us / 1e6:g}")
+    if sig.flags & FLAG_CARRY:
+        parts.append(f"late='carry', name {sig.layout & 0xffffff:06x}")
     if sig.flags & FLAG_RAISE:
         parts.append("on_failure='raise'")
     text = f"{kind_name(sig)}({', '.join(parts)})"

@@ -1,6 +1,6 @@
 # cython: language_level=3
 """A simulated world: engines, their callers and the network; see _world.pyx."""
-from libc.stdint cimport int64_t, int32_t, uint64_t, uint8_t
+from libc.stdint cimport int64_t, int32_t, uint64_t, uint32_t, uint8_t
 from hopcoll._state cimport Engine, Settings, Result, Mask
 from hopcoll._network cimport Network
 
@@ -46,12 +46,13 @@ cdef enum Violation:
     LIVELOCK = 21
     SPLIT = 22
     LEFT_THE_HEALTHY = 23
+    NO_QUORUM = 24
 
 cdef struct Step:             # one operation of the script
     int32_t kind
     int32_t root
     int32_t flags
-    int32_t pad
+    int32_t deadline_us       # of a partial operation; its root is the quorum
     int64_t count
 
 cdef struct Choice:
@@ -71,6 +72,8 @@ cdef struct Rank:
     int64_t stable            # as last seen
     int64_t baseline_bytes    # of its memory, before any operation
     Result* results
+    uint32_t pending          # operations whose input is to be carried into a later one
+    uint32_t takes[OPERATIONS_MAX]     # whose input an operation has along
     uint64_t* send[OPERATIONS_MAX]
     uint64_t* recv[OPERATIONS_MAX]
 

@@ -70,7 +70,8 @@ cdef World* make_world(const World* plan, int64_t* total) noexcept nogil:
                           + (n + 4) * (sizeof(Entry) + 64)
                           + settings.ring * (sizeof(Operation)
                                              + n * (settings.eager_bytes + 48 + sizeof(Block)))
-                          + settings.outlets_max * sizeof(Outlet) + items * 8 * 6
+                          + settings.outlets_max * sizeof(Outlet) + items * 8 * 9
+                          + plan.steps_count * sizeof(Carry)
                           + plan.steps_count * (512 + sizeof(Result)) + 2048)
     if plan.fixed:
         rooms.channel_bytes = 4096
@@ -187,7 +188,7 @@ cdef void call_next(World* world, int rank) noexcept nogil:
     cdef Signature sig
     cdef unsigned char* send = <unsigned char*>one.send[k]
     cdef unsigned char* recv = <unsigned char*>one.recv[k]
-    cdef int flags = step.flags & FLAG_IN_PLACE
+    cdef int flags = step.flags & (FLAG_IN_PLACE | FLAG_CARRY)
     cdef int64_t sent[RANKS]
     cdef int64_t sent_at[RANKS]
     cdef int64_t got[RANKS]
@@ -201,8 +202,10 @@ cdef void call_next(World* world, int rank) noexcept nogil:
     sig.dtype = UINT64
     sig.redop = SUM if is_fold(step.kind) else NONE
     sig.root = step.root
-    sig.flags = step.flags & (FLAG_RAISE | FLAG_VECTOR | FLAG_ORDERED)
+    sig.flags = step.flags & (FLAG_RAISE | FLAG_VECTOR | FLAG_ORDERED | FLAG_PARTIAL
+                              | FLAG_CARRY)
     sig.count = step.count
+    sig.deadline_us = step.deadline_us
     layout.send_bytes, layout.send_at = sent, sent_at
     layout.recv_bytes, layout.recv_at = got, got_at
     for r in range(world.size):
@@ -228,8 +231,9 @@ cdef void call_next(World* world, int rank) noexcept nogil:
         elif flags:
             recv = NULL
         flags = 0
-    elif step.kind == BCAST or flags:
+    elif step.kind == BCAST or flags & FLAG_IN_PLACE:
         send = NULL
+    note_call(world, rank, k)
     one.called += 1
     if start_operation(one.engine, &sig, 8, send, recv, flags, &layout,
                        &one.results[k]) != START_OK:

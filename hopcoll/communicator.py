@@ -56,6 +56,9 @@ class Communicator(Groups):
     detect_s : float, optional
         How long a rank may be silent before the others go on without it, in seconds (30 by
         default; ``math.inf``: for ever); alike at all ranks.
+    late_bytes : int, optional
+        How many bytes of results of partial operations are kept for ranks that were too late for
+        them (64 MiB by default; see `Iallreduce`).
     connect_timeout_s : float, optional
         How long the first contacts may take, in seconds.
 
@@ -102,6 +105,7 @@ class Communicator(Groups):
         eager_bytes: int | None = None,
         progress: str | None = None,
         detect_s: float | None = None,
+        late_bytes: int | None = None,
         connect_timeout_s: float | None = None,
     ) -> None:
         flags = on_failure_flags(on_failure)
@@ -112,6 +116,7 @@ class Communicator(Groups):
             eager_bytes=eager_bytes,
             progress=progress,
             detect_s=detect_s,
+            late_bytes=late_bytes,
             connect_timeout_s=connect_timeout_s,
         )
         self._adopt(_make_engine(comm, config), config, flags)

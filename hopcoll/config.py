@@ -57,6 +57,12 @@ class Config:
         more than half of the ranks go on. None and ``math.inf``: never. Deaths that MPI reports
         are noticed at once in any case. Without effect unless all ranks have the progress
         thread. Environment: ``HOPCOLL_DETECT_S``.
+    late_bytes : int, default 67108864
+        Memory for results of partial operations (``quorum``, ``deadline_s``) that are kept for
+        ranks that came too late for them, in bytes; 0 or more. Where it is used up the oldest are
+        forgotten, and a rank that asks for one gets a `MissedError`. A result that is larger than
+        this is not copied: its call returns when all ranks have it. Environment:
+        ``HOPCOLL_LATE_BYTES``.
     connect_timeout_s : float, default 60.0
         How long the making of the communicator waits for all ranks, in seconds. Environment:
         ``HOPCOLL_CONNECT_TIMEOUT_S``.
@@ -73,6 +79,7 @@ class Config:
     progress: str = "thread"
     timeout_s: float | None = None
     detect_s: float | None = 30.0
+    late_bytes: int = 64 << 20
     connect_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
@@ -101,6 +108,10 @@ class Config:
         if detect_s is not None and detect_s < _DETECT_S_MIN:
             raise ValueError(f"detect_s must be at least {_DETECT_S_MIN:g}, not {detect_s:g}")
         set_field(self, "detect_s", detect_s)
+        late_bytes = _integer("late_bytes", self.late_bytes)
+        if not 0 <= late_bytes < 1 << 62:
+            raise ValueError(f"late_bytes must be 0 or more, not {late_bytes}")
+        set_field(self, "late_bytes", late_bytes)
         connect_timeout_s = seconds("connect_timeout_s", self.connect_timeout_s)
         if connect_timeout_s is None:
             raise ValueError("connect_timeout_s must be finite: it bounds the wait of init")
@@ -175,6 +186,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "progress": ("HOPCOLL_PROGRESS", str),
     "timeout_s": ("HOPCOLL_TIMEOUT_S", float),
     "detect_s": ("HOPCOLL_DETECT_S", float),
+    "late_bytes": ("HOPCOLL_LATE_BYTES", int),
     "connect_timeout_s": ("HOPCOLL_CONNECT_TIMEOUT_S", float),
 }
 

@@ -8,6 +8,7 @@ Everything else is in this tree, and the class says whose fault it was::
     ├── MpiError                 the MPI library returned an error that is no failure of a rank
     ├── RankFailedError          the world: a rank died, and the result went with it
     │   └── MinorityError            too few ranks are within reach to go on
+    ├── MissedError             the world: this rank came too late, and nobody keeps the result
     ├── StaleEpochError          the world: this rank was silent, and the others went on without it
     ├── DivergedError            replicas that must be alike are not: memory, or a user's operation
     ├── TransferTimeoutError     the world, perhaps: nothing came in time (also a TimeoutError)
@@ -36,6 +37,7 @@ __all__ = [
     "DivergedError",
     "HopcollError",
     "MinorityError",
+    "MissedError",
     "MpiError",
     "ProtocolError",
     "RankFailedError",
@@ -124,6 +126,29 @@ class MinorityError(RankFailedError):
     epoch : int, optional
         The last epoch of which this rank was a member.
     """
+
+
+class MissedError(HopcollError):
+    """This rank called a partial operation so late that nobody keeps its result any more.
+
+    Raised at this rank alone; the others have the result, without this rank's input. With
+    ``late="carry"`` the input goes into a later operation all the same. The communicator stays
+    usable, and the next operation may be had: results are forgotten from the oldest on. The receive
+    buffer holds undefined bytes (``IN_PLACE``: the input), the send buffer is unchanged.
+
+    Parameters
+    ----------
+    message : str
+        Which operation.
+    seq : int, optional
+        Its number, counted from 0 in the order of the communicator's operations.
+    """
+
+    _fields = ("seq",)
+
+    def __init__(self, message: str = "", seq: int = -1) -> None:
+        super().__init__(message)
+        self.seq = seq
 
 
 class StaleEpochError(HopcollError):

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hopcoll import _report
 from hopcoll.config import seconds
-from hopcoll.errors import ClosedError, MpiError, RankFailedError, TransferTimeoutError
+from hopcoll.errors import (
+    ClosedError,
+    MissedError,
+    MpiError,
+    RankFailedError,
+    TransferTimeoutError,
+)
 
 if TYPE_CHECKING:
     from hopcoll._calls import Calls
@@ -30,7 +36,7 @@ _FROM_ROOT: Final = (BCAST, SCATTER)
 _TO_ROOT: Final = (REDUCE, GATHER)
 
 #: How an operation ended, as the engine numbers it.
-OK, ROOT_LOST, RANK_FAILED, MISMATCH, CLOSED, MPI_ERROR, STOPPED = range(7)
+OK, ROOT_LOST, RANK_FAILED, MISMATCH, CLOSED, MPI_ERROR, STOPPED, MISSED = range(8)
 
 FORKED: Final = (
     "the communicator belongs to the parent of this forked process, and MPI cannot be used here; "
@@ -47,7 +53,8 @@ class Outcome:
         For a reduction the ranks whose input is in the result, each exactly once; for a Gather,
         Allgather and Alltoall those whose blocks are; for a Bcast, Scatter and Barrier the members
         of the epoch in which it completed. Ascending, numbered as at the start. Every rank that is
-        alive when the last survivor returns is among them.
+        alive when the last survivor returns is among them, except where a ``quorum`` or a
+        ``deadline_s`` leaves out who came too late.
     epoch : int
         The version of the membership in which the operation completed: 0 at the start, one more
         with each decision that ranks are gone.
@@ -181,6 +188,8 @@ class Request:
         ClosedError
             The communicator was closed meanwhile (the receive buffer is undefined), or this is a
             forked child (the buffers are the child's own copies).
+        MissedError
+            This rank called a partial operation so late that its result is kept by nobody.
         StaleEpochError
             The others took this rank for dead, and went on without it.
         MinorityError
@@ -263,6 +272,12 @@ class Request:
             raise ValueError(operation.message)
         if status == STOPPED:
             raise self._communicator._engine.stopped_error(self._name())
+        if status == MISSED:
+            raise MissedError(
+                f"{self._name()} is over, and its result is kept by nobody any more: this rank "
+                "called it too late (late_bytes, HOPCOLL_LATE_BYTES: how much is kept)",
+                operation.seq,
+            )
         if status == CLOSED:
             raise ClosedError(f"{self._name()} was under way when its communicator closed")
         raise MpiError(operation.message or f"{self._name()} failed inside MPI")

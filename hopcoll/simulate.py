@@ -15,7 +15,7 @@ import click
 from hopcoll import _simulation
 
 SMALL_SIZES = (1, 2, 2, 3, 3, 4, 5, 6, 8, 11, 16)
-MODES = ("plain", "plain", "ballots", "leave", "mismatch", "mismatch-deaths", "silence")
+MODES = ("plain", "plain", "ballots", "leave", "mismatch", "mismatch-deaths", "silence", "partial")
 
 
 #: Kinds of operation, as often as they shall come; which have a root, no buffer, blocks.
@@ -44,6 +44,20 @@ def random_step(rng: random.Random, size: int) -> tuple[str, int, int, int]:
     return kind, count, root, flags
 
 
+def partial_step(
+    rng: random.Random, size: int, counts: tuple[int, ...]
+) -> tuple[str, int, int, int, int]:
+    """An Allreduce of the first to arrive, or of those in time; what is late may be carried."""
+    flags = _simulation.PARTIAL | rng.choice((0, _simulation.IN_PLACE))
+    if rng.random() < 0.5:
+        flags |= _simulation.CARRY
+        if rng.random() < 0.3:
+            flags &= ~_simulation.PARTIAL  # the end of the job: of all, with what was carried
+    quorum = rng.randint(0, size) if flags & _simulation.PARTIAL else 0
+    deadline_us = rng.choice((0, 0, 1000, 100_000)) if flags & _simulation.PARTIAL else 0
+    return "allreduce", rng.choice(counts), quorum, flags, deadline_us
+
+
 def random_case(seed: int, *, size: int | None = None, mode: str | None = None) -> dict[str, Any]:
     """The arguments of `hopcoll._simulation.simulate` that belong to a seed.
 
@@ -53,10 +67,11 @@ def random_case(seed: int, *, size: int | None = None, mode: str | None = None) 
         Decides everything that is not given.
     size : int, optional
         Number of ranks; chosen from `SMALL_SIZES` otherwise.
-    mode : {"plain", "ballots", "leave", "mismatch", "mismatch-deaths"}, optional
+    mode : one of `MODES`, optional
         ballots: coordinators die while they decide; leave: ranks leave when they are through,
         one of them possibly early; mismatch: one rank calls something else (and nobody dies, or
-        somebody may).
+        somebody may); silence: ranks stop and links are cut; partial: operations of the first to
+        arrive.
     """
     rng = random.Random(seed)
     size = size or rng.choice(SMALL_SIZES)
@@ -97,6 +112,19 @@ def random_case(seed: int, *, size: int | None = None, mode: str | None = None) 
         hosts = rng.choice((1, 2, 3, size))
         case["hosts"] = [rng.randrange(hosts) for _ in range(size)]
         case["deaths"] = rng.choice((0, 0, 1, size // 2))
+    if mode == "partial":
+        # What is carried goes into an operation of the same length.
+        counts = tuple(rng.choices((0, 1, 1, 5, 9, 9, 20), k=2))
+        case["script"] = script = [
+            partial_step(rng, size, counts) if rng.random() < 0.8 else random_step(rng, size)
+            for _ in script
+        ]
+        case["late_budget_bytes"] = rng.choice((0, 100, 200, 400, 4000))
+        if rng.random() < 0.25:
+            case["size"] = size = max(size, 2)
+            case["detect_us"] = 1000000
+            case["disturb_every"] = rng.choice((60, 200, 600))
+            case["hosts"] = [rng.randrange(3) for _ in range(size)]
     if mode == "mismatch":
         case["deaths"] = 0
     if mode in ("mismatch", "mismatch-deaths") and size > 1:
@@ -115,8 +143,8 @@ def sabotages() -> list[str]:
     return list(_simulation.SABOTAGES)
 
 
-def _signature(step: tuple[str, int, int, int]) -> tuple[str, int, int, int]:
-    kind, count, root, flags = step
+def _signature(step: tuple[int | str, ...]) -> tuple[Any, ...]:
+    kind, count, root, flags = step[:4]
     return kind, count, root, flags & ~_simulation.IN_PLACE
 
 

@@ -24,7 +24,7 @@ from hopcoll import __version__, simulate
 
 #: Of a thousand worlds, so many have ranks from one of these ranges.
 SIZES = ((2, 15, 885), (16, 47, 103), (48, 64, 12))
-MODES = ("plain", "ballots", "leave", "silence")
+MODES = ("plain", "ballots", "leave", "silence", "partial")
 #: What must have happened often enough, and the counter that shows it.
 BRANCHES = {
     "stand": "stands",
@@ -37,6 +37,10 @@ BRANCHES = {
     "dropped chunk": "dropped_chunks",
     "fenced rank": "fenced",
     "lost rank": "lost",
+    "closed roll": "rolls",
+    "late rank": "late",
+    "forgotten result": "forgotten",
+    "carried input": "carried",
 }
 #: Operations that are cut into at least four chunks for each block.
 _LONG = (

@@ -38,6 +38,8 @@ class FakeEngine:
         self.fault_tolerant = True
         self.started = []
         self.lengths = []  # of the vector forms
+        self.deadlines = []
+        self.agreed = []
         self.waits = []
         self.finalized = []
         self.abandoned = False
@@ -47,10 +49,13 @@ class FakeEngine:
     def start(
         self, kind, dtype, redop, root, count, send_address, recv_address, flags, keep,
         lengths=None, function=None, agreed=0, timeout_s=None,
+        deadline_s=None,
     ):  # fmt: skip
         self.started.append(
             (kind, dtype, redop, root, count, send_address, recv_address, flags, keep)
         )
+        self.deadlines.append(deadline_s)
+        self.agreed.append(agreed)
         self.lengths.append(None if lengths is None else (*lengths, agreed))
         operation = FakeOperation(len(self.started) - 1)
         for name, value in self.status.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -86,7 +87,8 @@ def test_arguments_that_differ_break_one_communicator():
     first, second, third = alike(play("arguments_differ", 3))["messages"]
     assert first == second
     assert "Allreduce(float64, count=20" in first
-    assert "ranks 1, 2 called Split, the first of its steps" in third
+    # The first of the two to arrive is enough to tell.
+    assert re.search("ranks? (1|2|1, 2) called Split, the first of its steps", third)
 
 
 # ---- closing ----------------------------------------------------------------------------------

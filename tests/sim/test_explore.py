@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from hopcoll._simulation import IN_PLACE, RAISE, VECTOR, explore_all
+from hopcoll._simulation import CARRY, IN_PLACE, PARTIAL, RAISE, VECTOR, explore_all
 
 SMALL = {"depth": 1, "ring": 4, "window": 1, "active": 1}
 TWO = {**SMALL, "depth": 2, "active": 2}
@@ -203,3 +203,25 @@ def test_equal_digests_mean_equal_outcomes(script, deaths):
 def test_a_broken_rule_is_found(rule, script):
     found = explore_all(3, script, deaths=2, sabotage=(rule,), **SMALL)
     assert found["violation"] is not None
+
+
+@pytest.mark.parametrize("quorum", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2], ids=["small", "chunks"])
+def test_partial(quorum, count):
+    """The first to arrive, in every order of arrival; two die at any moment."""
+    exhaust(3, [("allreduce", count, quorum, PARTIAL)], deaths=2, **SMALL)
+
+
+def test_partial_in_one_order():
+    exhaust(4, [("allreduce", 2, 2, PARTIAL)], deaths=2, order="lowest", **BLOCKS)
+
+
+def test_partial_in_time():
+    exhaust(2, [("allreduce", 2, 0, PARTIAL, 100_000)], deaths=1, **TWO)
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["small", "chunks"])
+def test_carried(count):
+    """What is late is in the second operation, or in the third, which is of all."""
+    first = ("allreduce", count, 1, PARTIAL | CARRY)
+    exhaust(2, [first, first, ("allreduce", count, 0, CARRY)], deaths=1, **TWO)

@@ -26,7 +26,8 @@ CAUGHT_WITHIN = {
     "own_raise": ("plain", 1000),
     "drain": ("plain", 100),
     "minority": ("silence", 200),
-    "accept": ("silence", 2000),
+    "carry": ("partial", 500),
+    "roll": ("partial", 200),
 }
 
 
@@ -52,6 +53,9 @@ def test_seeds(mode):
     if mode == "silence":
         assert min(total["zombies"], total["minorities"], total["superseded"]) > 100
         assert min(total["lost"], total["fenced"], total["pauses"]) > 100
+    if mode == "partial":
+        assert min(total["rolls"], total["late"], total["carried"]) > 100
+        assert total["forgotten"] > 10
     if "mismatch" not in mode:
         # The worlds must be rough enough for all paths: deaths, kept and dropped partial sums.
         assert total["deaths"] > 1000
@@ -100,9 +104,32 @@ def test_ballots_out_of_order_are_caught():
     assert decide_and_die(seed)["violation"] is None
 
 
+def decide_and_part(seed, sabotage=()):
+    """Links between seven ranks are cut while they decide."""
+    return simulate_one(
+        7,
+        [("allreduce", 1, 0, 0)],
+        seed,
+        deaths=0,
+        detect_us=1_000_000,
+        disturb_every=20,
+        hosts=range(7),
+        sabotage=sabotage,
+    )
+
+
+def test_decisions_before_others_accepted_are_caught():
+    """Rare: the link must go between the decision and the news of it."""
+    broken = ("accept",)
+    caught = (seed for seed in range(5000) if decide_and_part(seed, broken)["violation"])
+    seed = next(caught, None)
+    assert seed is not None
+    assert decide_and_part(seed)["violation"] is None
+
+
 def test_every_rule_has_its_broken_variant():
     # The one of two roots is found by exploring them.
-    assert set(CAUGHT_WITHIN) | {"ballot_order", "asked"} == set(SABOTAGES)
+    assert set(CAUGHT_WITHIN) | {"ballot_order", "accept", "asked"} == set(SABOTAGES)
 
 
 def test_a_seed_replays():

@@ -29,9 +29,11 @@ def test_every_field_has_a_variable():
         "HOPCOLL_PROGRESS": "inline",
         "HOPCOLL_TIMEOUT_S": "2.5",
         "HOPCOLL_DETECT_S": "5",
+        "HOPCOLL_LATE_BYTES": "100",
         "HOPCOLL_CONNECT_TIMEOUT_S": "7",
     }
-    assert dataclasses.astuple(Config.collect(environ)) == (128, 3, 0, "inline", 2.5, 5.0, 7.0)
+    taken = (128, 3, 0, "inline", 2.5, 5.0, 100, 7.0)
+    assert dataclasses.astuple(Config.collect(environ)) == taken
     assert Config.collect({"HOPCOLL_DETECT_S": "inf"}).detect_s is None
 
 
@@ -74,6 +76,7 @@ def test_infinity_is_no_limit():
         ("timeout_s", math.nan),
         ("detect_s", 0),
         ("detect_s", 0.1),
+        ("late_bytes", -1),
         ("connect_timeout_s", -0.5),
         ("connect_timeout_s", math.inf),
     ],

@@ -77,6 +77,11 @@ def total(comm: hopcoll.Communicator, count: int = 1000) -> tuple[int, ...]:
     return outcome.contributors
 
 
+def begin_total(comm: hopcoll.Communicator) -> None:
+    """What a rank leaves behind that goes in the middle of `total`: all of it may have arrived."""
+    comm.Iallreduce(np.full(LARGE, 2.0**comm.rank), np.zeros(LARGE))
+
+
 def until_among(comm: hopcoll.Communicator, living: tuple[int, ...], count: int = 1000) -> None:
     """Work until the others are gone, then some more."""
     steps = 0
@@ -347,7 +352,7 @@ def leave_with_an_error() -> None:
         with world.Dup() as comm:
             total(comm)
             if RANK == VICTIM:
-                comm.Iallreduce(np.ones(LARGE), np.zeros(LARGE))
+                begin_total(comm)
                 raise RuntimeError("this rank has had enough")
             until_among(comm, OTHERS, LARGE)
     except RuntimeError:
@@ -364,7 +369,7 @@ def exception() -> None:
     for comm in comms:
         total(comm)
     if RANK == VICTIM:
-        comms[1].Iallreduce(np.ones(LARGE), np.zeros(LARGE))
+        begin_total(comms[1])
         raise RuntimeError("this rank has had enough")
     until_among(comms[0], OTHERS)
     until_among(comms[1], tuple(sorted(SIZE - 1 - rank for rank in OTHERS)), LARGE)

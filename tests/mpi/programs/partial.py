@@ -1,0 +1,266 @@
+"""Partial operations: of the first to arrive, of those in time; one scene a job.
+
+    hopcoll run -n 4 -m tests.mpi.programs.partial SCENE [VICTIM]
+
+Each rank that gets so far prints a line of JSON with what it saw.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+import hopcoll
+from hopcoll import errors
+
+WORLD = MPI.COMM_WORLD
+RANK, SIZE = WORLD.rank, WORLD.size
+VICTIM = int(sys.argv[2]) if len(sys.argv) > 2 else SIZE - 1
+ENOUGH = max(1, SIZE - 1)
+OTHERS = [rank for rank in range(SIZE) if rank != VICTIM]
+COUNTS = (1, 500, 30_001, 200_001)
+TIMEOUT_S = 40
+BREAK_S = 0.4
+
+SCENES: dict[str, Callable[[], None]] = {}
+
+
+def scene(function: Callable[[], None]) -> Callable[[], None]:
+    SCENES[function.__name__] = function
+    return function
+
+
+def report(**seen: object) -> None:
+    # One write, so that the lines of two ranks do not mix.
+    os.write(1, (json.dumps({"rank": RANK, **seen}) + "\n").encode())
+
+
+def init(**settings: Any) -> hopcoll.Communicator:
+    return hopcoll.init(timeout_s=TIMEOUT_S, **settings)
+
+
+def bits(comm: hopcoll.Communicator, count: int, **how: Any) -> tuple[int, ...]:
+    """Add up bits, one for each rank, and check that they are the contributors'."""
+    result = np.zeros(count)
+    outcome = comm.Allreduce(np.full(count, 2.0**comm.rank), result, **how)
+    assert (result == sum(2**rank for rank in outcome.contributors)).all(), (result[0], outcome)
+    return outcome.contributors
+
+
+def compute(seconds: float) -> None:
+    """What keeps a rank busy elsewhere."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+
+
+def held_up(comm: hopcoll.Communicator) -> None:
+    """What makes one rank late."""
+    comm.Barrier()
+    if RANK == VICTIM:
+        compute(BREAK_S)
+
+
+@scene
+def quorum() -> None:
+    """The others do not wait for one rank, which gets their results later."""
+    comm = init()
+    seen: list[tuple[int, ...]] = []
+    waited: list[float] = []
+    for count in COUNTS:
+        held_up(comm)
+        for in_place in (False, True):
+            begin = time.monotonic()
+            if in_place:
+                data = np.full(count, 2.0**comm.rank)
+                outcome = comm.Allreduce(hopcoll.IN_PLACE, data, quorum=ENOUGH)
+                assert (data == sum(2**rank for rank in outcome.contributors)).all()
+                seen.append(outcome.contributors)
+            else:
+                seen.append(bits(comm, count, quorum=ENOUGH))
+            waited.append(time.monotonic() - begin)
+        comm.Barrier()
+    report(seen=seen, waited=max(waited), late=comm.counters()["late"])
+
+
+@scene
+def deadline() -> None:
+    """Whoever comes in time takes part; the clock starts with the first."""
+    comm = init()
+    seen = []
+    for count in COUNTS:
+        held_up(comm)
+        seen.append(bits(comm, count, deadline_s=BREAK_S / 4))
+        comm.Barrier()
+        seen.append(bits(comm, count, deadline_s=20.0))
+        seen.append(bits(comm, count, deadline_s=20.0, quorum=SIZE))
+    report(seen=seen)
+
+
+@scene
+def alone_in_time() -> None:
+    """Nobody else comes in time: the first rank is its own contributor."""
+    comm = init()
+    if RANK != VICTIM:
+        compute(BREAK_S)
+    seen = [bits(comm, count, deadline_s=0.0) for count in COUNTS[:1]]
+    comm.Barrier()
+    report(seen=seen)
+
+
+@scene
+def carry() -> None:
+    """Every input counts once, in time or later; the end of the job takes what is left."""
+    comm = init()
+    sums: dict[int, float] = dict.fromkeys(COUNTS, 0.0)
+    contributed = 0
+    for step in range(30):
+        for count in COUNTS:
+            if step % 10 == 0:
+                held_up(comm)
+            result = np.zeros(count)
+            outcome = comm.Allreduce(
+                np.full(count, (RANK + 1.0) * (step + 1)), result, quorum=ENOUGH, late="carry",
+                name=f"of {count}",
+            )  # fmt: skip
+            assert (result == result[0]).all()
+            sums[count] += result[0]
+            contributed += RANK in outcome.contributors
+    for count in COUNTS:
+        result = np.zeros(count)
+        outcome = comm.Flush(result, name=f"of {count}")
+        assert outcome.contributors == tuple(range(SIZE))
+        sums[count] += result[0]
+        again = np.ones(count)
+        comm.Flush(again, name=f"of {count}")
+        assert (again == 0).all()
+    wanted = sum(rank * (step + 1.0) for rank in range(1, SIZE + 1) for step in range(30))
+    right = all(total == wanted for total in sums.values())
+    report(right=right, all=contributed == 30 * len(sums))
+
+
+@scene
+def missed() -> None:
+    """Little is kept: a late rank misses the first results, and has the last; its input counts."""
+    count = 20_000
+    comm = init(late_bytes=3 * 8 * count)
+    given, numbers, had = 0, [], []
+    held_up(comm)
+    total = 0.0
+    for step in range(10):
+        result = np.zeros(count)
+        given += 1
+        try:
+            data = np.full(count, 2.0**RANK)
+            comm.Allreduce(data, result, quorum=ENOUGH, late="carry")
+            had.append(step)
+            total += result[0]
+            assert (result == result[0]).all()
+        except errors.MissedError as error:
+            numbers.append(error.seq)
+            assert str(error).startswith(f"Allreduce (operation {step + 1} of this communicator) is")
+    result = np.zeros(count)
+    comm.Flush(result)
+    total += result[0]
+    report(missed=numbers, had=had, total=total, given=given)
+
+
+@scene
+def bound() -> None:
+    """The others run ahead so far, and no farther."""
+    comm = init()
+    held_up(comm)
+    begin = time.monotonic()
+    ahead = 0
+    for _ in range(200):
+        bits(comm, 1, quorum=1)
+        if time.monotonic() - begin < BREAK_S / 2:
+            ahead += 1
+    comm.Barrier()
+    report(ahead=ahead if RANK != VICTIM else 64)
+
+
+@scene
+def few() -> None:
+    """Fewer are alive than the quorum: those are enough."""
+    comm = init()
+    if RANK == VICTIM:
+        os.kill(os.getpid(), 9)
+    while bits(comm, 10, quorum=SIZE) != tuple(OTHERS):
+        pass
+    seen = [bits(comm, count, quorum=SIZE) for count in COUNTS]
+    comm.Barrier()
+    report(seen=seen)
+
+
+@scene
+def death() -> None:
+    """A rank dies by a planted fault while partial operations run; another is late at times."""
+    comm = init()
+    slow = (VICTIM + 1) % SIZE
+    sums, given = np.zeros(1), 0.0
+    steps = 60
+    for step in range(steps):
+        if RANK == slow and step % 20 == 5:
+            compute(0.05)
+        for count in (7, 50_000):
+            result = np.zeros(count)
+            outcome = comm.Allreduce(
+                np.full(count, 1.0), result, quorum=ENOUGH, late="carry", name=str(count)
+            )
+            assert (result == result[0]).all() and result[0] >= len(outcome.contributors)
+            sums += result[0]
+            given += 1
+    for count in (7, 50_000):
+        result = np.zeros(count)
+        outcome = comm.Flush(result, name=str(count))
+        sums += result[0]
+    # Of each survivor every input counts once; of the dead one at most what it had given.
+    survivors = (SIZE - 1) * given
+    assert survivors <= sums[0] <= SIZE * given, (survivors, sums, given)
+    report(total=sums[0], alive=comm.alive)
+
+
+@scene
+def differ() -> None:
+    """Ranks that ask for different quorums, or carry under different names, are told."""
+    comm = init()
+    sub = comm.Dup()
+    messages = []
+    for one, how in (
+        (comm, {"quorum": 1 + (RANK == VICTIM)}),
+        (sub, {"late": "carry", "name": "b" if RANK == VICTIM else "a"}),
+    ):
+        try:
+            for _ in range(3):
+                one.Allreduce(np.ones(10), np.zeros(10), **how)
+                compute(0.05)
+        except ValueError as error:
+            messages.append(str(error))
+    report(messages=messages)
+
+
+@scene
+def in_a_branch() -> None:
+    """In a communicator that was split off, with numbers of its own."""
+    comm = init()
+    sub = comm.Split(0, -RANK)
+    assert sub is not None
+    seen = []
+    for count in COUNTS:
+        held_up(comm)
+        seen.append(bits(sub, count, quorum=ENOUGH))
+        seen.append(bits(sub, count, deadline_s=BREAK_S / 4))
+        sub.Barrier()
+    report(seen=seen)
+
+
+if __name__ == "__main__":
+    SCENES[sys.argv[1]]()

@@ -1,0 +1,108 @@
+"""Partial operations in real jobs: quorums, deadlines, what is carried, what is missed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests import launch
+
+PROGRAM = "tests.mpi.programs.partial"
+BOTH = pytest.mark.parametrize(
+    "settings", [{}, {"HOPCOLL_PROGRESS": "inline"}], ids=["thread", "inline"]
+)
+#: Rank 0 keeps the roll.
+VICTIMS = pytest.mark.parametrize("victim", [0, 3])
+
+
+def play(scene, ranks=4, victim=3, *, silent=(), **more):
+    """What the ranks said, by rank; `silent` are those that do not get to say anything."""
+    ended = launch.run(ranks, "-m", PROGRAM, scene, str(victim), **more)
+    assert ended.code == 0, str(ended)
+    said = {line.pop("rank"): line for line in ended.said}
+    assert sorted(said) == [rank for rank in range(ranks) if rank not in silent], str(ended)
+    return said
+
+
+def alike(said):
+    first = next(iter(said.values()))
+    assert all(line == first for line in said.values()), said
+    return first
+
+
+@VICTIMS
+def test_a_late_rank_holds_nobody_up(victim):
+    said = play("quorum", victim=victim)
+    others = [rank for rank in range(4) if rank != victim]
+    for rank, line in said.items():
+        assert line["seen"] == [others] * 8
+        assert line["late"] == (8 if rank == victim else 0)
+        # It slept for 0.4 s each time.
+        assert line["waited"] < 0.3
+
+
+@VICTIMS
+def test_in_time(victim):
+    everyone = [0, 1, 2, 3]
+    others = [rank for rank in everyone if rank != victim]
+    assert alike(play("deadline", victim=victim))["seen"] == [others, everyone, everyone] * 4
+
+
+@VICTIMS
+def test_the_first_is_in_time(victim):
+    assert alike(play("alone_in_time", victim=victim)) == {"seen": [[victim]]}
+
+
+@BOTH
+def test_what_is_late_counts_once(settings):
+    said = play("carry", settings=settings)
+    assert all(line["right"] for line in said.values())
+    assert settings or [said[rank]["all"] for rank in range(4)] == [True, True, True, False]
+
+
+def test_what_nobody_keeps_is_missed():
+    said = play("missed")
+    late = said.pop(3)
+    assert alike(said) == {"missed": [], "had": list(range(10)), "total": 150.0, "given": 10}
+    assert late["missed"] == list(range(1, 8))      # operation 0 is a Barrier
+    assert late["had"] == [7, 8, 9]
+
+
+def test_nobody_runs_ahead_for_ever():
+    assert alike(play("bound"))["ahead"] == 64
+
+
+@VICTIMS
+def test_fewer_alive_than_asked_for(victim):
+    others = [rank for rank in range(4) if rank != victim]
+    assert alike(play("few", victim=victim, silent=[victim]))["seen"] == [others] * 4
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("fault", ["op=20,chunk=0", "op=41,chunk=3", "op=61,chunk=1"])
+def test_a_death_in_the_middle(tmp_path, victim, fault):
+    settings = {
+        "HOPCOLL_FAULT": f"rank={victim},{fault}",
+        "HOPCOLL_FAULT_RECORD": str(tmp_path / "fault"),
+    }
+    said = alike(play("death", victim=victim, silent=[victim], settings=settings))
+    assert json.loads((tmp_path / f"fault.{victim}").read_text())["op"] >= 20
+    assert said["alive"] == [rank for rank in range(4) if rank != victim]
+
+
+def test_arguments_that_differ():
+    first, second = alike(play("differ"))["messages"]
+    assert "ranks 0, 1, 2 called Allreduce(float64, count=10, op=SUM, quorum=1)" in first
+    assert "rank 3 called Allreduce(float64, count=10, op=SUM, quorum=2)" in first
+    assert "late='carry', name" in second
+
+
+@VICTIMS
+def test_in_a_communicator_that_was_split_off(victim):
+    others = [3 - rank for rank in range(3, -1, -1) if rank != victim]
+    assert alike(play("in_a_branch", victim=victim))["seen"] == [others] * 8
+
+
+def test_alone():
+    assert play("quorum", ranks=1, victim=7)[0]["seen"] == [[0]] * 8
