@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hopcoll.buffers import Blocks, Buffer
 
 __all__ = [
+    "ARRIVAL_FLAG",
     "CARRY_FLAG",
     "IN_PLACE_FLAG",
     "ORDERED_FLAG",
@@ -37,6 +38,7 @@ VECTOR_FLAG: Final = 4
 ORDERED_FLAG: Final = 8
 PARTIAL_FLAG: Final = 16
 CARRY_FLAG: Final = 32
+ARRIVAL_FLAG: Final = 64
 
 _ON_FAILURE: Final = {"survivors": 0, "raise": _RAISE}
 

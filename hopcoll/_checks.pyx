@@ -230,7 +230,7 @@ cdef bint succeeds_alone(const World* world, int rank) noexcept nogil:
             step.kind == GATHER and step.root == rank)):
         return False
     for r in range(world.size):
-        if r != rank and pair_count(step, r, rank):
+        if r != rank and is_here(world, r) and pair_count(step, r, rank):
             return False
     return True
 

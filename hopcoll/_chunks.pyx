@@ -260,7 +260,8 @@ cdef bint is_active(const Engine* engine, const Operation* op) noexcept nogil:
 cdef void pump_block(Engine* engine, Operation* op, int b) noexcept nogil:
     """Moves whatever of one block can be moved now."""
     cdef Block* block = &op.block[b]
-    if not op.complete and is_active(engine, op) and not awaits_roll(op):
+    if not op.complete and is_active(engine, op) and not awaits_roll(op) \
+            and not awaits_place(op):
         if block.epoch != engine.epoch and block_idle(block):
             open_block(engine, op, b)
         if block.epoch == engine.epoch:
@@ -281,7 +282,7 @@ cdef void check_complete(Engine* engine, Operation* op) noexcept nogil:
     """Once all that we need is there."""
     cdef int b
     if (op.complete or op.awaited or awaits_root(engine, op) or not is_active(engine, op)
-            or awaits_roll(op)):
+            or awaits_roll(op) or awaits_place(op)):
         return
     if (op.sig.kind == BCAST and not is_asked(engine, op)
             and not engine.settings.sabotage & BREAK_ASKED):
@@ -623,8 +624,8 @@ cdef void rerun_chunks(Engine* engine, Operation* op, int previous) noexcept nog
         block = &op.block[b]
         before = chain_prefix(engine.size, block.start, engine.rank)
         tainted = mask_and(&before, &lost)
-        # With a new roll nothing that was there is part of what will be.
-        keeps = not op.sig.flags & FLAG_PARTIAL and (
+        # With a new roll, or order, nothing that was there is part of what will be.
+        keeps = not op.sig.flags & (FLAG_PARTIAL | FLAG_ARRIVAL) and (
             mask_empty(&tainted) or (engine.settings.sabotage & BREAK_TAINT) != 0)
         block.finals = 0
         for c in range(block.grid.chunks):

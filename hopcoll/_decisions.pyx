@@ -155,6 +155,10 @@ cdef int64_t first_dispute(Engine* engine, const Mask* alive, int64_t wrong) noe
         if (one.seq < 0 or not mask_has(alive, one.peer) or (wrong >= 0 and one.seq >= wrong)
                 or (first >= 0 and one.seq >= first)):
             continue
+        # It called that after its answer, and perhaps something earlier that differs as well: the
+        # next ballot will tell.
+        if status_of(engine, one.peer).next_seq <= one.seq:
+            continue
         first = one.seq
         engine.grouped = mask_none()
         engine.quarrel.source = -1
@@ -188,7 +192,7 @@ cdef bint find_holders(Engine* engine, const Mask* alive, int64_t seq, int attem
     cdef Mask held = mask_none(), all, lost = mask_without(members, alive)
     cdef int16_t* holder = stand.holder
     cdef int r, b, root, whole = 0, keepers = 0, keeper = NOBODY, complete = NOBODY
-    stand.roll = mask_none()
+    memset(stand, 0, sizeof(Stand))
     for b in range(BLOCKS_MAX):
         holder[b] = NOBODY
     for r in range(engine.size):
@@ -196,6 +200,8 @@ cdef bint find_holders(Engine* engine, const Mask* alive, int64_t seq, int attem
         if item == NULL:
             continue
         any = item
+        stand.sig = item.sig
+        stand.known = 1
         if item.complete:
             complete = r
             item.held = mask_full(engine.size) if item.complete == 1 else mask_none()

@@ -55,20 +55,23 @@ cdef Engine* engine_new(Transport* transport, const Settings* settings) noexcept
     engine.dispute.seq = -1
     engine.told_done = 0
     engine.history = <Entry*>zeroed(transport, engine.history_max * sizeof(Entry))
-    # Written before they are read: an engine that needs few of these pages has few.
-    engine.statuses = <unsigned char*>transport.allocate(transport.self,
-                                                         size * engine.status_bytes)
-    engine.outlets = <Outlet*>transport.allocate(transport.self,
-                                                 settings.outlets_max * sizeof(Outlet))
-    engine.outbox = <unsigned char*>zeroed(transport, control_bytes_of(settings, size))
     engine.proposal = <unsigned char*>zeroed(transport, control_bytes_of(settings, size))
     engine.groups = <Signature*>zeroed(transport, size * sizeof(Signature))
     engine.ring = <Operation*>zeroed(transport, settings.ring * sizeof(Operation))
     engine.wheres = <WhereBody*>zeroed(transport, size * sizeof(WhereBody))
     engine.peer_done = <int64_t*>zeroed(transport, size * sizeof(int64_t))
+    # Written before they are read: an engine that needs few of these pages has few.  The explorer
+    # counts on the order of these four, and on what is behind them.
+    engine.outlets = <Outlet*>transport.allocate(transport.self,
+                                                 settings.outlets_max * sizeof(Outlet))
+    engine.statuses = <unsigned char*>transport.allocate(transport.self,
+                                                         size * engine.status_bytes)
+    engine.outbox = <unsigned char*>zeroed(transport, control_bytes_of(settings, size))
+    engine.flight = <Flight*>zeroed(transport, FLIGHTS * sizeof(Flight))
     if (engine.history == NULL or engine.statuses == NULL or engine.outbox == NULL
             or engine.proposal == NULL or engine.groups == NULL or engine.ring == NULL
-            or engine.peer_done == NULL or engine.outlets == NULL or engine.wheres == NULL):
+            or engine.peer_done == NULL or engine.outlets == NULL or engine.wheres == NULL
+            or engine.flight == NULL):
         engine_free(engine)
         return NULL
     if settings.sabotage:         # a broken variant may look at answers that never came
@@ -116,6 +119,7 @@ cdef void engine_free(Engine* engine) noexcept nogil:
     release(t, engine.peer_done)
     release(t, engine.wheres)
     release(t, engine.outlets)
+    release(t, engine.flight)
     release(t, engine)
 
 

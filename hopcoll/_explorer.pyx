@@ -7,7 +7,6 @@ probability n * n / 2**65.
 from libc.stdint cimport int64_t, int32_t, uint64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 from cython_kernels.stream cimport Sink
-from hopcoll._engine cimport control_bytes_of
 from hopcoll._state cimport *
 from hopcoll._plan cimport is_from_root
 from hopcoll._network cimport (
@@ -125,24 +124,25 @@ cdef int64_t head_bytes(World* world) noexcept nogil:
     return <unsigned char*>end - <unsigned char*>world
 
 
-# The answers to a ballot are only of use to the rank that leads it, and what a message is put
-# together in is of no use after that.
+# The answers to a ballot are only of use to the rank that leads it, what a message is put together
+# in is of no use after that, and nor are outlets that were never used, and flights.
 
-cdef unsigned char* put_region(World* world, unsigned char* at, int rank) noexcept nogil:
+cdef unsigned char* unused_of(const Engine* engine) noexcept nogil:
+    if engine.stage == STAGE_NONE:
+        return <unsigned char*>(engine.outlets + engine.outlets_made)
+    return engine.outbox
+
+
+cdef unsigned char* put_region(World* world, unsigned char* at, int rank,
+                               bint raw) noexcept nogil:
     cdef const Engine* engine = world.ranks[rank].engine
     cdef unsigned char* base = world.network.ports[rank].region.base
     cdef unsigned char* end = base + world.network.ports[rank].region.used
-    cdef unsigned char* skip = engine.statuses if engine.stage == STAGE_NONE else engine.outbox
-    (<unsigned char**>at)[0] = skip
-    at += 16
-    at = put(at, base, skip - base)
-    skip = unused_end(engine, skip)
-    return put(at, skip, end - skip)
-
-
-cdef unsigned char* unused_end(const Engine* engine, const unsigned char* skip) noexcept nogil:
-    return engine.statuses + engine.size * engine.status_bytes if skip == engine.statuses \
-        else engine.outbox + control_bytes_of(&engine.settings, engine.size)
+    cdef unsigned char* behind = <unsigned char*>(engine.flight + FLIGHTS)
+    cdef unsigned char* unused = behind if raw else unused_of(engine)
+    (<unsigned char**>at)[0] = unused
+    at = put(at + 16, base, unused - base)
+    return put(at, behind, end - behind)
 
 
 cdef const unsigned char* get_region(World* world, const unsigned char* at,
@@ -150,13 +150,13 @@ cdef const unsigned char* get_region(World* world, const unsigned char* at,
     cdef const Engine* engine = world.ranks[rank].engine
     cdef unsigned char* base = world.network.ports[rank].region.base
     cdef unsigned char* end = base + world.network.ports[rank].region.used
-    cdef unsigned char* skip = (<unsigned char* const*>at)[0]
-    at = get(base, at + 16, skip - base)
-    skip = unused_end(engine, skip)
-    return get(skip, at, end - skip)
+    cdef unsigned char* behind = <unsigned char*>(engine.flight + FLIGHTS)
+    cdef unsigned char* unused = (<unsigned char* const*>at)[0]
+    at = get(base, at + 16, unused - base)
+    return get(behind, at, end - behind)
 
 
-cdef void save(World* world, unsigned char* at, int actor, int also) noexcept nogil:
+cdef void save(World* world, unsigned char* at, int actor, int also, bint raw) noexcept nogil:
     """What a step of `actor` can change, which may leave something with `also`."""
     cdef int i
     cdef Port* port
@@ -165,7 +165,7 @@ cdef void save(World* world, unsigned char* at, int actor, int also) noexcept no
     for i in range(world.size):
         port = &world.network.ports[i]
         if i == actor:
-            at = put_region(world, at, i)
+            at = put_region(world, at, i, raw)
         if i == actor or i == also:
             at = put(at, port.posted, port.posted_count * sizeof(Posted))
             at = put(at, port.late, port.late_count * sizeof(Late))
@@ -596,7 +596,7 @@ cdef void explore_from(Explorer* x, int depth) noexcept nogil:
         actor = actor_of(&choice)
         also = choice.a if choice.action == ACT_DATA else -1
         sends = 0
-        save(world, saved, actor, also)
+        save(world, saved, actor, also, not x.canonical_states)
         # Dying before the first send is dying before the step: that is ACT_KILL, except that data
         # may have been taken from their sender.
         budget = -1

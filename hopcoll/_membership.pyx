@@ -26,7 +26,7 @@ from hopcoll._state cimport *
 from hopcoll._operation cimport enter_epoch, settle, stop_operations
 from hopcoll._partial cimport set_roll
 from hopcoll._plan cimport is_from_root
-from hopcoll._records cimport claim, send_message
+from hopcoll._records cimport claim, compare_signature, send_message
 from hopcoll._chunks cimport abandon_streams, part_streams
 from hopcoll._decisions cimport find_electors, keep_status, write_proposal, write_status
 from hopcoll._silence cimport leads, living
@@ -301,6 +301,25 @@ cdef void leave_out(Engine* engine, const Mask* lost) noexcept nogil:
             lose(engine, r)
 
 
+cdef void complain_again(Engine* engine) noexcept nogil:
+    """The ballot knew what we had seen of another rank's calls.  Where it decided nothing, that
+    rank is gone, or had answered before it called that: then the next one will know both."""
+    cdef int coordinator = coordinator_of(engine)
+    cdef Mask members = members_of(engine, engine.epoch)
+    if engine.suspecting != SUSPICION_TOLD:
+        return
+    engine.suspecting = SUSPICION_NONE
+    if (engine.dispute.seq < 0 or engine.poisoned or is_gone(engine, engine.dispute.peer)
+            or not mask_has(&members, engine.dispute.peer)):
+        engine.dispute.seq = -1
+        return
+    engine.suspecting = SUSPICION_NEW
+    if coordinator == engine.rank:
+        engine.complaint = 1
+    else:
+        send_message(engine, coordinator, MSG_COMPLAIN, engine.dispute.seq, NULL, NULL, 0)
+
+
 cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
     """What was decided becomes our history."""
     cdef const ProposeBody* body = <const ProposeBody*>engine.proposal
@@ -320,10 +339,8 @@ cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
     engine.silent = mask_none()
     engine.calling_us = 0
     engine.watched = -1
-    if engine.suspecting == SUSPICION_TOLD:
-        engine.suspecting = SUSPICION_NONE
-        engine.dispute.seq = -1
     if body.entries <= engine.epoch:
+        complain_again(engine)
         engine.wholes_due = 1
         engine.rolls_due = 1
         settle(engine)         # nothing had changed
@@ -341,6 +358,7 @@ cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
             engine.poisoned = 1
             engine.suspecting = SUSPICION_NONE
             engine.poison_cut = engine.history[i].cut
+    complain_again(engine)
     if body.groups:
         groups = <const Signature*>(stands + body.holders)
         memcpy(engine.groups, groups, body.groups * sizeof(Signature))
@@ -360,6 +378,8 @@ cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
             return
         if op.done:
             continue
+        if stands[i].known:
+            compare_signature(engine, op, NOBODY, &stands[i].sig)
         op.standing = 1
         engine.counters.stands += 1
         for b in range(BLOCKS_MAX):

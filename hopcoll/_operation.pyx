@@ -11,12 +11,12 @@ from cython_kernels.stream cimport sink_idle
 from hopcoll._state cimport *
 from hopcoll._plan cimport ends_at_root, is_fold, is_from_root, is_private
 from hopcoll._records cimport (
-    ask_again, claim, combine, compare_signature, dispute, fate_of, free_records,
+    ask_again, claim, combine, complain, compare_signature, dispute, fate_of, free_records,
     refresh_attempt, release_memory, send_message)
 from hopcoll._partial cimport (
     arrive, check_roll, forget_roll, has_late, is_late_for, is_lost_to_us, keep_for_late, keeper_of,
-    miss, note_arrival, on_roll, prepare_carry, refuse_outlets, return_carry, settle_carry,
-    take_carry)
+    miss, note_arrival, on_place, on_roll, prepare_carry, refuse_outlets, return_carry,
+    settle_carry, take_carry)
 from hopcoll._small cimport (
     answer_fetch, fetch, land_small, on_contribution, store_contribution, try_small)
 from hopcoll._streams cimport attach_early
@@ -130,7 +130,8 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
     if mismatch:                           # what came was laid out for the other signature
         release_memory(engine, op.inbox)
         op.inbox = NULL
-        op.have = mask_none()
+        op.have = op.arrived = mask_none()
+        op.rolled = 0
     op.small = goes_small(engine, &sig, nbytes)
     op.sig = sig
     op.sig_from = engine.rank
@@ -178,7 +179,9 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
         engine.last_raise = seq
     refresh_attempt(engine, op)
     count_awaited(engine, op)
-    if mismatch:
+    if mismatch and other_from == NOBODY:
+        complain(engine, op)
+    elif mismatch:
         dispute(engine, op, &op.sig, other_from, &other)
     # Whatever the status: a later epoch may take an error back.
     if op.small and contributes(engine, &sig):
@@ -188,6 +191,8 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
                 send_message(engine, r, MSG_EAGER, seq, &op.sig, input, nbytes)
     if mismatch and op.small:
         ask_again(engine, op)
+    if sig.flags & FLAG_ARRIVAL:
+        arrive(engine, op)
     if sig.flags & FLAG_PARTIAL:
         engine.counters.late += is_late_for(engine, op)
         if not op.small or keeper_of(engine) == engine.rank:
@@ -290,6 +295,7 @@ cdef void check_whole(Engine* engine) noexcept nogil:
 cdef void on_operation_message(Engine* engine, int peer, const Head* head,
                                const unsigned char* body, int64_t nbytes) noexcept nogil:
     cdef Operation* op
+    cdef int caller = peer
     if head.type == MSG_GRANT:
         on_grant(engine, peer, head, <const GrantBody*>body)
         return
@@ -307,12 +313,17 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
     if op == NULL:
         engine.broken = 1
         return
-    if not compare_signature(engine, op, peer, &head.sig):
+    if head.type == MSG_ROLL or head.type == MSG_PLACE or head.type == MSG_NEXT:
+        caller = NOBODY            # a keeper speaks of what others called
+    if not compare_signature(engine, op, caller, &head.sig):
         return
     if head.type == MSG_ANNOUNCE:
         engine.complaint = 1      # a ballot compares what everyone called
     elif head.type == MSG_ARRIVED:
-        note_arrival(engine, op, peer)
+        note_arrival(engine, op, peer, (<const PlaceBody*>body).attempt)
+    elif head.type == MSG_PLACE or head.type == MSG_NEXT:
+        if on_place(engine, op, head.type, <const PlaceBody*>body):
+            pump(engine, op)
     elif head.type == MSG_ROLL:
         if on_roll(engine, op, <const RollBody*>body) and op.called:
             pump(engine, op)
@@ -333,7 +344,8 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
         if op.whole and head.epoch == engine.epoch:
             op.complete = 1
     elif head.type == MSG_EAGER:
-        note_arrival(engine, op, peer)
+        if op.sig.flags & FLAG_PARTIAL:
+            note_arrival(engine, op, peer, 0)
         on_contribution(engine, op, peer, body, nbytes)
     elif head.type == MSG_RELAY:
         on_contribution(engine, op, (<const RelayBody*>body).rank, body + sizeof(RelayBody),
@@ -416,11 +428,14 @@ cdef void clear_absent(Engine* engine, Operation* op) noexcept nogil:
 
 cdef void finish(Engine* engine, Operation* op) noexcept nogil:
     cdef Result* result = op.result
+    cdef const unsigned char* input
     op.finished = 1
     op.result = NULL
     if op.carry != NULL:
-        settle_carry(engine, op, op.inbox + engine.rank * op.nbytes if op.small else op.send,
-                     op.nbytes)
+        input = op.send
+        if op.small:
+            input = op.inbox + engine.rank * op.nbytes
+        settle_carry(engine, op, input, op.nbytes)
     if op.undo != NULL and op.status != STATUS_OK:
         memcpy(op.base, op.undo, op.undo_bytes)  # a failed IN_PLACE gives the input back
     elif op.status == STATUS_OK and not op.small:
@@ -567,7 +582,6 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
         op = find_operation(engine, seq)
         if op != NULL and not op.done:
             forget_roll(engine, op)
-            arrive(engine, op)
         if op == NULL or not op.called or op.done:
             continue
         old = op.attempt
@@ -587,6 +601,7 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
             ask_again(engine, op)
         if not op.complete:
             check_lengths(engine, op)
+        arrive(engine, op)
     engine.told_done = -1
     engine.told_stable = -1
     engine.watermark_due = 1

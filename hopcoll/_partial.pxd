@@ -1,13 +1,14 @@
 # cython: language_level=3
 """Partial operations: rolls, results for late ranks, carries; see _partial.pyx."""
 from libc.stdint cimport int32_t, int64_t
-from hopcoll._state cimport Engine, Mask, Operation, RollBody
+from hopcoll._state cimport Engine, Mask, Operation, PlaceBody, RollBody
 
 cdef int keeper_of(const Engine* engine) noexcept nogil
 cdef void set_roll(Engine* engine, Operation* op, const Mask* roll, int attempt) noexcept nogil
 cdef void forget_roll(Engine* engine, Operation* op) noexcept nogil
 cdef void arrive(Engine* engine, Operation* op) noexcept nogil
-cdef void note_arrival(Engine* engine, Operation* op, int rank) noexcept nogil
+cdef void note_arrival(Engine* engine, Operation* op, int rank, int attempt) noexcept nogil
+cdef bint on_place(Engine* engine, Operation* op, int type, const PlaceBody* body) noexcept nogil
 cdef bint check_roll(Engine* engine, Operation* op) noexcept nogil
 cdef bint on_roll(Engine* engine, Operation* op, const RollBody* body) noexcept nogil
 cdef bint is_late_for(const Engine* engine, const Operation* op) noexcept nogil

@@ -13,6 +13,10 @@ keeps its roll (the ballot tells it to all), one that is run again gets a new on
 Results are kept for ranks that are late, as many as a budget allows; beyond that the oldest are
 forgotten, and who asks for one hears so (GONE) and has missed it.
 
+An operation in the *order of arrival* goes along the chain of those who called it, as they come:
+the keeper gives each a place (PLACE, NEXT).  Those who are early have put their inputs together by
+the time that the last one arrives.
+
 A **carry** is input that came too late: it goes into the next operation of its layout that this
 rank calls, and is consumed when that one has come back to the caller with this rank's input in it.
 """
@@ -32,6 +36,13 @@ cdef int keeper_of(const Engine* engine) noexcept nogil:
         if mask_has(&members, r):
             return r
     return engine.rank
+
+
+cdef bint may_decide(const Engine* engine, const Operation* op) noexcept nogil:
+    """Whether the keeper is that of the attempt: no membership lies between."""
+    cdef Mask now = members_of(engine, engine.epoch)
+    cdef Mask then = members_of(engine, attempt_of(engine, op.seq))
+    return mask_equal(&now, &then)
 
 
 cdef void tell_roll(Engine* engine, const Operation* op, int dest) noexcept nogil:
@@ -59,15 +70,27 @@ cdef void forget_roll(Engine* engine, Operation* op) noexcept nogil:
 cdef void arrive(Engine* engine, Operation* op) noexcept nogil:
     """We have called it: the keeper hears of it."""
     cdef int keeper = keeper_of(engine)
-    if not op.sig.flags & FLAG_PARTIAL or op.rolled or not op.called:
+    cdef PlaceBody body
+    if not op.called or op.done or (not awaits_roll(op) and not awaits_place(op)):
         return
     if keeper == engine.rank:
-        note_arrival(engine, op, engine.rank)
+        note_arrival(engine, op, engine.rank, op.attempt)
     else:
-        send_message(engine, keeper, MSG_ARRIVED, op.seq, &op.sig, NULL, 0)
+        memset(&body, 0, sizeof(body))
+        body.attempt = op.attempt
+        send_message(engine, keeper, MSG_ARRIVED, op.seq, &op.sig, &body, sizeof(body))
 
 
-cdef void note_arrival(Engine* engine, Operation* op, int rank) noexcept nogil:
+cdef void note_arrival(Engine* engine, Operation* op, int rank, int attempt) noexcept nogil:
+    if op.sig.flags & FLAG_ARRIVAL:
+        if attempt > op.arrived_attempt:   # what we say of an earlier one, it would not hear
+            op.arrived_attempt = attempt
+            op.arrived = op.placed = mask_none()
+            op.tail = -1
+        if attempt == op.arrived_attempt:
+            mask_add(&op.arrived, rank)
+            engine.rolls_due = 1
+        return
     if not op.sig.flags & FLAG_PARTIAL:
         return
     if op.rolled:
@@ -94,14 +117,16 @@ cdef bint check_roll(Engine* engine, Operation* op) noexcept nogil:
     cdef Mask alive = members_of(engine, engine.epoch), out = gone(engine), here
     cdef int64_t until
     cdef int r
+    if op.sig.flags & FLAG_ARRIVAL:
+        return check_places(engine, op)
     if (not awaits_roll(op) or op.sig_from < 0 or mask_empty(&op.arrived)
-            or attempt_of(engine, op.seq) != engine.epoch):
+            or not may_decide(engine, op)):
         return False
     alive = mask_without(&alive, &out)
     here = mask_and(&op.arrived, &alive)
     if closes(engine, op, &here, &alive):
         engine.counters.rolls += 1
-        set_roll(engine, op, &here, engine.epoch)
+        set_roll(engine, op, &here, attempt_of(engine, op.seq))
         for r in range(engine.size):
             if r != engine.rank and mask_has(&alive, r):
                 tell_roll(engine, op, r)
@@ -111,6 +136,66 @@ cdef bint check_roll(Engine* engine, Operation* op) noexcept nogil:
         if engine.roll_us == 0 or until < engine.roll_us:
             engine.roll_us = until
     return False
+
+
+# ---- the order of arrival -------------------------------------------------------------------
+
+cdef void tell_place(Engine* engine, Operation* op, int dest, int type, int rank,
+                     bint last) noexcept nogil:
+    cdef PlaceBody body
+    body.attempt = op.arrived_attempt
+    body.rank = rank
+    body.last = last
+    body.pad = 0
+    if dest == engine.rank:
+        on_place(engine, op, type, &body)
+    else:
+        send_message(engine, dest, type, op.seq, &op.sig, &body, sizeof(body))
+
+
+cdef void put_place(Engine* engine, Operation* op, int rank, bint last) noexcept nogil:
+    mask_add(&op.placed, rank)
+    tell_place(engine, op, rank, MSG_PLACE, op.tail, last)
+    if op.tail >= 0:
+        tell_place(engine, op, op.tail, MSG_NEXT, rank, False)
+    op.tail = rank
+
+
+cdef bint check_places(Engine* engine, Operation* op) noexcept nogil:
+    """At the keeper: a place for each who has arrived.  The root of a Reduce is the last.  Whether
+    anything changed here."""
+    cdef Mask members = members_of(engine, engine.epoch), out = gone(engine), waiting
+    cdef int r, root = op.sig.root if op.sig.kind == REDUCE else -1, left
+    cdef int before = op.place_attempt, after = op.after
+    if (op.sig_from < 0 or op.arrived_attempt != attempt_of(engine, op.seq)
+            or not may_decide(engine, op)):
+        return False
+    # Who is gone and has no place is missed: a ballot will begin another attempt without it.
+    waiting = mask_without(&op.arrived, &out)
+    waiting = mask_without(&waiting, &op.placed)
+    left = mask_count(&members) - mask_count(&op.placed)
+    for r in range(engine.size):
+        if mask_has(&waiting, r) and r != root:
+            left -= 1
+            put_place(engine, op, r, left == 0)
+    if root >= 0 and mask_has(&waiting, root) and left == 1:
+        put_place(engine, op, root, True)
+    return op.place_attempt != before or op.after != after
+
+
+cdef bint on_place(Engine* engine, Operation* op, int type,
+                   const PlaceBody* body) noexcept nogil:
+    """Whether it is of the attempt that we are in."""
+    if body.attempt != attempt_of(engine, op.seq) or not op.called:
+        return False
+    if type == MSG_NEXT:
+        op.after = body.rank
+    else:
+        op.place_attempt = body.attempt
+        op.before = body.rank
+        op.after = -1
+        op.last = body.last
+    return True
 
 
 cdef bint on_roll(Engine* engine, Operation* op, const RollBody* body) noexcept nogil:

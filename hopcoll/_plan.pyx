@@ -130,6 +130,8 @@ cdef int partial_source(const Engine* engine, const Operation* op, int block) no
     members = attempt_members(engine, op)
     if (dest >= 0 and not mask_has(&members, dest)) or not mask_has(&members, engine.rank):
         return -1             # nobody wants it any more; or it goes on without us
+    if op.sig.flags & FLAG_ARRIVAL:
+        return op.before
     return chain_before(&members, engine.size, op.block[block].start, engine.rank)
 
 
@@ -165,6 +167,8 @@ cdef int final_source(const Engine* engine, const Operation* op, int block) noex
             return chain_before(&members, engine.size, op.holder[block], engine.rank)
         if kind == BCAST:
             return chain_before(&members, engine.size, start, engine.rank)
+        if op.sig.flags & FLAG_ARRIVAL:
+            return op.after
         return chain_after(&members, engine.size, start, engine.rank)
     if dest >= 0:
         return start if start != engine.rank and mask_has(&members, start) else -1
@@ -188,6 +192,8 @@ cdef bint is_finalizer(const Engine* engine, const Operation* op, int block) noe
         return False
     if is_scan(op.sig.kind):
         return True
+    if op.sig.flags & FLAG_ARRIVAL:
+        return op.last
     members = attempt_members(engine, op)
     return (mask_has(&members, engine.rank)
             and chain_after(&members, engine.size, op.block[block].start, engine.rank) < 0)

@@ -54,6 +54,8 @@ cdef Operation* claim(Engine* engine, int64_t seq) noexcept nogil:
     op.attempt = -1
     op.early = -1
     op.whole_told = -1
+    op.place_attempt = -1
+    op.before = op.after = op.tail = -1
     for i in range(BLOCKS_MAX):
         op.holder[i] = NOBODY
     return op
@@ -174,13 +176,15 @@ cdef void dispute(Engine* engine, Operation* op, const Signature* ours, int peer
 
 cdef bint compare_signature(Engine* engine, Operation* op, int peer,
                             const Signature* sig) noexcept nogil:
+    """Whether it is what we called, or the first that we hear of this operation.  `peer` NOBODY:
+    whoever says so need not have called it."""
     if op.sig_from < 0:
         op.sig = sig[0]
         op.sig_from = peer
         return True
     if signature_equal(&op.sig, sig):
         return True
-    if op.called:
+    if op.called and peer != NOBODY:
         dispute(engine, op, &op.sig, peer, sig)
     else:
         complain(engine, op)

@@ -9,6 +9,7 @@ import numpy as np
 
 from hopcoll import buffers
 from hopcoll._calls import (
+    ARRIVAL_FLAG,
     CARRY_FLAG,
     IN_PLACE_FLAG,
     ORDERED_FLAG,
@@ -44,6 +45,7 @@ class Reductions(Gathers):
         op: Op | MPI.Op = SUM,
         root: int = 0,
         *,
+        order: str = "rank",
         on_failure: str | None = None,
         timeout_s: float | None = None,
     ) -> Outcome:
@@ -60,6 +62,8 @@ class Reductions(Gathers):
             The operation.
         root : int, default 0
             The rank that receives the result.
+        order : {"rank", "arrival"}, default "rank"
+            In which order the inputs are combined; see `Iallreduce`. Alike at all ranks.
         on_failure : {"survivors", "raise"}, optional
             As for the communicator, for this call only.
         timeout_s : float, optional
@@ -82,7 +86,7 @@ class Reductions(Gathers):
             As `Request.wait` raises them, with the state of the buffers.
         """
         return self.Ireduce(
-            sendbuf, recvbuf, op, root, on_failure=on_failure, timeout_s=timeout_s
+            sendbuf, recvbuf, op, root, order=order, on_failure=on_failure, timeout_s=timeout_s
         ).wait()
 
     def Ireduce(
@@ -92,6 +96,7 @@ class Reductions(Gathers):
         op: Op | MPI.Op = SUM,
         root: int = 0,
         *,
+        order: str = "rank",
         on_failure: str | None = None,
         timeout_s: float | None = None,
     ) -> Request:
@@ -122,6 +127,7 @@ class Reductions(Gathers):
         root = self._check_root(root)
         op = resolve(op)
         flags, limit_s = self._check_call(on_failure, timeout_s)
+        flags |= self._check_order(op, order)
         at_root = root == self.rank
         in_place = is_in_place(sendbuf)
         if in_place and not at_root:
@@ -136,6 +142,7 @@ class Reductions(Gathers):
         recvbuf: Any,
         op: Op | MPI.Op = SUM,
         *,
+        order: str = "rank",
         quorum: int | None = None,
         deadline_s: float | None = None,
         late: str | None = None,
@@ -157,6 +164,8 @@ class Reductions(Gathers):
             The place of the result, apart from `sendbuf`, of its dtype and number of items.
         op : Op or mpi4py.MPI.Op, default SUM
             The operation.
+        order : {"rank", "arrival"}, default "rank"
+            In which order the inputs are combined. Alike at all ranks.
         quorum : int, optional
             The inputs of so many ranks are enough: those that call first; of all that are alive
             where they are fewer. 1 to `size`. Alike at all ranks, as are the next three.
@@ -206,6 +215,7 @@ class Reductions(Gathers):
             sendbuf,
             recvbuf,
             op,
+            order=order,
             quorum=quorum,
             deadline_s=deadline_s,
             late=late,
@@ -223,6 +233,7 @@ class Reductions(Gathers):
         recvbuf: Any,
         op: Op | MPI.Op = SUM,
         *,
+        order: str = "rank",
         quorum: int | None = None,
         deadline_s: float | None = None,
         late: str | None = None,
@@ -244,6 +255,13 @@ class Reductions(Gathers):
         Memory beyond the window: with `IN_PLACE` an undo copy of the input. A small result (up to
         32 KiB) is kept as a copy until it is stable, while with a larger one `Request.wait`
         returns only once it is.
+
+        **Order.** ``order="rank"`` is what was said above: equal contributors give equal bits. With
+        ``order="arrival"`` results above `eager_bytes` are folded in the order in which the ranks
+        call: those who are early have combined their inputs by the time that the last one comes,
+        whose data then pass each link once. It costs a small message to and from the lowest
+        rank, and the last bits of a sum of floats depend on who came when. The operation must
+        commute. Not with `quorum` or `deadline_s`.
 
         **Partial operations.** With `quorum` or `deadline_s` the lowest living rank keeps the roll:
         its thread hears who has called (one small message from each), and closes the roll when it
@@ -272,6 +290,10 @@ class Reductions(Gathers):
         op = resolve(op)
         flags, limit_s = self._check_call(on_failure, timeout_s)
         roll, enough, deadline = self._check_partial(op, quorum, deadline_s, late, name)
+        roll |= self._check_order(op, order)
+        if roll & PARTIAL_FLAG and roll & ARRIVAL_FLAG:
+            raise ValueError("order='arrival' is for operations of all ranks: not with quorum or "
+                             "deadline_s")  # fmt: skip
         send = None if is_in_place(sendbuf) else self._input(sendbuf, op, "sendbuf")
         recv = self._result(recvbuf, send, op)
         return self._start_reduction(
@@ -323,6 +345,13 @@ class Reductions(Gathers):
         return self.Allreduce(
             zeros, recvbuf, late="carry", name=name, on_failure=on_failure, timeout_s=timeout_s
         )
+
+    def _check_order(self, op: Op, order: str) -> int:
+        if order not in ("rank", "arrival"):
+            raise ValueError(f"order must be 'rank' or 'arrival', not {order!r}")
+        if order == "arrival" and op.function is not None and not op.commute:
+            raise ValueError(f"order='arrival' needs an op that commutes, which {op.name} does not")
+        return ARRIVAL_FLAG if order == "arrival" else 0
 
     def _check_partial(
         self,

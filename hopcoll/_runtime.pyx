@@ -364,7 +364,8 @@ cdef class Engine_:
         sig.dtype = dtype
         sig.redop = redop
         sig.root = root
-        sig.flags = flags & (FLAG_RAISE | FLAG_VECTOR | FLAG_ORDERED | FLAG_PARTIAL | FLAG_CARRY)
+        sig.flags = flags & (FLAG_RAISE | FLAG_VECTOR | FLAG_ORDERED | FLAG_PARTIAL | FLAG_CARRY
+                             | FLAG_ARRIVAL)
         sig.count = count
         sig.layout = agreed
         if deadline_s is not None:

@@ -63,6 +63,7 @@ VECTOR = FLAG_VECTOR
 ORDERED = FLAG_ORDERED
 PARTIAL = FLAG_PARTIAL
 CARRY = FLAG_CARRY
+ARRIVAL = FLAG_ARRIVAL
 
 
 # ---- random runs --------------------------------------------------------------------------

@@ -7,11 +7,10 @@ takes the GIL, and inside the simulated network.  Nothing here knows MPI, a cloc
 from libc.stdint cimport int64_t, int32_t, int16_t, uint64_t, uint32_t, uint16_t, uint8_t
 from cython_kernels.transport cimport Transport
 from cython_kernels.stream cimport Grid, Sink, Spring
+from hopcoll._mask cimport *
 
 cdef enum:
     FAULTS_MAX = 16
-    RANKS_MAX = 256
-    MASK_WORDS = 4
     BLOCKS_MAX = 8            # of a result that all ranks get
     NOBODY = 255 + 1          # "no holder" in a byte pair
     TOKEN_IGNORED = 0
@@ -37,6 +36,7 @@ cdef enum Flag:
     FLAG_ORDERED = 8          # a fold in the order of the ranks, whoever that suits
     FLAG_PARTIAL = 16         # of those who come first, or in time; the root is the quorum
     FLAG_CARRY = 32           # what came too late is added to the next one of this layout
+    FLAG_ARRIVAL = 64         # a fold in the order in which the ranks call it
 
 cdef enum Status:
     STATUS_OK = 0
@@ -98,9 +98,6 @@ cdef enum Sabotage:
     BREAK_CARRY = 65536       # a carry is consumed before the operation that takes it along
     BREAK_ROLL = 131072       # a roll that was closed once binds for ever
 
-cdef struct Mask:
-    uint64_t word[MASK_WORDS]
-
 cdef struct Signature:        # what all ranks must agree on in one operation
     uint8_t kind
     uint8_t dtype
@@ -143,6 +140,9 @@ cdef struct Entry:            # one membership: epoch i + 1 is history[i]
 
 cdef struct Stand:            # a decision about one operation: it stands
     Mask roll                 # FLAG_PARTIAL: whose input is in it
+    Signature sig             # what was called: who calls it later need not hear of it otherwise
+    int32_t known             # whether somebody told us so
+    int32_t pad
     int16_t holder[BLOCKS_MAX]
 
 cdef struct Carry:            # input that came too late for its operation, of one kind of call
@@ -251,6 +251,14 @@ cdef struct Operation:
     int32_t takes_carry       # our input has an earlier one along
     Mask roll                 # those are
     Mask arrived              # at the keeper: who has called it
+    Mask placed               # ... and has a place in the order of arrival
+    int32_t arrived_attempt   # ... in this attempt
+    int32_t tail              # ... the last of them
+    int32_t place_attempt     # in which we have a place; -1: none
+    int32_t before            # us in that order; -1: nobody
+    int32_t after             # ... -1: nobody yet
+    int32_t last              # we are the last
+    int32_t pad
     Mask wholes
     Mask asked                # of a large Bcast: who showed that they have called it
     int64_t item_bytes
@@ -446,7 +454,7 @@ cdef struct Engine:
     void (*fire)(void* context, Engine* engine, const Fault* fault, int index) noexcept nogil
     Counters counters
     uint16_t host[RANKS_MAX]  # which host each rank is on
-    Flight flight[FLIGHTS]
+    Flight* flight            # the last operations, FLIGHTS of them
     int32_t outlets_made      # the others' memory was never touched
     int32_t* tags             # the last tag given to a stream, of all engines over one transport
 
@@ -482,6 +490,8 @@ cdef enum MessageType:
     MSG_ARRIVED = 27
     MSG_ROLL = 28
     MSG_GONE = 29
+    MSG_PLACE = 30
+    MSG_NEXT = 31
     MSG_ASK = 40
     MSG_WHERE = 41
     MSG_STACK = 42
@@ -525,6 +535,12 @@ cdef struct RollBody:
     int32_t attempt
     int32_t pad
 
+cdef struct PlaceBody:        # PLACE: who comes before us; NEXT: who comes after us; ARRIVED
+    int32_t attempt
+    int32_t rank              # -1: nobody
+    int32_t last              # all have arrived
+    int32_t pad
+
 cdef struct BallotBody:       # PREPARE, ACCEPTED, REFUSED and DECIDE
     int64_t ballot
 
@@ -562,71 +578,7 @@ cdef struct ProposeBody:
     Mask grouped
     Quarrel quarrel
 
-# ---- masks --------------------------------------------------------------------------------
-
-cdef inline bint mask_has(const Mask* mask, int rank) noexcept nogil:
-    return (mask.word[rank >> 6] >> (rank & 63)) & 1
-
-cdef inline void mask_add(Mask* mask, int rank) noexcept nogil:
-    mask.word[rank >> 6] |= (<uint64_t>1) << (rank & 63)
-
-cdef inline void mask_drop(Mask* mask, int rank) noexcept nogil:
-    mask.word[rank >> 6] &= ~((<uint64_t>1) << (rank & 63))
-
-cdef inline bint mask_equal(const Mask* a, const Mask* b) noexcept nogil:
-    return (a.word[0] == b.word[0] and a.word[1] == b.word[1]
-            and a.word[2] == b.word[2] and a.word[3] == b.word[3])
-
-cdef inline bint mask_within(const Mask* a, const Mask* b) noexcept nogil:
-    """Whether every rank of a is in b."""
-    return ((a.word[0] & ~b.word[0]) | (a.word[1] & ~b.word[1])
-            | (a.word[2] & ~b.word[2]) | (a.word[3] & ~b.word[3])) == 0
-
-cdef inline Mask mask_without(const Mask* a, const Mask* b) noexcept nogil:
-    cdef Mask out
-    cdef int i
-    for i in range(MASK_WORDS):
-        out.word[i] = a.word[i] & ~b.word[i]
-    return out
-
-cdef inline Mask mask_or(const Mask* a, const Mask* b) noexcept nogil:
-    cdef Mask out
-    cdef int i
-    for i in range(MASK_WORDS):
-        out.word[i] = a.word[i] | b.word[i]
-    return out
-
-cdef inline Mask mask_and(const Mask* a, const Mask* b) noexcept nogil:
-    cdef Mask out
-    cdef int i
-    for i in range(MASK_WORDS):
-        out.word[i] = a.word[i] & b.word[i]
-    return out
-
-cdef inline bint mask_empty(const Mask* a) noexcept nogil:
-    return (a.word[0] | a.word[1] | a.word[2] | a.word[3]) == 0
-
-cdef inline int mask_count(const Mask* mask) noexcept nogil:
-    cdef int i, count = 0
-    cdef uint64_t w
-    for i in range(MASK_WORDS):
-        w = mask.word[i]
-        while w:
-            w &= w - 1
-            count += 1
-    return count
-
-cdef inline Mask mask_full(int size) noexcept nogil:
-    cdef Mask out
-    cdef int i
-    for i in range(MASK_WORDS):
-        out.word[i] = 0
-    for i in range(size):
-        mask_add(&out, i)
-    return out
-
-cdef inline Mask mask_none() noexcept nogil:
-    return mask_full(0)
+# ---- signatures ---------------------------------------------------------------------------
 
 cdef inline bint signature_equal(const Signature* a, const Signature* b) noexcept nogil:
     return (a.kind == b.kind and a.dtype == b.dtype and a.redop == b.redop
@@ -662,6 +614,11 @@ cdef inline Mask attempt_members(const Engine* engine, const Operation* op) noex
 cdef inline bint awaits_roll(const Operation* op) noexcept nogil:
     """Whether it is not known yet whose input is in a partial operation."""
     return op.sig.flags & FLAG_PARTIAL and not op.rolled
+
+cdef inline bint awaits_place(const Operation* op) noexcept nogil:
+    """Whether it is not known yet where we stand in the order of arrival."""
+    return (op.sig.flags & FLAG_ARRIVAL and not op.small and not op.standing
+            and op.place_attempt != op.attempt)
 
 cdef inline Mask gone(const Engine* engine) noexcept nogil:
     cdef Mask out = mask_or(&engine.dead, &engine.left)

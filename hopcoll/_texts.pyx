@@ -40,6 +40,8 @@ cdef str signature_text(const Signature* sig, int64_t seq):
         parts.append(f"deadline_s={sig.deadline_us / 1e6:g}")
     if sig.flags & FLAG_CARRY:
         parts.append(f"late='carry', name {sig.layout & 0xffffff:06x}")
+    if sig.flags & FLAG_ARRIVAL:
+        parts.append("order='arrival'")
     if sig.flags & FLAG_RAISE:
         parts.append("on_failure='raise'")
     text = f"{kind_name(sig)}({', '.join(parts)})"

@@ -66,7 +66,8 @@ cdef World* make_world(const World* plan, int64_t* total) noexcept nogil:
         items += plan.script[k].count + 3
     items *= n
     memset(&rooms, 0, sizeof(Rooms))
-    rooms.region_bytes = (sizeof(Engine) + control_bytes_of(settings, n) * (n + 1)
+    rooms.region_bytes = (sizeof(Engine) + FLIGHTS * sizeof(Flight)
+                          + control_bytes_of(settings, n) * (n + 1)
                           + (n + 4) * (sizeof(Entry) + 64)
                           + settings.ring * (sizeof(Operation)
                                              + n * (settings.eager_bytes + 48 + sizeof(Block)))
@@ -203,7 +204,7 @@ cdef void call_next(World* world, int rank) noexcept nogil:
     sig.redop = SUM if is_fold(step.kind) else NONE
     sig.root = step.root
     sig.flags = step.flags & (FLAG_RAISE | FLAG_VECTOR | FLAG_ORDERED | FLAG_PARTIAL
-                              | FLAG_CARRY)
+                              | FLAG_CARRY | FLAG_ARRIVAL)
     sig.count = step.count
     sig.deadline_us = step.deadline_us
     layout.send_bytes, layout.send_at = sent, sent_at

@@ -41,6 +41,8 @@ def random_step(rng: random.Random, size: int) -> tuple[str, int, int, int]:
             flags |= _simulation.VECTOR
     if kind in ("allreduce", "reduce") and rng.random() < 0.1:
         flags |= _simulation.ORDERED
+    elif kind in ("allreduce", "reduce") and rng.random() < 0.2:
+        flags |= _simulation.ARRIVAL
     return kind, count, root, flags
 
 
@@ -130,6 +132,8 @@ def random_case(seed: int, *, size: int | None = None, mode: str | None = None) 
     if mode in ("mismatch", "mismatch-deaths") and size > 1:
         step = rng.randrange(len(script))
         odd = random_step(rng, size)
+        if rng.random() < 0.2:
+            case["script"] = script = [partial_step(rng, size, (1, 9)) for _ in script]
         # Vectors whose lengths differ may still agree between the ranks concerned.
         if _signature(odd) != _signature(script[step]) and not (
             odd[0] == script[step][0] and odd[3] & script[step][3] & _simulation.VECTOR

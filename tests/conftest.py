@@ -10,6 +10,7 @@ import pytest
 from tests.launch import SETTINGS_PREFIX
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Jobs of real ranks go one after the other, beside everything else (pytest -n 2)."""
     for item in items:

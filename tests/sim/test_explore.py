@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from hopcoll._simulation import CARRY, IN_PLACE, PARTIAL, RAISE, VECTOR, explore_all
+from hopcoll._simulation import ARRIVAL, CARRY, IN_PLACE, PARTIAL, RAISE, VECTOR, explore_all
 
 SMALL = {"depth": 1, "ring": 4, "window": 1, "active": 1}
 TWO = {**SMALL, "depth": 2, "active": 2}
@@ -203,6 +203,12 @@ def test_equal_digests_mean_equal_outcomes(script, deaths):
 def test_a_broken_rule_is_found(rule, script):
     found = explore_all(3, script, deaths=2, sabotage=(rule,), **SMALL)
     assert found["violation"] is not None
+
+
+@pytest.mark.parametrize("kind", ["allreduce", "reduce"])
+def test_the_order_of_arrival(kind):
+    exhaust(3, [(kind, 2, 0, ARRIVAL)], deaths=1, **SMALL)
+    exhaust(4, [(kind, 2, 1, ARRIVAL)], deaths=2, order="lowest", **BLOCKS)
 
 
 @pytest.mark.parametrize("quorum", [1, 2, 3])

@@ -98,3 +98,29 @@ def test_a_result_that_is_gone(comm):
     with pytest.raises(errors.MissedError) as caught:
         request.test()
     assert caught.value.seq == 12
+
+
+def test_an_order(comm):
+    comm.Allreduce(A, B, order="arrival")
+    assert started(comm)[:2] == (0, 64)
+    comm.Reduce(A, B, hopcoll.MAX, 1, order="arrival")
+    assert started(comm)[:2] == (1, 64)
+    comm.Reduce(A, B, order="rank", root=1)
+    assert started(comm)[:2] == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"order": "random"}, "order must be 'rank' or 'arrival', not 'random'"),
+        ({"order": "arrival", "quorum": 2}, "order='arrival' is for operations of all ranks"),
+        (
+            {"order": "arrival", "op": hopcoll.Op.Create(np.subtract)},
+            "order='arrival' needs an op that commutes",
+        ),
+    ],
+)
+def test_no_such_order(comm, how, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        comm.Allreduce(A, B, **how)
+    assert engine_of(comm).started == []

@@ -165,7 +165,7 @@ def missed() -> None:
             assert (result == result[0]).all()
         except errors.MissedError as error:
             numbers.append(error.seq)
-            assert str(error).startswith(f"Allreduce (operation {step + 1} of this communicator) is")
+            assert str(error).startswith(f"Allreduce (operation {step + 1} of this communicator)")
     result = np.zeros(count)
     comm.Flush(result)
     total += result[0]
@@ -245,6 +245,44 @@ def differ() -> None:
         except ValueError as error:
             messages.append(str(error))
     report(messages=messages)
+
+
+@scene
+def arrival() -> None:
+    """In the order in which the ranks call, whoever is late; the result is of all."""
+    comm = init()
+    seen = []
+    for number, count in enumerate(COUNTS):
+        for late in range(SIZE):
+            if RANK == late:
+                compute(0.02)
+            seen.append(bits(comm, count, order="arrival"))
+            result = np.zeros(count)
+            root = (late + number) % SIZE
+            outcome = comm.Reduce(
+                np.full(count, 2.0**RANK), result, hopcoll.SUM, root, order="arrival"
+            )
+            assert RANK != root or (result == 2**SIZE - 1).all()
+            seen.append(outcome.contributors)
+    report(seen=seen)
+
+
+@scene
+def arrival_death() -> None:
+    """A rank dies in the middle of that, by a planted fault."""
+    comm = init()
+    seen = []
+    slow = (VICTIM + 1) % SIZE
+    for step in range(30):
+        if RANK == slow and step % 10 == 5:
+            compute(0.02)
+        seen.append(bits(comm, 200_001, order="arrival"))
+        result = np.zeros(50_001)
+        outcome = comm.Reduce(np.full(50_001, 2.0**RANK), result, root=slow, order="arrival")
+        if RANK == slow:
+            assert (result == sum(2**rank for rank in outcome.contributors)).all()
+        seen.append(outcome.contributors)
+    report(seen=seen, alive=comm.alive)
 
 
 @scene

@@ -1,0 +1,74 @@
+# cython: language_level=3
+"""Sets of ranks."""
+from libc.stdint cimport uint64_t
+
+cdef enum:
+    RANKS_MAX = 256
+    MASK_WORDS = 4
+
+cdef struct Mask:
+    uint64_t word[MASK_WORDS]
+
+cdef inline bint mask_has(const Mask* mask, int rank) noexcept nogil:
+    return (mask.word[rank >> 6] >> (rank & 63)) & 1
+
+cdef inline void mask_add(Mask* mask, int rank) noexcept nogil:
+    mask.word[rank >> 6] |= (<uint64_t>1) << (rank & 63)
+
+cdef inline void mask_drop(Mask* mask, int rank) noexcept nogil:
+    mask.word[rank >> 6] &= ~((<uint64_t>1) << (rank & 63))
+
+cdef inline bint mask_equal(const Mask* a, const Mask* b) noexcept nogil:
+    return (a.word[0] == b.word[0] and a.word[1] == b.word[1]
+            and a.word[2] == b.word[2] and a.word[3] == b.word[3])
+
+cdef inline bint mask_within(const Mask* a, const Mask* b) noexcept nogil:
+    """Whether every rank of a is in b."""
+    return ((a.word[0] & ~b.word[0]) | (a.word[1] & ~b.word[1])
+            | (a.word[2] & ~b.word[2]) | (a.word[3] & ~b.word[3])) == 0
+
+cdef inline Mask mask_without(const Mask* a, const Mask* b) noexcept nogil:
+    cdef Mask out
+    cdef int i
+    for i in range(MASK_WORDS):
+        out.word[i] = a.word[i] & ~b.word[i]
+    return out
+
+cdef inline Mask mask_or(const Mask* a, const Mask* b) noexcept nogil:
+    cdef Mask out
+    cdef int i
+    for i in range(MASK_WORDS):
+        out.word[i] = a.word[i] | b.word[i]
+    return out
+
+cdef inline Mask mask_and(const Mask* a, const Mask* b) noexcept nogil:
+    cdef Mask out
+    cdef int i
+    for i in range(MASK_WORDS):
+        out.word[i] = a.word[i] & b.word[i]
+    return out
+
+cdef inline bint mask_empty(const Mask* a) noexcept nogil:
+    return (a.word[0] | a.word[1] | a.word[2] | a.word[3]) == 0
+
+cdef inline int mask_count(const Mask* mask) noexcept nogil:
+    cdef int i, count = 0
+    cdef uint64_t w
+    for i in range(MASK_WORDS):
+        w = mask.word[i]
+        while w:
+            w &= w - 1
+            count += 1
+    return count
+
+cdef inline Mask mask_full(int size) noexcept nogil:
+    cdef Mask out
+    cdef int i
+    for i in range(MASK_WORDS):
+        out.word[i] = 0
+    for i in range(size):
+        mask_add(&out, i)
+    return out
+
+cdef inline Mask mask_none() noexcept nogil:
+    return mask_full(0)
