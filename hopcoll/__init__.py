@@ -18,22 +18,25 @@ The package, from the top down; each line uses only those below it:
 Beside them cli.py, launcher.py and doctor.py are the command ``hopcoll``, and chaos/ kills ranks of
 real jobs to prove all this.
 
-Importing the package does not start MPI; `init` and `Communicator` do.
+Importing the package does not start MPI; `init` and `Communicator` do. Nor does it load NumPy:
+the names below are found when they are asked for, so that the command ``hopcoll`` starts at once.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from hopcoll import errors
-from hopcoll.communicator import Communicator
-from hopcoll.ops import AVG, BAND, BOR, BXOR, LAND, LOR, LXOR, MAX, MIN, PROD, SUM, Op
-from hopcoll.outcome import Outcome, Request
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from hopcoll.communicator import Communicator
+    from hopcoll.ops import AVG, BAND, BOR, BXOR, LAND, LOR, LXOR, MAX, MIN, PROD, SUM, Op
+    from hopcoll.outcome import Outcome, Request
 
 __all__ = [
     "AVG",
@@ -57,6 +60,17 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+#: Where the names are that are not loaded with the package.
+_HOMES = {
+    "Communicator": "communicator",
+    "Outcome": "outcome",
+    "Request": "outcome",
+    **dict.fromkeys(
+        ("AVG", "BAND", "BOR", "BXOR", "LAND", "LOR", "LXOR", "MAX", "MIN", "PROD", "SUM", "Op"),
+        "ops",
+    ),
+}
 
 _world: Communicator | None = None
 _world_settings: dict[str, Any] = {}
@@ -102,6 +116,8 @@ def init(comm: MPI.Intracomm | None = None, **settings: Any) -> Communicator:
     >>> comm.Bcast(weights, root=0)                                # doctest: +SKIP
     Outcome(contributors=(0, 1, 2, 3), epoch=0)
     """
+    from hopcoll.communicator import Communicator
+
     global _world, _world_settings, _world_comm
     if _world is not None and _world._forked:
         raise errors.ClosedError("init was called by the parent of this forked process")
@@ -144,9 +160,17 @@ def _say_what_is_missing(comm: Communicator) -> None:
     print(f"hopcoll: {line}", file=sys.stderr, flush=True)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name == "IN_PLACE":
         from mpi4py import MPI
 
         return MPI.IN_PLACE
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"hopcoll.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

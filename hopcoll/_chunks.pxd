@@ -8,6 +8,8 @@ cdef void check_lengths(Engine* engine, Operation* op) noexcept nogil
 cdef void pump_chunks(Engine* engine, Operation* op) noexcept nogil
 cdef void check_complete(Engine* engine, Operation* op) noexcept nogil
 cdef void close_sinks(Engine* engine, Operation* op) noexcept nogil
+cdef void on_away(Engine* engine, int peer, const Head* head, const AwayBody* body) noexcept nogil
+cdef void lose_patience(Engine* engine) noexcept nogil
 cdef bint awaits_root(const Engine* engine, const Operation* op) noexcept nogil
 cdef void on_data_event(Engine* engine, const Event* event) noexcept nogil
 cdef void on_grant(Engine* engine, int peer, const Head* head, const GrantBody* body) noexcept nogil

@@ -16,6 +16,7 @@ from hopcoll._state cimport *
 from hopcoll._plan cimport (
     block_at, chain_prefix, ends_at_root, final_source, final_taker, is_finalizer, is_fold,
     is_private, is_scan, is_wanted, partial_source)
+from hopcoll._detours cimport awaits_us, is_over, send_around, wait_patiently
 from hopcoll._partial cimport refuse_outlets
 from hopcoll._records cimport (
     claim, combine, compare_signature, send_message)
@@ -271,11 +272,51 @@ cdef void pump_block(Engine* engine, Operation* op, int b) noexcept nogil:
     pump_outlets(engine, op, b, FINAL_PHASE)
 
 
+cdef void on_away(Engine* engine, int peer, const Head* head, const AwayBody* body) noexcept nogil:
+    """A rank that is late for a Bcast: whoever comes before it has the bytes as well."""
+    cdef Operation* op = find_operation(engine, head.seq)
+    cdef Sink* sink
+    if op == NULL or not op.called or op.small or op.complete or head.epoch != engine.epoch:
+        return
+    sink = &op.block[0].sink[<int>FINAL_PHASE]
+    if op.sig.kind != BCAST or sink.source != peer or sink.tag != body.tag:
+        return
+    engine.counters.detours += 1
+    mask_add(&op.away, peer)
+    sink.broken = 0
+    close_sink(engine, op, 0, FINAL_PHASE)
+    pump_block(engine, op, 0)
+
+
+cdef void lose_patience(Engine* engine) noexcept nogil:
+    """Goes around those who are late, and has others go around us."""
+    cdef Operation* op
+    cdef int64_t seq
+    cdef int taker
+    engine.patience_us = 0
+    for seq in range(engine.freed, engine.freed + engine.settings.ring):
+        op = find_operation(engine, seq)
+        if op == NULL or op.complete:
+            continue
+        if awaits_us(engine, op):
+            if is_over(engine, op):
+                send_around(engine, op)
+            elif op.asked_us:
+                wait_patiently(engine, op)
+        elif op.called and op.sig.kind == BCAST and not op.small and op.awaited == 0:
+            taker = final_taker(engine, op, 0)
+            if taker >= 0 and is_over(engine, op) and not is_gone(engine, taker):
+                mask_add(&op.told, taker)
+                send_message(engine, taker, MSG_CALLED, op.seq, &op.sig, NULL, 0)
+            check_complete(engine, op)
+
+
 cdef bint is_asked(const Engine* engine, const Operation* op) noexcept nogil:
-    """Whether the next rank of a Bcast has shown that it called the same.  A root needs nothing of
-    others: without this, two of them would never notice each other."""
+    """Whether the next rank of a Bcast has shown that it called the same, or is late, and will see
+    what we called.  A root needs nothing of others: without this, two of them would never notice
+    each other."""
     cdef int taker = final_taker(engine, op, 0)
-    return taker < 0 or mask_has(&op.asked, taker)
+    return taker < 0 or mask_has(&op.asked, taker) or mask_has(&op.told, taker)
 
 
 cdef void check_complete(Engine* engine, Operation* op) noexcept nogil:
@@ -286,6 +327,7 @@ cdef void check_complete(Engine* engine, Operation* op) noexcept nogil:
         return
     if (op.sig.kind == BCAST and not is_asked(engine, op)
             and not engine.settings.sabotage & BREAK_ASKED):
+        wait_patiently(engine, op)
         return
     if is_private(op.sig.kind) and not engine.settings.sabotage & BREAK_SEAL:
         engine.wholes_due |= not op.whole
@@ -367,7 +409,7 @@ cdef void on_arrival(Engine* engine, const Event* event, Operation* op, int part
         if (event.kind == EVENT_LOST and landing == NULL and state[0] != CHUNK_FINAL
                 and not engine.settings.sabotage & BREAK_LOST):
             state[0] = CHUNK_NONE      # where it was to land, anything may have been written
-        sink.broken = 1
+        sink.broken = not mask_has(&op.away, sink.source)
         close_sink(engine, op, b, phase)
     if sink.open and sink.arrived == sink.end:
         sink.open = 0
@@ -483,6 +525,11 @@ cdef void on_grant(Engine* engine, int peer, const Head* head,
     if not attach(engine, op, index):
         keep_early(engine, op, index)
     drop_told(engine, op, index)
+    if awaits_us(engine, op):
+        wait_patiently(engine, op)
+        if is_over(engine, op):
+            send_around(engine, op)
+        return
     if engine.outlets[index].attached:
         if op.forgotten and op.finished:
             refuse_outlets(engine, op)

@@ -305,6 +305,7 @@ cdef bint is_awake(Context* context) noexcept nogil:
     cdef const Engine* engine = context.engine
     return (engine.finished < engine.next_seq or engine.frozen or engine.stage
             or engine.watermark_due or engine.outlets_used > 0 or engine.roll_us
+            or engine.patience_us
             or engine.done != context.flushed_done or engine.stable != context.flushed_stable)
 
 

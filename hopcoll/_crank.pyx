@@ -152,7 +152,8 @@ cdef void* progress(void* argument) noexcept nogil:
             count = turn(rt)
             now = rt.engine.now_us
             is_open = (rt.engine.finished < rt.engine.next_seq or rt.engine.frozen
-                       or rt.engine.outlets_used > 0 or rt.engine.roll_us or rt.hub.awake)
+                       or rt.engine.outlets_used > 0 or rt.engine.roll_us
+                       or rt.engine.patience_us or rt.hub.awake)
             pthread_mutex_unlock(&rt.mutex)
             # A short sleep, not a yield: who slept is preferred to the caller's busy thread.
             if count:

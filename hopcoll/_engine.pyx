@@ -9,8 +9,8 @@ from hopcoll._membership cimport (
     answer_lost, coordinate, end_stopped, on_bye, on_dead, on_membership_message)
 from hopcoll._late cimport check_late, note_stuck, on_late_message
 from hopcoll._silence cimport watch
-from hopcoll._chunks cimport on_data_event, part_streams
-from hopcoll._operation cimport on_operation_message, settle, flush_watermark
+from hopcoll._chunks cimport lose_patience, on_data_event, part_streams
+from hopcoll._operation cimport copy_for_late, flush_watermark, on_operation_message, settle
 from hopcoll._partial cimport free_carries
 from hopcoll._records cimport announce_stuck, merge_watermarks, send_message
 
@@ -202,6 +202,11 @@ cdef void engine_tick(Engine* engine, int64_t now_us) noexcept nogil:
     if engine.done < engine.next_seq and announce_stuck(engine):
         note_stuck(engine, engine.done)
     check_late(engine)
+    if engine.patience_us and now_us >= engine.patience_us:
+        lose_patience(engine)
+        settle(engine)
+    if engine.finished < engine.done:
+        copy_for_late(engine)
     if engine.roll_us and now_us >= engine.roll_us:
         engine.rolls_due = 1
         settle(engine)

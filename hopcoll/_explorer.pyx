@@ -308,6 +308,10 @@ cdef uint64_t mix_operation(Explorer* x, uint64_t h, int rank, const Engine* eng
     copy.states = copy.input = NULL
     copy.carry = NULL
     copy.result = NULL
+    copy.asked_us = waited(op.asked_us, engine.now_us, engine.settings.patience_us) \
+        if op.asked_us else -1
+    copy.done_us = waited(op.done_us, engine.now_us, engine.settings.patience_us) \
+        if op.done and not op.finished else 0
     copy.arrived_us = waited(op.arrived_us, engine.now_us, op.sig.deadline_us) \
         if op.sig.deadline_us and awaits_roll(op) else 0
     if not op.standing:
@@ -367,7 +371,7 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     copy.outlets = NULL
     copy.outlet_free = copy.next_tag = 0
     copy.carries = NULL
-    copy.roll_us = 0
+    copy.roll_us = copy.patience_us = 0
     copy.watermark_us = waited(engine.watermark_us, engine.now_us, engine.settings.flush_us)
     copy.now_us = 0
     if not engine.stage:
@@ -457,6 +461,8 @@ cdef uint64_t mix_channel(Explorer* x, uint64_t h, int source, int dest) noexcep
             credit = (<const CreditBody*>(at + sizeof(Head)))[0]
             credit.tag = <int32_t>tag_name(x, source, credit.tag)
             h = mix_bytes(h, &credit, sizeof(credit))
+        elif head.type == MSG_AWAY:
+            h = mix(h, tag_name(x, dest, (<const AwayBody*>(at + sizeof(Head))).tag))
         else:
             h = mix_bytes(h, at + sizeof(Head), total - <int64_t>sizeof(Head))
         at += (total + 7) & ~7

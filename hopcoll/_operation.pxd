@@ -8,6 +8,7 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
                          const Layout* layout, Result* result) noexcept nogil
 cdef void on_operation_message(Engine* engine, int peer, const Head* head,
                                const unsigned char* body, int64_t nbytes) noexcept nogil
+cdef void copy_for_late(Engine* engine) noexcept nogil
 cdef void settle(Engine* engine) noexcept nogil
 cdef void enter_epoch(Engine* engine, int previous) noexcept nogil
 cdef void flush_watermark(Engine* engine) noexcept nogil

@@ -22,7 +22,7 @@ from hopcoll._small cimport (
 from hopcoll._streams cimport attach_early
 from hopcoll._chunks cimport (
     awaits_root, check_chunk_faults, check_complete, check_lengths, close_sinks, end_streams,
-    on_credit, on_grant, pump_chunks, rerun_chunks)
+    on_away, on_credit, on_grant, pump_chunks, rerun_chunks)
 from hopcoll._layout cimport count_awaited, prepare_blocks
 
 # ---- starting -----------------------------------------------------------------------------
@@ -142,6 +142,7 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
         else nbytes
     op.previous_raise = engine.last_raise
     op.called_us = engine.now_us
+    op.asked_us = 0
     op.result = result
     # Everything that can fail comes before the first message.
     if flags & FLAG_CARRY and nbytes and not prepare_carry(engine, op, nbytes):
@@ -302,6 +303,9 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
     if head.type == MSG_CREDIT:
         on_credit(engine, peer, head, <const CreditBody*>body)
         return
+    if head.type == MSG_AWAY:
+        on_away(engine, peer, head, <const AwayBody*>body)
+        return
     if head.type == MSG_FETCH:
         op = find_operation(engine, head.seq)
         if op != NULL and op.called and compare_signature(engine, op, peer, &head.sig):
@@ -369,6 +373,7 @@ cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
     cdef Mask out
     cdef int r
     op.done = 1
+    op.done_us = engine.now_us
     record_flight(engine, op)
     if op.status != STATUS_OK:
         op.keeps_nothing = 1
@@ -414,6 +419,25 @@ cdef bint may_finish(const Engine* engine, const Operation* op) noexcept nogil:
     return (op.keeps_nothing or op.small or op.retained != NULL or op.seq < engine.stable
             or engine.stopped
             or (engine.settings.sabotage & BREAK_RETENTION) != 0)
+
+
+cdef void copy_for_late(Engine* engine) noexcept nogil:
+    """Somebody takes much longer than we did: a copy of the result is kept for it instead of the
+    caller's buffer, so that the call can return."""
+    cdef Operation* op = find_operation(engine, engine.finished)
+    cdef int64_t patience
+    if (op == NULL or not op.done or op.keeps_nothing or op.small or op.retained != NULL
+            or op.sig.flags & FLAG_VECTOR or op.seq < engine.stable):
+        return
+    patience = 2 * (op.done_us - op.called_us)
+    if patience < engine.settings.patience_us:
+        patience = engine.settings.patience_us
+    if engine.now_us - op.done_us < patience:
+        return
+    keep_for_late(engine, op)
+    if op.retained != NULL:
+        engine.counters.copies += 1
+        settle(engine)
 
 
 cdef void clear_absent(Engine* engine, Operation* op) noexcept nogil:
@@ -585,6 +609,8 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
         if op == NULL or not op.called or op.done:
             continue
         old = op.attempt
+        op.away = mask_none()
+        op.asked_us = 0
         if op.status != STATUS_OK:
             op.complete = 0
         if attempt_of(engine, seq) != old and not (
@@ -607,6 +633,7 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
     engine.watermark_due = 1
     engine.wholes_due = 1
     engine.rolls_due = 1
+    engine.patience_us = engine.now_us
     for seq in range(engine.freed, engine.freed + engine.settings.ring):
         op = find_operation(engine, seq)
         if op != NULL and op.called:

@@ -263,7 +263,7 @@ cdef bint may_forget(const Engine* engine, const Operation* op) noexcept nogil:
     cdef Mask out = gone(engine)
     cdef Mask roll = mask_without(&op.roll, &out)
     cdef int r
-    if not op.late_kept or not op.finished or op.in_flight_retained or op.strays:
+    if not op.rolled or not op.late_kept or not op.finished or op.in_flight_retained or op.strays:
         return False
     for r in range(engine.size):
         if mask_has(&roll, r) and engine.peer_done[r] <= op.seq:

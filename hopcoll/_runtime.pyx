@@ -143,6 +143,7 @@ cdef class Engine_:
         settings.outlets_max = 128 * size
         settings.announce_us = 250000
         settings.flush_us = 1000
+        settings.patience_us = 2000
         self.mpi_thread = {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled",
                            MPI.THREAD_SERIALIZED: "serialized",
                            MPI.THREAD_MULTIPLE: "multiple"}[MPI.Query_thread()]

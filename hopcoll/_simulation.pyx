@@ -203,7 +203,7 @@ cdef void choose_mood(World* world, Mood* mood, int kill_every) noexcept nogil:
     if next_random(network) & 1:
         mood.aim_percent = 25
     if next_random(network) % 4 == 0:
-        mood.tick_percent = 5
+        mood.tick_percent = 5 if next_random(network) & 1 else 30
 
 
 cdef void keep(Choice* trace, int* trace_count, const Choice* choice) noexcept nogil:
@@ -386,6 +386,7 @@ cdef void fill_plan(World* plan, int size, script, dict options) except *:
     plan.settings.announce_us = 250000
     plan.settings.report_us = 10000000
     plan.settings.flush_us = 1000
+    plan.settings.patience_us = 2000
     if plan.settings.chunk_bytes > COPY_MAX:
         raise ValueError(f"chunk_bytes: {plan.settings.chunk_bytes} is more than {COPY_MAX}")
     for name in options.pop("sabotage", ()):

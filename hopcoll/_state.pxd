@@ -124,6 +124,7 @@ cdef struct Settings:
     int64_t announce_us
     int64_t report_us         # an operation that waits so long is reported
     int64_t flush_us
+    int64_t patience_us       # so long nobody goes around a rank that is not there yet
     int64_t detect_us         # a rank that is silent so long is suspected; 0: nobody ever is
     int32_t window
     int32_t ring
@@ -261,6 +262,8 @@ cdef struct Operation:
     int32_t pad
     Mask wholes
     Mask asked                # of a large Bcast: who showed that they have called it
+    Mask told                 # ... to whom we showed that we have
+    Mask away                 # ... who has not, and is gone around
     int64_t item_bytes
     int64_t nbytes            # of a contribution (small), or of a result that lies in one piece
     int64_t undo_bytes
@@ -270,6 +273,8 @@ cdef struct Operation:
     int64_t awaited           # chunks that we need and that are not FINAL
     int64_t previous_raise    # the raise-flagged operation before this one
     int64_t called_us
+    int64_t asked_us          # of a large Bcast: since when others wait for us, or we for them
+    int64_t done_us
     int64_t arrived_us        # at the keeper: when the first one had
     int64_t moved_chunks
     int64_t moved_bytes
@@ -317,6 +322,8 @@ cdef struct Counters:
     int64_t minorities        # ballots of ours that too few answered
     int64_t strays            # streams that a lost rank may still touch
     int64_t rolls             # of partial operations that we closed
+    int64_t detours           # ranks that were gone around in a Bcast
+    int64_t copies            # results that were copied because somebody was late
     int64_t late              # partial operations that had begun without us
     int64_t forgotten         # results that were kept for others, and had to go
     int64_t carried           # inputs that went into a later operation
@@ -419,6 +426,7 @@ cdef struct Engine:
     int64_t retained_bytes
     int64_t late_bytes
     Carry* carries
+    int64_t patience_us       # when our patience with a late rank is over, or others' with us
     int64_t roll_us           # when the first deadline is over for which we keep the roll; 0: none
     int32_t rolls_due         # somebody arrived, or is gone
     Landing* landings         # NULL as long as none was needed
@@ -492,6 +500,7 @@ cdef enum MessageType:
     MSG_GONE = 29
     MSG_PLACE = 30
     MSG_NEXT = 31
+    MSG_AWAY = 32
     MSG_ASK = 40
     MSG_WHERE = 41
     MSG_STACK = 42
@@ -522,6 +531,10 @@ cdef struct CreditBody:
     int32_t pad
     int64_t told
     int64_t limit
+
+cdef struct AwayBody:
+    int32_t tag               # of the stream that was asked for
+    int32_t pad
 
 cdef struct FetchBody:
     Mask have                 # contributions that need not be sent

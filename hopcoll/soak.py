@@ -37,6 +37,8 @@ BRANCHES = {
     "dropped chunk": "dropped_chunks",
     "fenced rank": "fenced",
     "lost rank": "lost",
+    "detour": "detours",
+    "copy for a late rank": "copies",
     "closed roll": "rolls",
     "late rank": "late",
     "forgotten result": "forgotten",

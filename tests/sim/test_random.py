@@ -56,6 +56,8 @@ def test_seeds(mode):
     if mode == "partial":
         assert min(total["rolls"], total["late"], total["carried"]) > 100
         assert total["forgotten"] > 10
+    if mode == "plain":
+        assert min(total["detours"], total["copies"]) > 20
     if "mismatch" not in mode:
         # The worlds must be rough enough for all paths: deaths, kept and dropped partial sums.
         assert total["deaths"] > 1000

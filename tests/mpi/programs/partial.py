@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,26 +69,33 @@ def held_up(comm: hopcoll.Communicator) -> None:
         compute(BREAK_S)
 
 
+def last(work: Callable[[], None]) -> None:
+    """Do it at one rank only when all others have done it: they must not need that rank."""
+    if RANK == VICTIM:
+        for rank in OTHERS:
+            WORLD.recv(source=rank)
+    work()
+    if RANK != VICTIM < SIZE:
+        WORLD.send("done", VICTIM)
+
+
 @scene
 def quorum() -> None:
     """The others do not wait for one rank, which gets their results later."""
     comm = init()
     seen: list[tuple[int, ...]] = []
-    waited: list[float] = []
+
+    def work(count: int) -> None:
+        seen.append(bits(comm, count, quorum=ENOUGH))
+        data = np.full(count, 2.0**comm.rank)
+        outcome = comm.Allreduce(hopcoll.IN_PLACE, data, quorum=ENOUGH)
+        assert (data == sum(2**rank for rank in outcome.contributors)).all()
+        seen.append(outcome.contributors)
+
     for count in COUNTS:
-        held_up(comm)
-        for in_place in (False, True):
-            begin = time.monotonic()
-            if in_place:
-                data = np.full(count, 2.0**comm.rank)
-                outcome = comm.Allreduce(hopcoll.IN_PLACE, data, quorum=ENOUGH)
-                assert (data == sum(2**rank for rank in outcome.contributors)).all()
-                seen.append(outcome.contributors)
-            else:
-                seen.append(bits(comm, count, quorum=ENOUGH))
-            waited.append(time.monotonic() - begin)
+        last(partial(work, count))
         comm.Barrier()
-    report(seen=seen, waited=max(waited), late=comm.counters()["late"])
+    report(seen=seen, late=comm.counters()["late"])
 
 
 @scene
@@ -245,6 +253,25 @@ def differ() -> None:
         except ValueError as error:
             messages.append(str(error))
     report(messages=messages)
+
+
+@scene
+def detour() -> None:
+    """A Bcast goes around a rank that is late, also where it is the last; it gets the bytes too."""
+    comm = init()
+    seen: list[tuple[int, ...]] = []
+
+    def work(count: int, root: int) -> None:
+        data = np.full(count, float(root) if RANK == root else -1.0)
+        seen.append(comm.Bcast(data, root).contributors)
+        assert (data == root).all()
+        data[:] = -2.0
+
+    for count in COUNTS[1:]:
+        for root in OTHERS:
+            last(partial(work, count, root))
+    comm.Barrier()
+    report(seen=seen, detours=comm.counters()["detours"])
 
 
 @scene
