@@ -123,7 +123,8 @@ cdef void check_status(World* world, int rank, int k) noexcept nogil:
         # What a rank that left had called is stable: it stays in.
         if (not mask_has(&result.contributors, r) and not world.network.ports[r].dead
                 and not is_disturbed(world, r) and not (
-                    world.ranks[r].leaving and k >= world.ranks[r].steps)):
+                    world.ranks[r].leaving and (k >= world.ranks[r].steps
+                                                or world.ranks[r].engine.stopped))):
             report(world, LIVING_LEFT_OUT, rank, k)
     for i in range(k - 1, -1, -1):
         if step_of(world, rank, i).flags & FLAG_PARTIAL:
@@ -179,7 +180,7 @@ cdef void check_rank(World* world, int rank) noexcept nogil:
     cdef Engine* engine = one.engine
     cdef int64_t nbytes
     cdef int r, k
-    world.network.ports[rank].given_up = engine.lost if not engine.stopped \
+    world.network.ports[rank].given_up = engine.abandoned if not engine.stopped \
         else mask_full(world.size)
     if engine.broken:
         report(world, ENGINE_BROKEN, rank, one.checked)
@@ -267,7 +268,7 @@ cdef void check_silence(World* world) noexcept nogil:
                 if (in_force(world, other) or k < world.ranks[other].stable) and not same_outcome(
                         &one.results[k], &world.ranks[other].results[k]):
                     report(world, DIFFERENT_OUTCOMES, other, k)
-        if one.engine.counters.strays == 0 and mask_empty(&one.engine.lost) and (
+        if one.engine.counters.strays == 0 and mask_empty(&one.engine.abandoned) and (
                 one.engine.landings_used or one.engine.outlets_used):
             report(world, LEAK, r, one.checked)
 

@@ -639,6 +639,7 @@ cdef void abandon_streams(Engine* engine, int peer) noexcept nogil:
     cdef int32_t index
     cdef int b, phase
     cdef Operation* op
+    mask_add(&engine.abandoned, peer)
     part_streams(engine, peer)
     for seq in range(engine.freed, engine.freed + engine.settings.ring):
         op = find_operation(engine, seq)

@@ -10,7 +10,8 @@ from hopcoll._membership cimport (
 from hopcoll._late cimport check_late, note_stuck, on_late_message
 from hopcoll._silence cimport watch
 from hopcoll._chunks cimport lose_patience, on_data_event, part_streams
-from hopcoll._operation cimport copy_for_late, flush_watermark, on_operation_message, settle
+from hopcoll._operation cimport (
+    abandon_former, copy_for_late, flush_watermark, on_operation_message, settle)
 from hopcoll._partial cimport free_carries
 from hopcoll._records cimport announce_stuck, merge_watermarks, send_message
 
@@ -202,6 +203,10 @@ cdef void engine_tick(Engine* engine, int64_t now_us) noexcept nogil:
     if engine.done < engine.next_seq and announce_stuck(engine):
         note_stuck(engine, engine.done)
     check_late(engine)
+    if (engine.parted_us and engine.settings.detect_us
+            and not engine.settings.sabotage & BREAK_FORMER
+            and now_us - engine.parted_us >= engine.settings.detect_us):
+        abandon_former(engine)
     if engine.patience_us and now_us >= engine.patience_us:
         lose_patience(engine)
         settle(engine)

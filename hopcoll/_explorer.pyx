@@ -371,7 +371,7 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     copy.outlets = NULL
     copy.outlet_free = copy.next_tag = 0
     copy.carries = NULL
-    copy.roll_us = copy.patience_us = 0
+    copy.roll_us = copy.patience_us = copy.parted_us = 0
     copy.watermark_us = waited(engine.watermark_us, engine.now_us, engine.settings.flush_us)
     copy.now_us = 0
     if not engine.stage:

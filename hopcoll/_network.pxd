@@ -111,6 +111,7 @@ cdef void deliver_data(Network* network, int source, int dest, int i) noexcept n
 cdef void deliver_late(Network* network, int rank, int i) noexcept nogil
 cdef void kill_port(Network* network, int rank) noexcept nogil
 cdef void leave_port(Network* network, int rank) noexcept nogil
+cdef void drop_sent(Network* network, int rank, int dest, bint all_of_it) noexcept nogil
 cdef void detect_death(Network* network, int observer, int peer) noexcept nogil
 cdef void check_borrowed(Network* network, int rank) noexcept nogil
 cdef int port_poll(void* self, Event* event) noexcept nogil

@@ -499,6 +499,14 @@ cdef void leave_port(Network* network, int rank) noexcept nogil:
     forget_port(network, rank)
 
 
+cdef void drop_sent(Network* network, int rank, int dest, bint all_of_it) noexcept nogil:
+    """The data that a rank sent are lost with its process, and perhaps all else."""
+    cdef Channel* channel = channel_of(network, rank, dest)
+    channel.data_count = 0
+    if all_of_it:
+        channel.used = 0
+
+
 cdef void detect_death(Network* network, int observer, int peer) noexcept nogil:
     """The observer learns of a death; what it had not received by now is lost.  Only data that a
     receive already waits for may still be seen to have come."""

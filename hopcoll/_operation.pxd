@@ -10,6 +10,7 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
                                const unsigned char* body, int64_t nbytes) noexcept nogil
 cdef void copy_for_late(Engine* engine) noexcept nogil
 cdef void settle(Engine* engine) noexcept nogil
+cdef void abandon_former(Engine* engine) noexcept nogil
 cdef void enter_epoch(Engine* engine, int previous) noexcept nogil
 cdef void flush_watermark(Engine* engine) noexcept nogil
 cdef void stop_operations(Engine* engine) noexcept nogil

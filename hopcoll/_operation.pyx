@@ -21,7 +21,7 @@ from hopcoll._small cimport (
     answer_fetch, fetch, land_small, on_contribution, store_contribution, try_small)
 from hopcoll._streams cimport attach_early
 from hopcoll._chunks cimport (
-    awaits_root, check_chunk_faults, check_complete, check_lengths, close_sinks, end_streams,
+    abandon_streams, awaits_root, check_chunk_faults, check_complete, check_lengths, close_sinks, end_streams,
     on_away, on_credit, on_grant, pump_chunks, rerun_chunks)
 from hopcoll._layout cimport count_awaited, prepare_blocks
 
@@ -596,6 +596,25 @@ cdef void tell_called(Engine* engine, const Operation* op) noexcept nogil:
             send_message(engine, r, MSG_CALLED, op.seq, &op.sig, NULL, 0)
 
 
+cdef void abandon_former(Engine* engine) noexcept nogil:
+    """A rank of another host that left may never send the voids that it owes us: its link may have
+    been cut, and MPI does not call it dead."""
+    cdef Mask members = members_of(engine, engine.epoch)
+    cdef int64_t seq
+    cdef Operation* op
+    cdef int r
+    engine.parted_us = 0
+    for r in range(engine.size):
+        if (r != engine.rank and not mask_has(&members, r) and not mask_has(&engine.abandoned, r)
+                and engine.host[r] != engine.host[engine.rank]):
+            abandon_streams(engine, r)
+    for seq in range(engine.freed, engine.freed + engine.settings.ring):
+        op = find_operation(engine, seq)
+        if op != NULL and op.called:
+            pump(engine, op)
+    settle(engine)
+
+
 cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
     """After a decision: all streams end, answered by voids, and begin again where they stood."""
     cdef int64_t seq
@@ -634,6 +653,7 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
     engine.wholes_due = 1
     engine.rolls_due = 1
     engine.patience_us = engine.now_us
+    engine.parted_us = engine.now_us
     for seq in range(engine.freed, engine.freed + engine.settings.ring):
         op = find_operation(engine, seq)
         if op != NULL and op.called:

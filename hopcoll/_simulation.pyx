@@ -54,7 +54,7 @@ SABOTAGES = {"freeze": BREAK_FREEZE, "ballot_order": BREAK_BALLOT_ORDER,
              "asked": BREAK_ASKED, "minority": BREAK_MINORITY, "ballot": BREAK_BALLOT,
              "stand": BREAK_STAND, "stable": BREAK_STABLE, "own_raise": BREAK_OWN_RAISE,
              "drain": BREAK_DRAIN, "accept": BREAK_ACCEPT,
-             "carry": BREAK_CARRY, "roll": BREAK_ROLL}
+             "carry": BREAK_CARRY, "roll": BREAK_ROLL, "former": BREAK_FORMER}
 DELAYS = {"none": DELAY_NONE, "eager": DELAY_EAGER, "late": DELAY_LATE, "any": DELAY_ANY}
 ORDERS = {"every": EVERY_ORDER, "lowest": LOWEST_FIRST, "turns": IN_TURNS}
 IN_PLACE = FLAG_IN_PLACE
@@ -237,6 +237,15 @@ cdef bint disturb(World* world, Choice* choice) noexcept nogil:
     return world.side != 0
 
 
+cdef bint just_ended(const World* world) noexcept nogil:
+    """Whether a rank that gave up has ended, and the link is still cut."""
+    cdef int r
+    for r in range(world.size):
+        if world.side and world.network.ports[r].left:
+            return True
+    return False
+
+
 cdef int silent_run(World* world, Choice* trace, int* trace_count, int kill_every,
                     int disturb_every) noexcept nogil:
     """A run with a common clock, which goes on when nothing else happens: what is heard in time
@@ -264,7 +273,13 @@ cdef int silent_run(World* world, Choice* trace, int* trace_count, int kill_ever
         if world.clock_us > until:
             world.violation = HANG
             break
-        if next_random(&world.network) % 64 == 0 and disturb(world, &choice):
+        if just_ended(world) and next_random(&world.network) % 4 == 0:
+            memset(&choice, 0, sizeof(Choice))
+            choice.budget = -1
+            choice.action = ACT_HEAL       # before the others have given up as well
+            keep(trace, trace_count, &choice)
+            perform(world, &choice)
+        elif next_random(&world.network) % 64 == 0 and disturb(world, &choice):
             keep(trace, trace_count, &choice)
             perform(world, &choice)
         world.clock_us += world.settings.detect_us // 20

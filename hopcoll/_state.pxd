@@ -97,6 +97,7 @@ cdef enum Sabotage:
     BREAK_ACCEPT = 32768      # a proposal is decided before others have it
     BREAK_CARRY = 65536       # a carry is consumed before the operation that takes it along
     BREAK_ROLL = 131072       # a roll that was closed once binds for ever
+    BREAK_FORMER = 262144     # who has left in peace is waited for
 
 cdef struct Signature:        # what all ranks must agree on in one operation
     uint8_t kind
@@ -364,6 +365,7 @@ cdef struct Engine:
     Mask dead                 # MPI says so, and is right
     Mask left                 # said good-bye
     Mask lost                 # out of the membership by a decision, and perhaps alive
+    Mask abandoned            # nothing that they were to send, or to take, is waited for any more
     Mask silent               # not heard from: led over, in ballots, until they are
     Mask ready                # ranks that have heard from everyone at the start
     Mask heard                # ranks that know that we leave and want nothing of us any more
@@ -385,6 +387,7 @@ cdef struct Engine:
     int32_t complaint         # a mismatch was reported, or a rank is silent: a ballot is due
     int32_t unsure            # we were away for long: nothing completes before a ballot
     int32_t stopped           # Stop
+    int64_t parted_us         # when the last epoch began that left somebody out; 0: long ago
     int32_t fenced            # in this ballot those who do not answer were ordered to be killed
     int64_t stopped_us
     Mask stopped_by           # those who were out of reach

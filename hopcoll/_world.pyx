@@ -18,7 +18,8 @@ from hopcoll._script cimport *
 from hopcoll._network cimport (
     Rooms, Port, NETWORK_FINE, UNEXPECTED_DATA, BORROWED_CHANGED, BORROWED_FREED, network_init,
     network_bytes, network_clear, region_allocate, deliver_control, deliver_data, deliver_late,
-    kill_port, leave_port, detect_death, check_borrowed, channel_of, port_poll)
+    kill_port, leave_port, detect_death, drop_sent, check_borrowed, channel_of, next_random,
+    port_poll)
 
 cdef enum:
     UINT64 = 7
@@ -154,6 +155,9 @@ cdef bint can_leave(World* world, int rank) noexcept nogil:
     """Others may still be asking this rank for operations that it does not call: a rank waits for
     quiet only so long."""
     cdef Rank* one = &world.ranks[rank]
+    if world.silence:           # who has stopped has nothing else to do
+        return (one.engine.stopped and not one.leaving and one.checked == one.called
+                and acts(world, rank))
     return (world.leaving and not one.leaving and one.called == one.steps and is_here(world, rank)
             and one.checked == one.steps and one.engine.stable >= one.steps
             and one.engine.finished == one.steps
@@ -166,6 +170,15 @@ cdef bint can_go(World* world, int rank) noexcept nogil:
     cdef Mask known = gone(engine), everyone = mask_full(world.size)
     known = mask_or(&known, &engine.heard)
     mask_add(&known, rank)
+    cdef int r
+    if world.silence:
+        for r in range(world.size):        # on its own host nothing is lost
+            if world.host[r] == world.host[rank] and is_here(world, r) and (
+                    channel_of(&world.network, rank, r).used
+                    or channel_of(&world.network, rank, r).data_count
+                    or channel_of(&world.network, r, rank).data_count):
+                return False
+        return world.ranks[rank].leaving and acts(world, rank)
     return (world.ranks[rank].leaving and is_here(world, rank)
             and mask_within(&everyone, &known))
 
@@ -289,6 +302,9 @@ cdef void perform(World* world, const Choice* choice) noexcept nogil:
         engine_leave(world.ranks[actor].engine)
     elif choice.action == ACT_GO:
         leave_port(&world.network, actor)
+        for also in range(world.size if world.silence else 0):
+            if world.host[also] != world.host[actor]:
+                drop_sent(&world.network, actor, also, next_random(&world.network) & 1)
         return
     elif choice.action == ACT_PAUSE:
         world.paused |= (<uint64_t>1) << actor

@@ -161,3 +161,20 @@ def test_half_of_the_ranks_do_not_go_on(tmp_path, lab, story):
         assert line["error"] == "MinorityError"
         assert line["seen"] == [[0, 1, 2, 3]]
         assert line["wrong"] == 0
+
+
+def test_who_comes_back_when_the_others_have_left(tmp_path, lab, story):
+    """Two give up and end; the links of the other two come back just then. What the first two still
+    owed them never arrives: they do not wait for it, and go on or give up, both alike."""
+    story.await_events(4, "seen", times=1)
+    for host in (3, 4):
+        lab.cable(host, plugged=False)
+    assert sorted(story.await_events(2, "ended")) == [0, 1]
+    for host in (3, 4):
+        lab.cable(host, plugged=True)
+    (tmp_path / "over").touch()
+    said = ended(story, [2, 3])
+    assert said[2]["error"] == said[3]["error"]
+    assert said[2]["error"] in ("", "MinorityError")
+    if not said[2]["error"]:
+        assert said[2]["seen"] == said[3]["seen"] == [[0, 1, 2, 3], [2, 3]]

@@ -28,6 +28,7 @@ CAUGHT_WITHIN = {
     "minority": ("silence", 200),
     "carry": ("partial", 500),
     "roll": ("partial", 200),
+    "former": ("silence", 2000),
 }
 
 
