@@ -21,8 +21,8 @@ from hopcoll._small cimport (
     answer_fetch, fetch, land_small, on_contribution, store_contribution, try_small)
 from hopcoll._streams cimport attach_early
 from hopcoll._chunks cimport (
-    abandon_streams, awaits_root, check_chunk_faults, check_complete, check_lengths, close_sinks, end_streams,
-    on_away, on_credit, on_grant, pump_chunks, rerun_chunks)
+    abandon_streams, awaits_root, check_chunk_faults, check_complete, check_lengths, close_sinks,
+    end_streams, on_away, on_credit, on_grant, pump_chunks, rerun_chunks)
 from hopcoll._layout cimport count_awaited, prepare_blocks
 
 # ---- starting -----------------------------------------------------------------------------
