@@ -50,7 +50,9 @@ class Outcome:
     Attributes
     ----------
     contributors : tuple of int
-        For a reduction the ranks whose input is in the result, each exactly once; for a Gather,
+        For a reduction the ranks whose input is in the result, each exactly once (in a Scan or
+        Exscan a dead rank behind all survivors, which goes into no result of theirs, may be among
+        them although it had not called); for a Gather,
         Allgather and Alltoall those whose blocks are; for a Bcast, Scatter and Barrier the members
         of the epoch in which it completed. Ascending, numbered as at the start. Every rank that is
         alive when the last survivor returns is among them, except where a ``quorum`` or a

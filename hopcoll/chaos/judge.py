@@ -335,9 +335,13 @@ def _check_causality(case: _Case, number: int, entry: dict[str, Any]) -> None:
         operation.kind != "barrier" and (operation.count == 0 or operation.vector)
     ):
         return  # the only input is the root's, or there is none, or some are empty
-    called = [case.logs[rank].calls.get(number) for rank in entry["contributors"]]
+    needed = entry["contributors"]
+    if operation.kind in ("scan", "exscan"):
+        # What is behind the last survivor goes into nobody's result.
+        needed = [rank for rank in needed if rank <= max(case.survivors)]
+    called = [case.logs[rank].calls.get(number) for rank in needed]
     if None in called:
-        rank = entry["contributors"][called.index(None)]
+        rank = needed[called.index(None)]
         case.problem("early", f"op {number}: rank {rank} contributed without a call")
         return
     for rank in case.survivors:

@@ -13,7 +13,7 @@ SIZE, VICTIM = 4, 1
 KINDS = ["gather", "allgather", "scatter", "alltoall", "reduce_scatter", "scan", "exscan"]
 
 
-def run_of(kind, vector):
+def run_of(kind, vector, victim=VICTIM):
     op = "SUM" if kind in ("reduce_scatter", "scan", "exscan") else ""
     root = 2 if kind in ("gather", "scatter") else 0
     return Run(
@@ -22,7 +22,7 @@ def run_of(kind, vector):
         size=SIZE,
         operations=(Operation(kind, "float32", op, 9, root, vector=vector),),
         steps=(("call", 0),),
-        faults=(Fault(VICTIM, "chunk", 0, 1),),
+        faults=(Fault(victim, "chunk", 0, 1),),
         settings={"HOPCOLL_EAGER_BYTES": "0"},
     )
 
@@ -60,18 +60,18 @@ def result_of(run, rank, members):
     return folded(range(rank + 1 if kind == "scan" else rank), slice(None))
 
 
-def write(folder, run, *, members=(0, 2, 3), spoil=None, said=None):
+def write(folder, run, *, members=(0, 2, 3), spoil=None, said=None, victim=VICTIM, calls=True):
     """Logs in which all is well, but for what `spoil` makes of a rank's result."""
     run.save(folder / "run.json")
     launcher = {"returncode": 0, "timed_out": False, "seconds": 1.0, "left_behind": []}
     (folder / "launcher.json").write_text(json.dumps(launcher))
     (folder / "output").write_text("")
-    record = {"rank": VICTIM, "trigger": "chunk", "op": 0, "chunk": 1, "moved_bytes": 1,
+    record = {"rank": victim, "trigger": "chunk", "op": 0, "chunk": 1, "moved_bytes": 1,
               "total_bytes": 9, "repair": 0, "coordinator": 0, "epoch": 0, "stop_ms": -1}
-    (folder / f"fault.{VICTIM}").write_text(json.dumps(record))
+    (folder / f"fault.{victim}").write_text(json.dumps(record))
     for rank in range(SIZE):
-        lines = [{"event": "call", "op": 0, "time_s": 1.0}]
-        if rank != VICTIM:
+        lines = [{"event": "call", "op": 0, "time_s": 1.0}] if calls or rank != victim else []
+        if rank != victim:
             result = result_of(run, rank, members)
             assert result is None or result.size == received_items(run.operations[0], SIZE, rank) \
                 or rank not in result_ranks(run.operations[0], SIZE)
@@ -130,3 +130,14 @@ def test_an_input_that_is_counted_twice_is_caught(tmp_path, kind):
         return result + mine[: result.size]
 
     assert any("wrong_value" in text for text in write(tmp_path, run, spoil=spoil))
+
+
+@pytest.mark.parametrize("kind", ["scan", "exscan", "alltoall"])
+@pytest.mark.parametrize("victim", [1, 3])
+def test_a_contributor_must_have_called(tmp_path, kind, victim):
+    """But one behind all survivors, in a scan: its input is in no result."""
+    everyone = (0, 1, 2, 3)
+    run = run_of(kind, False, victim)
+    problems = write(tmp_path, run, members=everyone, victim=victim, calls=False)
+    early = [text for text in problems if text.startswith("early")]
+    assert bool(early) == (kind == "alltoall" or victim == 1)
