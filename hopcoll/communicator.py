@@ -57,8 +57,8 @@ class Communicator(Groups):
         How long a rank may be silent before the others go on without it, in seconds (30 by
         default; ``math.inf``: for ever); alike at all ranks.
     late_bytes : int, optional
-        How many bytes of results of partial operations are kept for ranks that were too late for
-        them (64 MiB by default; see `Iallreduce`).
+        How many bytes of results are kept for ranks that are late (64 MiB by default; see
+        `hopcoll.config.Config`).
     connect_timeout_s : float, optional
         How long the first contacts may take, in seconds.
 

@@ -58,11 +58,11 @@ class Config:
         are noticed at once in any case. Without effect unless all ranks have the progress
         thread. Environment: ``HOPCOLL_DETECT_S``.
     late_bytes : int, default 67108864
-        Memory for results of partial operations (``quorum``, ``deadline_s``) that are kept for
-        ranks that came too late for them, in bytes; 0 or more. Where it is used up the oldest are
-        forgotten, and a rank that asks for one gets a `MissedError`. A result that is larger than
-        this is not copied: its call returns when all ranks have it. Environment:
-        ``HOPCOLL_LATE_BYTES``.
+        Memory for copies of results that are kept for ranks that are late, in bytes; 0 or more.
+        Where it is used up, the oldest results of partial operations (``quorum``, ``deadline_s``)
+        are forgotten, and a rank that asks for one gets a `MissedError`. Other operations keep a
+        copy when another rank takes much longer. A result that does not fit is not copied: its
+        call returns when all ranks have it. Environment: ``HOPCOLL_LATE_BYTES``.
     connect_timeout_s : float, default 60.0
         How long the making of the communicator waits for all ranks, in seconds. Environment:
         ``HOPCOLL_CONNECT_TIMEOUT_S``.

@@ -38,6 +38,8 @@ def check_place(path: Path | None) -> Path | None:
 @click.command("chaos")
 @click.option(
     "--faults",
+    "--kills",
+    "faults",
     type=click.IntRange(1),
     default=200,
     show_default=True,
