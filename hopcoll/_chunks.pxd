@@ -4,9 +4,9 @@ from libc.stdint cimport int64_t
 from cython_kernels.transport cimport Event
 from hopcoll._state cimport *
 
-cdef void check_lengths(Engine* engine, Operation* op) noexcept nogil
 cdef void pump_chunks(Engine* engine, Operation* op) noexcept nogil
 cdef void check_complete(Engine* engine, Operation* op) noexcept nogil
+cdef void cancel_sinks(Engine* engine, Operation* op) noexcept nogil
 cdef void close_sinks(Engine* engine, Operation* op) noexcept nogil
 cdef void on_away(Engine* engine, int peer, const Head* head, const AwayBody* body) noexcept nogil
 cdef void lose_patience(Engine* engine) noexcept nogil

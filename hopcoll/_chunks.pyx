@@ -141,6 +141,27 @@ cdef void close_sinks(Engine* engine, Operation* op) noexcept nogil:
         close_sink(engine, op, b, FINAL_PHASE)
 
 
+cdef void cancel_sinks(Engine* engine, Operation* op) noexcept nogil:
+    """Wants nothing more of an operation: whoever gives us something of it may let go of it."""
+    cdef CreditBody credit
+    cdef Sink* sink
+    cdef int b, phase
+    for b in range(op.blocks):
+        for phase in range(2):
+            sink = &op.block[b].sink[phase]
+            if not sink.open:
+                continue
+            close_sink(engine, op, b, phase)
+            if sink.posted < sink.end:
+                memset(&credit, 0, sizeof(credit))
+                credit.block = block_at(engine, op, b)
+                credit.phase = phase
+                credit.tag = sink.tag
+                credit.limit = -1
+                send_message(engine, sink.source, MSG_CREDIT, op.seq, &op.sig, &credit,
+                             sizeof(credit))
+
+
 cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept nogil:
     """Asks for the next missing chunks of one phase, and posts receives ahead."""
     cdef Block* block = &op.block[b]
@@ -462,24 +483,6 @@ cdef void on_data_event(Engine* engine, const Event* event) noexcept nogil:
 
 # ---- what others ask us for ----------------------------------------------------------------
 
-cdef void check_lengths(Engine* engine, Operation* op) noexcept nogil:
-    """An empty block is asked for as well, so that its owner sees what we expect."""
-    cdef int b, source
-    cdef GrantBody grant
-    if (not op.sig.flags & FLAG_VECTOR or op.small or is_fold(op.sig.kind)
-            or op.status != STATUS_OK):
-        return
-    for b in range(op.blocks):
-        source = op.block[b].start
-        if (op.block[b].grid.nbytes or source == engine.rank or not is_wanted(engine, op, b)
-                or is_gone(engine, source)):
-            continue
-        memset(&grant, 0, sizeof(grant))
-        grant.block = block_at(engine, op, b)
-        grant.phase = FINAL_PHASE
-        send_message(engine, source, MSG_GRANT, op.seq, &op.sig, &grant, sizeof(grant))
-
-
 cdef void on_grant(Engine* engine, int peer, const Head* head,
                    const GrantBody* body) noexcept nogil:
     cdef Operation* op
@@ -553,6 +556,10 @@ cdef void on_credit(Engine* engine, int peer, const Head* head,
                 outlet = &engine.outlets[index]
                 if (outlet.spring.dest == peer and outlet.spring.tag == body.tag
                         and outlet.spring.end >= body.limit):
+                    if body.limit < 0:          # it wants nothing more
+                        outlet.spring.end = outlet.spring.limit
+                        retire_outlet(engine, op, index)
+                        return
                     outlet.spring.limit = body.limit
                     if outlet.attached:
                         pump_outlets(engine, op, body.block, body.phase)
@@ -570,6 +577,7 @@ cdef void end_streams(Engine* engine) noexcept nogil:
     cdef int b
     cdef Operation* op
     cdef Outlet* outlet
+    cdef Mask members = members_of(engine, engine.epoch)
     for seq in range(engine.freed, engine.freed + engine.settings.ring):
         op = find_operation(engine, seq)
         if op == NULL:
@@ -582,7 +590,9 @@ cdef void end_streams(Engine* engine) noexcept nogil:
         outlet = &engine.outlets[index]
         if not outlet.used or outlet.stray:
             continue
-        if outlet.epoch < engine.epoch:
+        # Who asked ahead of us and is no member was in another epoch of this number, of ranks that
+        # are all dead.
+        if outlet.epoch < engine.epoch or not mask_has(&members, outlet.spring.dest):
             close_outlet(engine, find_operation(engine, outlet.seq), index)
         elif outlet.epoch == engine.epoch:
             outlet.early = 0

@@ -304,6 +304,8 @@ cdef int64_t write_proposal(Engine* engine, const Mask* alive) noexcept nogil:
         history[entries].kind = ENTRY_DEATH
         history[entries].members = remaining
         history[entries].lost = mask_without(&members, &remaining)
+        history[entries].left = mask_and(&history[entries].lost, &engine.left)
+        history[entries].left = mask_without(&history[entries].left, &engine.dead)
         before = gone(engine)
         history[entries].lost = mask_without(&history[entries].lost, &before)
         entries += 1

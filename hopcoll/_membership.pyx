@@ -354,6 +354,8 @@ cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
         return
     for i in range(previous, engine.epoch):
         leave_out(engine, &engine.history[i].lost)
+        # Whose good-bye others have heard: ours may have been lost with it.
+        engine.left = mask_or(&engine.left, &engine.history[i].left)
         if engine.history[i].kind == ENTRY_MISMATCH and not engine.poisoned:
             engine.poisoned = 1
             engine.suspecting = SUSPICION_NONE

@@ -19,10 +19,10 @@ from hopcoll._partial cimport (
     settle_carry, take_carry)
 from hopcoll._small cimport (
     answer_fetch, fetch, land_small, on_contribution, store_contribution, try_small)
-from hopcoll._streams cimport attach_early
+from hopcoll._streams cimport attach_early, check_lengths
 from hopcoll._chunks cimport (
-    abandon_streams, awaits_root, check_chunk_faults, check_complete, check_lengths, close_sinks,
-    end_streams, on_away, on_credit, on_grant, pump_chunks, rerun_chunks)
+    abandon_streams, awaits_root, cancel_sinks, check_chunk_faults, check_complete, end_streams,
+    on_away, on_credit, on_grant, pump_chunks, rerun_chunks)
 from hopcoll._layout cimport count_awaited, prepare_blocks
 
 # ---- starting -----------------------------------------------------------------------------
@@ -334,7 +334,7 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
     elif head.type == MSG_GONE:
         if op.rolled:
             miss(engine, op)
-            close_sinks(engine, op)
+            cancel_sinks(engine, op)
     elif head.type == MSG_ROOT_DONE:
         op.root_done = 1
     elif head.type == MSG_CALLED:
@@ -599,14 +599,19 @@ cdef void tell_called(Engine* engine, const Operation* op) noexcept nogil:
 cdef void abandon_former(Engine* engine) noexcept nogil:
     """A rank of another host that left may never send the voids that it owes us: its link may have
     been cut, and MPI does not call it dead."""
-    cdef Mask members = members_of(engine, engine.epoch)
+    cdef Mask former = engine.left, members = members_of(engine, engine.epoch)
     cdef int64_t seq
     cdef Operation* op
     cdef int r
+    for r in range(engine.epoch):
+        former = mask_or(&former, &engine.history[r].left)
+        former = mask_or(&former, &engine.history[r].lost)
+    former = mask_without(&former, &members)
+    former = mask_without(&former, &engine.dead)
+    former = mask_without(&former, &engine.abandoned)
     engine.parted_us = 0
     for r in range(engine.size):
-        if (r != engine.rank and not mask_has(&members, r) and not mask_has(&engine.abandoned, r)
-                and engine.host[r] != engine.host[engine.rank]):
+        if mask_has(&former, r) and engine.host[r] != engine.host[engine.rank]:
             abandon_streams(engine, r)
     for seq in range(engine.freed, engine.freed + engine.settings.ring):
         op = find_operation(engine, seq)

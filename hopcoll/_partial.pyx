@@ -171,7 +171,8 @@ cdef bint check_places(Engine* engine, Operation* op) noexcept nogil:
             or not may_decide(engine, op)):
         return False
     # Who is gone and has no place is missed: a ballot will begin another attempt without it.
-    waiting = mask_without(&op.arrived, &out)
+    waiting = mask_and(&op.arrived, &members)
+    waiting = mask_without(&waiting, &out)
     waiting = mask_without(&waiting, &op.placed)
     left = mask_count(&members) - mask_count(&op.placed)
     for r in range(engine.size):

@@ -253,12 +253,15 @@ cdef int silent_run(World* world, Choice* trace, int* trace_count, int kill_ever
     depends on who is stopped and which links are cut, and on nothing else."""
     cdef int steps = 0, r
     cdef int64_t until = 200 * world.settings.detect_us
+    cdef bint calm
     cdef Choice choice
     cdef Mood mood
     choose_mood(world, &mood, kill_every)
     mood.tick_percent = 0
     while world.violation == FINE and steps < STEPS_MAX:
-        if next_random(&world.network) % disturb_every == 0 and disturb(world, &choice):
+        calm = world.clock_us > until // 2         # in the end they must come to one
+        if (not calm and next_random(&world.network) % disturb_every == 0
+                and disturb(world, &choice)):
             keep(trace, trace_count, &choice)
             perform(world, &choice)
         if choose(world, &mood, &choice):
@@ -280,7 +283,8 @@ cdef int silent_run(World* world, Choice* trace, int* trace_count, int kill_ever
             choice.action = ACT_HEAL       # before the others have given up as well
             keep(trace, trace_count, &choice)
             perform(world, &choice)
-        elif next_random(&world.network) % 64 == 0 and disturb(world, &choice):
+        elif (not calm and next_random(&world.network) % 64 == 0
+              and disturb(world, &choice)):
             keep(trace, trace_count, &choice)
             perform(world, &choice)
         world.clock_us += world.settings.detect_us // 20
@@ -395,7 +399,7 @@ cdef void fill_plan(World* plan, int size, script, dict options) except *:
     plan.settings.ring = options.pop("ring", 8)
     plan.settings.active = options.pop("active", 2)
     plan.settings.outlets_max = options.pop(
-        "outlets_max", 8 * size * plan.settings.active + 64)
+        "outlets_max", 8 * size * (plan.settings.active + plan.depth) + 64)
     plan.settings.detect_us = options.pop("detect_us", 0)
     for rank, host in enumerate(options.pop("hosts", ())):
         plan.host[rank] = host

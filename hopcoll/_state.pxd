@@ -139,6 +139,7 @@ cdef struct Entry:            # one membership: epoch i + 1 is history[i]
     int32_t pad
     Mask members
     Mask lost                 # left out although nobody knows them to be dead
+    Mask left                 # ... as they had said good-bye
 
 cdef struct Stand:            # a decision about one operation: it stands
     Mask roll                 # FLAG_PARTIAL: whose input is in it

@@ -19,3 +19,4 @@ cdef Quarrel find_quarrel(const Engine* engine, const Operation* op) noexcept no
 cdef void keep_early(Engine* engine, Operation* op, int32_t index) noexcept nogil
 cdef void drop_told(Engine* engine, Operation* op, int32_t index) noexcept nogil
 cdef void attach_early(Engine* engine, Operation* op) noexcept nogil
+cdef void check_lengths(Engine* engine, Operation* op) noexcept nogil

@@ -10,8 +10,8 @@ from libc.stdint cimport int64_t, int32_t
 from libc.string cimport memset
 from cython_kernels.stream cimport send_voids
 from hopcoll._state cimport *
-from hopcoll._plan cimport is_fold
-from hopcoll._records cimport complain
+from hopcoll._plan cimport block_at, is_fold, is_wanted
+from hopcoll._records cimport complain, send_message
 
 
 # ---- slots for what comes from other hosts ------------------------------------------------
@@ -185,3 +185,21 @@ cdef void attach_early(Engine* engine, Operation* op) noexcept nogil:
             keep_early(engine, op, index)
         drop_told(engine, op, index)
         index = next
+
+
+cdef void check_lengths(Engine* engine, Operation* op) noexcept nogil:
+    """An empty block is asked for as well, so that its owner sees what we expect."""
+    cdef int b, source
+    cdef GrantBody grant
+    if (not op.sig.flags & FLAG_VECTOR or op.small or is_fold(op.sig.kind)
+            or op.status != STATUS_OK):
+        return
+    for b in range(op.blocks):
+        source = op.block[b].start
+        if (op.block[b].grid.nbytes or source == engine.rank or not is_wanted(engine, op, b)
+                or is_gone(engine, source)):
+            continue
+        memset(&grant, 0, sizeof(grant))
+        grant.block = block_at(engine, op, b)
+        grant.phase = FINAL_PHASE
+        send_message(engine, source, MSG_GRANT, op.seq, &op.sig, &grant, sizeof(grant))

@@ -41,7 +41,6 @@ BRANCHES = {
     "copy for a late rank": "copies",
     "closed roll": "rolls",
     "late rank": "late",
-    "forgotten result": "forgotten",
     "carried input": "carried",
 }
 #: Operations that are cut into at least four chunks for each block.
