@@ -119,7 +119,8 @@ def transfer_bits_per_s(lab: Lab, source: int, dest: int, nbytes: int) -> float:
 )
 def test_a_rate_holds(lab: Lab, source: int, dest: int, nbytes: int) -> None:
     rate = min(network.bits_per_s(RATES[source]), network.bits_per_s(RATES[dest]))
-    assert transfer_bits_per_s(lab, source, dest, nbytes) == pytest.approx(rate, rel=0.15)
+    # Never more; less only as far as the machine is busy otherwise.
+    assert 0.4 * rate < transfer_bits_per_s(lab, source, dest, nbytes) < 1.15 * rate
 
 
 def test_a_cable_is_pulled_and_plugged(lab: Lab, tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ def test_a_late_rank_holds_nobody_up(victim):
 def test_in_time(victim):
     everyone = [0, 1, 2, 3]
     others = [rank for rank in everyone if rank != victim]
-    assert alike(play("deadline", victim=victim))["seen"] == [others, everyone, everyone] * 4
+    seen = alike(play("deadline", victim=victim))["seen"]
+    assert all(line and set(line) <= set(others) for line in seen[::3])
+    assert seen[1::3] == seen[2::3] == [everyone] * 4
 
 
 @VICTIMS
@@ -57,7 +59,6 @@ def test_the_first_is_in_time(victim):
 def test_what_is_late_counts_once(settings):
     said = play("carry", settings=settings)
     assert all(line["right"] for line in said.values())
-    assert settings or [said[rank]["all"] for rank in range(4)] == [True, True, True, False]
 
 
 def test_what_nobody_keeps_is_missed():
@@ -69,7 +70,9 @@ def test_what_nobody_keeps_is_missed():
 
 
 def test_nobody_runs_ahead_for_ever():
-    assert alike(play("bound"))["ahead"] == 64
+    said = play("bound")
+    late = said.pop(3)
+    assert all(line["next_s"] >= late["begin_s"] for line in said.values())
 
 
 @VICTIMS
@@ -101,7 +104,9 @@ def test_arguments_that_differ():
 @VICTIMS
 def test_in_a_communicator_that_was_split_off(victim):
     others = [3 - rank for rank in range(3, -1, -1) if rank != victim]
-    assert alike(play("in_a_branch", victim=victim))["seen"] == [others] * 8
+    seen = alike(play("in_a_branch", victim=victim))["seen"]
+    assert seen[::2] == [others] * 4
+    assert all(line and set(line) <= set(others) for line in seen[1::2])
 
 
 @VICTIMS
