@@ -134,19 +134,17 @@ def carry() -> None:
     """Every input counts once, in time or later; the end of the job takes what is left."""
     comm = init()
     sums: dict[int, float] = dict.fromkeys(COUNTS, 0.0)
-    contributed = 0
     for step in range(30):
         for count in COUNTS:
             if step % 10 == 0:
                 held_up(comm)
             result = np.zeros(count)
-            outcome = comm.Allreduce(
+            comm.Allreduce(
                 np.full(count, (RANK + 1.0) * (step + 1)), result, quorum=ENOUGH, late="carry",
                 name=f"of {count}",
             )  # fmt: skip
             assert (result == result[0]).all()
             sums[count] += result[0]
-            contributed += RANK in outcome.contributors
     for count in COUNTS:
         result = np.zeros(count)
         outcome = comm.Flush(result, name=f"of {count}")
@@ -157,7 +155,7 @@ def carry() -> None:
         assert (again == 0).all()
     wanted = sum(rank * (step + 1.0) for rank in range(1, SIZE + 1) for step in range(30))
     right = all(total == wanted for total in sums.values())
-    report(right=right, all=contributed == 30 * len(sums))
+    report(right=right)
 
 
 @scene
