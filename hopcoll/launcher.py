@@ -388,6 +388,7 @@ def run(job: Plan) -> int:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != launcher:  # it was killed before prctl
             os._exit(1)
+        _forget_session(os.getpid())
 
     mpirun = subprocess.Popen(
         job.command,
@@ -409,6 +410,7 @@ def run(job: Plan) -> int:
             orphans.look()
         code = mpirun.wait()
         _kill_descendants()
+        _forget_session(mpirun.pid)
         # A process that hides from us may hold the other end open for ever.
         deadline_s = time.monotonic() + GRACE_S
         while relay.is_open and time.monotonic() < deadline_s:
@@ -523,6 +525,20 @@ class _Orphans:
             for pid in _children():
                 if pid != self.mpirun:
                     os.kill(pid, signal.SIGKILL)
+
+
+def _forget_session(pid: int) -> None:
+    """Remove the directory that a killed mpirun of this process id left behind.
+
+    The next mpirun of the same id would find the address of a server in it, take that for a server
+    that runs, and end with "The PMIx server's listener thread failed to start".
+    """
+    left = Path(tempfile.gettempdir(), f"ompi.{pid}")
+    try:
+        if left.stat().st_uid == os.geteuid():
+            shutil.rmtree(left, ignore_errors=True)
+    except OSError:
+        return  # as it should be: there is none
 
 
 def _has_children(pid: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,5 @@ def test_a_killed_launcher_leaves_no_process_behind(victim):
         launch.end(job)
     assert launch.ended_processes([mpirun, *ranks])
     assert job.returncode == (-signal.SIGKILL if victim == "launcher" else 128 + signal.SIGKILL)
+    # Else the next mpirun with this process id would take it for a server's, and not start.
+    assert not Path(tempfile.gettempdir(), f"ompi.{mpirun}").exists()

@@ -7,6 +7,7 @@ import shlex
 import signal
 import stat
 import sys
+import tempfile
 import threading
 
 import pytest
@@ -190,6 +191,16 @@ def test_a_signal_that_nohup_leaves_out_stays_out():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_directory_left_by_a_killed_mpirun_is_in_nobodys_way(tmp_path, monkeypatch):
+    """Process ids come again, and mpirun takes what it finds for a server that runs."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("ompi.17", "ompi.171", "other.17"):
+        (tmp_path / name / "1").mkdir(parents=True)
+    launcher._forget_session(17)
+    launcher._forget_session(18)  # there is none
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ompi.171", "other.17"]
 
 
 def test_a_slow_reader_of_stderr_gets_all_of_it():
