@@ -120,7 +120,8 @@ cdef void open_ballot(Engine* engine) noexcept nogil:
     engine.complaint = 0
     engine.stage = STAGE_ASKING
     engine.ballot_us = engine.now_us
-    engine.fenced = 0
+    engine.fenced = mask_none()
+    engine.fenced_us = 0
     if engine.round < ballot_round(engine.promised):
         engine.round = ballot_round(engine.promised)
     engine.round += 1
@@ -151,18 +152,19 @@ cdef bint is_late(const Engine* engine, int times) noexcept nogil:
 
 
 cdef bint fence(Engine* engine, const Mask* missing) noexcept nogil:
-    """Has those who do not answer killed, each by a rank of its host that did; whether there was
-    any.  MPI then tells of their deaths, which is worth more than our belief."""
+    """Has those who do not answer killed, each by a rank of its host that did; whether there is one
+    more of these.  MPI then tells of their deaths, which is worth more than our belief."""
     cdef int r, p
     cdef bint any = False
     cdef RankBody body
     for p in range(engine.size):
-        if not mask_has(missing, p):
+        if not mask_has(missing, p) or mask_has(&engine.fenced, p):
             continue
         for r in range(engine.size):
             if (mask_has(&engine.answered, r) and engine.host[r] == engine.host[p]
                     and not mask_has(&engine.dead, r)):
                 any = True
+                mask_add(&engine.fenced, p)
                 engine.counters.fenced += 1
                 if r == engine.rank:
                     engine.fence(engine.fence_context, p)
@@ -189,9 +191,10 @@ cdef bint has_answers(Engine* engine) noexcept nogil:
     if not mask_empty(&missing):
         if not is_late(engine, 1):
             return False
-        if engine.fenced == 0:
-            engine.fenced = 2 if fence(engine, &missing) else 1
-        if engine.fenced == 2 and not is_late(engine, 2):
+        if fence(engine, &missing):        # again, when a rank of their host answers late
+            engine.fenced_us = engine.now_us
+        if (engine.fenced_us and engine.settings.detect_us
+                and engine.now_us - engine.fenced_us < engine.settings.detect_us):
             return False
     find_electors(engine)
     if is_enough(engine, &engine.answered):

@@ -213,6 +213,18 @@ cdef void keep(Choice* trace, int* trace_count, const Choice* choice) noexcept n
         trace_count[0] += 1
 
 
+cdef uint64_t whole_hosts(const World* world, uint64_t side) noexcept nogil:
+    """A side of a cut, made of whole hosts: no cable is between two ranks of one."""
+    cdef uint64_t whole = 0
+    cdef int r, first
+    for r in range(world.size):
+        first = 0
+        while world.host[first] != world.host[r]:
+            first += 1
+        whole |= (side >> first & 1) << r
+    return whole
+
+
 cdef bint disturb(World* world, Choice* choice) noexcept nogil:
     """Something that only silence tells of: a rank stops or goes on, a link is cut or heals."""
     cdef Network* network = &world.network
@@ -231,9 +243,10 @@ cdef bint disturb(World* world, Choice* choice) noexcept nogil:
         side = next_random(network)
         if next_random(network) & 1:
             side &= next_random(network)       # few against many
+        side = whole_hosts(world, side)
         choice.a = <int32_t><uint32_t>side
         choice.b = <int32_t>(side >> 32)
-        return world.side == 0
+        return world.side == 0 and side != 0
     choice.action = ACT_HEAL
     return world.side != 0
 

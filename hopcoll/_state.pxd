@@ -389,7 +389,8 @@ cdef struct Engine:
     int32_t unsure            # we were away for long: nothing completes before a ballot
     int32_t stopped           # Stop
     int64_t parted_us         # when the last epoch began that left somebody out; 0: long ago
-    int32_t fenced            # in this ballot those who do not answer were ordered to be killed
+    Mask fenced               # in this ballot: who does not answer, and was ordered to be killed
+    int64_t fenced_us         # ... when the last of these orders was given; 0: none was
     int64_t stopped_us
     Mask stopped_by           # those who were out of reach
     int32_t watched           # the rank whose beats we count on; -1: none
