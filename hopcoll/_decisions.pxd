@@ -6,5 +6,5 @@ from hopcoll._state cimport *
 cdef int64_t write_status(Engine* engine, int64_t ballot) noexcept nogil
 cdef void keep_status(Engine* engine, int peer, const unsigned char* body,
                       int64_t nbytes) noexcept nogil
-cdef void find_electors(Engine* engine) noexcept nogil
+cdef bint is_enough(Engine* engine, const Mask* who) noexcept nogil
 cdef int64_t write_proposal(Engine* engine, const Mask* alive) noexcept nogil

@@ -27,6 +27,7 @@ cdef int64_t write_status(Engine* engine, int64_t ballot) noexcept nogil:
     status.accepted = engine.accepted
     status.next_seq = engine.next_seq
     status.entries = engine.epoch
+    status.decided = engine.epoch
     status.dispute = engine.dispute
     memcpy(entries, engine.history, engine.epoch * sizeof(Entry))
     if engine.accepted:        # it goes on from our history, decided or not
@@ -90,10 +91,27 @@ cdef StatusBody* base_of(Engine* engine) noexcept nogil:
     return base
 
 
-cdef void find_electors(Engine* engine) noexcept nogil:
+cdef bint is_enough(Engine* engine, const Mask* who) noexcept nogil:
+    """Whether these can decide: of the last membership that is decided, and of each one that was
+    proposed since, all that may be alive or more than half of them all.  One that was proposed and
+    never decided is no membership: its majority alone would decide beside that of the real one."""
     cdef StatusBody* base = base_of(engine)
-    engine.electors = entries_of(base)[base.entries - 1].members if base.entries \
-        else mask_full(engine.size)
+    cdef Mask ended = gone(engine), members, want, with_us
+    cdef int first = engine.epoch, r, k
+    if engine.settings.sabotage & BREAK_MINORITY:
+        return True
+    for r in range(engine.size):
+        if mask_has(&engine.answered, r) and status_of(engine, r).decided > first:
+            first = status_of(engine, r).decided
+    if first > base.entries or engine.settings.sabotage & BREAK_CHAIN:
+        first = base.entries
+    for k in range(first, base.entries + 1):
+        members = entries_of(base)[k - 1].members if k else mask_full(engine.size)
+        want = mask_without(&members, &ended)
+        with_us = mask_and(&members, who)
+        if not mask_within(&want, who) and 2 * mask_count(&with_us) <= mask_count(&members):
+            return False
+    return True
 
 
 cdef OperationStatus* first_operation(StatusBody* status) noexcept nogil:

@@ -376,7 +376,7 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     copy.now_us = 0
     if not engine.stage:
         copy.ballot = 0
-        copy.answered = copy.acceptors = copy.electors = mask_none()
+        copy.answered = copy.acceptors = mask_none()
     if not engine.poisoned:
         copy.grouped = mask_none()
     h = mix_bytes(h, &copy, whole)

@@ -11,7 +11,9 @@ Operations before the cut STAND as they were; those from the cut on RERUN under 
 
 *Enough* are all members that are not known to be dead, or more than half of the last epoch.  Two
 such sets have a living rank in common, or all of one are dead and nobody is left to disagree.  So
-what was decided is found again by every later ballot, whoever leads it.
+what was decided is found again by every later ballot, whoever leads it.  Where the answers show an
+epoch that was proposed and perhaps never decided, a ballot goes on from it, and needs enough of
+the epoch before it as well.
 
 The leader is the lowest rank that is neither gone nor silent.  Two ranks may believe that they
 are: the higher ballot wins, and the other learns of it (REFUSED).  Who does not answer within
@@ -28,7 +30,7 @@ from hopcoll._partial cimport set_roll
 from hopcoll._plan cimport is_from_root
 from hopcoll._records cimport claim, compare_signature, send_message
 from hopcoll._chunks cimport abandon_streams, part_streams
-from hopcoll._decisions cimport find_electors, keep_status, write_proposal, write_status
+from hopcoll._decisions cimport is_enough, keep_status, write_proposal, write_status
 from hopcoll._silence cimport leads, living
 
 
@@ -81,12 +83,15 @@ cdef void answer(Engine* engine, int64_t ballot) noexcept nogil:
 # ---- coordinating -------------------------------------------------------------------------
 
 cdef bint waits_for_another(const Engine* engine, int64_t ballot) noexcept nogil:
-    """Whether a ballot is another rank's business, which may still bring it to an end."""
+    """Whether a ballot is another rank's business, which may still bring it to an end.  A leader
+    that is there gives up after three times `detect_us`: who does not let it get so far, and is in
+    its place not let either, would go on for ever."""
     cdef Mask out = gone(engine)
     cdef int leader = ballot_rank(ballot)
+    cdef int times = 2 if mask_has(&engine.silent, leader) else 4
     return (leader != engine.rank and not mask_has(&out, leader)
             and (engine.settings.detect_us == 0
-                 or engine.now_us - engine.promised_us < 2 * engine.settings.detect_us))
+                 or engine.now_us - engine.promised_us < times * engine.settings.detect_us))
 
 
 cdef bint ballot_due(const Engine* engine) noexcept nogil:
@@ -132,16 +137,6 @@ cdef void open_ballot(Engine* engine) noexcept nogil:
     answer(engine, engine.ballot)
     body.ballot = engine.ballot
     to_all(engine, &alive, MSG_PREPARE, &body, sizeof(body))
-
-
-cdef bint is_enough(const Engine* engine, const Mask* who) noexcept nogil:
-    """Whether these can decide: all members that may be alive, or more than half of them all."""
-    cdef Mask ended = gone(engine)
-    cdef Mask want = mask_without(&engine.electors, &ended), with_us
-    if mask_within(&want, who) or engine.settings.sabotage & BREAK_MINORITY:
-        return True
-    with_us = mask_and(&engine.electors, who)
-    return 2 * mask_count(&with_us) > mask_count(&engine.electors)
 
 
 cdef bint is_late(const Engine* engine, int times) noexcept nogil:
@@ -196,7 +191,6 @@ cdef bint has_answers(Engine* engine) noexcept nogil:
         if (engine.fenced_us and engine.settings.detect_us
                 and engine.now_us - engine.fenced_us < engine.settings.detect_us):
             return False
-    find_electors(engine)
     if is_enough(engine, &engine.answered):
         return True
     if is_late(engine, 3):
@@ -297,11 +291,15 @@ cdef void lose(Engine* engine, int rank) noexcept nogil:
 
 
 cdef void leave_out(Engine* engine, const Mask* lost) noexcept nogil:
-    """Whom a decision left out without knowing them to be dead: no stream waits for them."""
+    """Whom a decision left out without knowing them to be dead: no stream waits for them, but those
+    of our host write where we can read.  We kill them ourselves: whoever was ordered to may have
+    been stopped as well."""
     cdef int r
     for r in range(engine.size):
         if mask_has(lost, r):
             lose(engine, r)
+            if engine.host[r] == engine.host[engine.rank] and not mask_has(&engine.dead, r):
+                engine.fence(engine.fence_context, r)
 
 
 cdef void complain_again(Engine* engine) noexcept nogil:
@@ -420,7 +418,7 @@ cdef void end_stopped(Engine* engine) noexcept nogil:
     shares our fate; if it does not end them it is stopped in another sense."""
     cdef Operation* op
     cdef int64_t seq
-    cdef int b, phase
+    cdef int b, phase, i
     if (engine.settings.detect_us == 0 or engine.finished == engine.next_seq
             or engine.now_us - engine.stopped_us < 2 * engine.settings.detect_us):
         return
@@ -431,6 +429,9 @@ cdef void end_stopped(Engine* engine) noexcept nogil:
             for phase in range(2):
                 if not sink_idle(&op.block[b].sink[phase]):
                     engine.fence(engine.fence_context, op.block[b].sink[phase].source)
+    for i in range(engine.outlets_made):
+        if engine.outlets[i].used and not engine.outlets[i].stray:
+            engine.fence(engine.fence_context, engine.outlets[i].spring.dest)
 
 
 cdef void answer_lost(Engine* engine, int peer, int type) noexcept nogil:

@@ -55,7 +55,8 @@ SABOTAGES = {"freeze": BREAK_FREEZE, "ballot_order": BREAK_BALLOT_ORDER,
              "asked": BREAK_ASKED, "minority": BREAK_MINORITY, "ballot": BREAK_BALLOT,
              "stand": BREAK_STAND, "stable": BREAK_STABLE, "own_raise": BREAK_OWN_RAISE,
              "drain": BREAK_DRAIN, "accept": BREAK_ACCEPT,
-             "carry": BREAK_CARRY, "roll": BREAK_ROLL, "former": BREAK_FORMER}
+             "carry": BREAK_CARRY, "roll": BREAK_ROLL, "former": BREAK_FORMER,
+             "chain": BREAK_CHAIN}
 DELAYS = {"none": DELAY_NONE, "eager": DELAY_EAGER, "late": DELAY_LATE, "any": DELAY_ANY}
 ORDERS = {"every": EVERY_ORDER, "lowest": LOWEST_FIRST, "turns": IN_TURNS}
 IN_PLACE = FLAG_IN_PLACE

@@ -98,6 +98,7 @@ cdef enum Sabotage:
     BREAK_CARRY = 65536       # a carry is consumed before the operation that takes it along
     BREAK_ROLL = 131072       # a roll that was closed once binds for ever
     BREAK_FORMER = 262144     # who has left in peace is waited for
+    BREAK_CHAIN = 524288      # who was only proposed as a member decides
 
 cdef struct Signature:        # what all ranks must agree on in one operation
     uint8_t kind
@@ -405,7 +406,6 @@ cdef struct Engine:
     Dispute dispute
     Mask answered
     Mask acceptors
-    Mask electors             # the members of whom enough must accept
     unsigned char* statuses   # size x status_bytes
     int64_t status_bytes
     unsigned char* outbox     # room to write one control message
@@ -572,6 +572,8 @@ cdef struct StatusBody:       # followed by Entry[entries], then OperationStatus
     int64_t next_seq
     int32_t entries
     int32_t operations
+    int32_t decided           # the first entries are decided
+    int32_t pad
     Dispute dispute
 
 cdef struct OperationStatus:

@@ -72,7 +72,8 @@ cdef World* make_world(const World* plan, int64_t* total) noexcept nogil:
                           + (n + 4) * (sizeof(Entry) + 64)
                           + settings.ring * (sizeof(Operation)
                                              + n * (settings.eager_bytes + 48 + sizeof(Block)))
-                          + settings.outlets_max * sizeof(Outlet) + items * 8 * 9
+                          + settings.outlets_max * (sizeof(Outlet) + sizeof(Landing))
+                          + items * 8 * 9
                           + plan.steps_count * sizeof(Carry)
                           + plan.steps_count * (512 + sizeof(Result)) + 2048)
     if plan.fixed:
