@@ -7,6 +7,7 @@ from hopcoll._state cimport Engine, Result
 from hopcoll._contexts cimport Context, Hub
 from hopcoll._faults cimport Faults
 from hopcoll._lookout cimport Lookout
+from hopcoll._trace cimport Trace
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -40,6 +41,7 @@ cdef struct Runtime:
     Faults faults
     Lookout lookout
     Hub hub                   # the contexts over this one
+    Trace* trace              # NULL: nothing is written down
 
 cdef int64_t clock_us() noexcept nogil
 cdef void sleep_us(int64_t us) noexcept nogil

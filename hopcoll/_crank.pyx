@@ -15,6 +15,7 @@ from cython_kernels.transport cimport Event
 from hopcoll._engine cimport engine_event, engine_tick
 from hopcoll._contexts cimport context_wake, hub_event, hub_follow, hub_tick
 from hopcoll._faults cimport check_timed_faults
+from hopcoll._trace cimport trace_event, trace_tick
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
@@ -81,9 +82,13 @@ cdef int turn(Runtime* caller) noexcept nogil:
     if rt.engine.settings.detect_us and not rt.engine.stopped:
         now = clock_us()
         if now - rt.engine.now_us > rt.engine.settings.detect_us // 2:
+            if rt.trace != NULL:
+                trace_tick(rt.trace, now)
             engine_tick(rt.engine, now)      # we were away: know it before anything completes
     while count < EVENTS_A_TURN and rt.transport.poll(rt.transport.self, &event):
         if not hub_event(&rt.hub, &event):
+            if rt.trace != NULL:
+                trace_event(rt.trace, &event)
             engine_event(rt.engine, &event)
         count += 1
     now = clock_us()
@@ -91,6 +96,8 @@ cdef int turn(Runtime* caller) noexcept nogil:
         rt.last_event_us = now
     if now != rt.engine.now_us:
         rt.hub.now_us = now
+        if rt.trace != NULL:
+            trace_tick(rt.trace, now)
         engine_tick(rt.engine, now)
         if rt.hub.count:
             hub_follow(&rt.hub, rt.engine)

@@ -2,6 +2,7 @@
 """What a rank can say of itself when it is late; see _lookout.pyx."""
 from libc.stdint cimport int64_t, int32_t
 from hopcoll._state cimport Engine, Mask, RANKS_MAX
+from hopcoll._trace cimport Trace
 
 cdef struct Lookout:
     int32_t fd                # wakes the thread that can ask Python; -1: there is none
@@ -14,5 +15,5 @@ cdef struct Lookout:
 cdef void look_out(Lookout* lookout, Engine* engine) noexcept nogil
 cdef dict late_report(Lookout* lookout, Engine* engine)
 cdef list flight_of(Engine* engine)
-cdef void give_stack(Lookout* lookout, Engine* engine, bytes text)
+cdef void give_stack(Lookout* lookout, Engine* engine, Trace* trace, bytes text)
 cdef void close_lookout(Lookout* lookout) noexcept nogil

@@ -12,6 +12,7 @@ from posix.unistd cimport close, write
 from hopcoll._state cimport *
 from hopcoll._records cimport send_message
 from hopcoll._texts cimport signature_text
+from hopcoll._trace cimport Trace, trace_stack
 
 
 cdef void say_where(void* context, WhereBody* out) noexcept nogil:
@@ -59,7 +60,7 @@ cdef void close_lookout(Lookout* lookout) noexcept nogil:
         lookout.stacks[r] = NULL
 
 
-cdef void give_stack(Lookout* lookout, Engine* engine, bytes text):
+cdef void give_stack(Lookout* lookout, Engine* engine, Trace* trace, bytes text):
     """Our stack, to all who asked for it."""
     cdef int r
     cdef const unsigned char* data
@@ -72,6 +73,8 @@ cdef void give_stack(Lookout* lookout, Engine* engine, bytes text):
         if r == engine.rank:
             keep_stack(lookout, r, data, len(text))
         elif not is_gone(engine, r):
+            if trace != NULL:
+                trace_stack(trace, r, len(text))
             send_message(engine, r, MSG_STACK, engine.done, NULL, data, len(text))
 
 

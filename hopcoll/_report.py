@@ -17,9 +17,12 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-__all__ = ["awaited_text", "flight_path", "flight_text", "start", "text_of", "write_flight"]
+__all__ = ["awaited_text", "flight_path", "flight_text", "start", "text_of", "trace_path",
+           "write_flight"]
 
 _INDENT = "    "
+#: How many traces this process has begun, by rank.
+_traces: dict[int, int] = {}
 
 
 def start(engine: Any) -> int:
@@ -112,6 +115,14 @@ def flight_text(engine: Any) -> str:
     """Write the flight recorder and say where, as the end of a message. Local."""
     path = write_flight(engine)
     return "" if path is None else f"; the last operations: {path}"
+
+
+def trace_path(folder: str, rank: int) -> str:
+    """Where the trace of a rank's next communicator goes; the folder is made."""
+    _traces[rank] = count = _traces.get(rank, 0) + 1
+    os.makedirs(folder, exist_ok=True)
+    number = "" if count == 1 else f".{count}"
+    return os.path.join(folder, f"rank-{rank}{number}.trace")
 
 
 def flight_path(rank: int) -> Path:

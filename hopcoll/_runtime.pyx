@@ -26,6 +26,9 @@ from hopcoll._lookout cimport close_lookout, flight_of, give_stack, late_report,
 from hopcoll._operation cimport start_operation
 from hopcoll._texts cimport kind_name, mismatch_text, ranks_of
 from hopcoll._faults cimport plant_faults
+from hopcoll._trace cimport (
+    REC_LEAVE, REC_READY, close_trace, open_trace, trace_attach, trace_mark, trace_start,
+    trace_started)
 
 import numpy
 
@@ -195,16 +198,21 @@ cdef class Engine_:
         self.rt.engine.user = call_function
         pthread_mutex_init(&self.rt.mutex, NULL)
         self.rt.engine.now_us = clock_us()
+        self.rt.engine.settings.report_us = self.rt.engine.settings.detect_us // 3 \
+            if self.rt.engine.settings.detect_us else 10000000
+        if config.trace is not None:
+            self.rt.trace = open_trace(self.rt.engine, _report.trace_path(config.trace, self.rank),
+                                       config.trace_bytes)
         self.meet()
         if not _faults_planted and "HOPCOLL_FAULT" in os.environ:
             _faults_planted = True
             plant_faults(&self.rt.faults, self.rt.engine)
-        self.rt.engine.settings.report_us = self.rt.engine.settings.detect_us // 3 \
-            if self.rt.engine.settings.detect_us else 10000000
         if threaded:
             self.rt.lookout.changed_us = self.rt.engine.now_us
             self.rt.lookout.fd = _report.start(self)
             look_out(&self.rt.lookout, self.rt.engine)
+            if self.rt.trace != NULL:
+                trace_attach(self.rt.trace)
             start_crank(&self.rt)
 
     cdef int meet(self) except -1:
@@ -212,6 +220,8 @@ cdef class Engine_:
         cdef Mask awaited
         cdef int64_t until = clock_us() + <int64_t>(self.config.connect_timeout_s * 1e6)
         with nogil:
+            if self.rt.trace != NULL:
+                trace_mark(self.rt.trace, REC_READY)
             engine_ready(self.rt.engine)
         while True:
             with nogil:
@@ -232,9 +242,12 @@ cdef class Engine_:
         if not self.abandoned:
             self.stop_thread()
         close_lookout(&self.rt.lookout)
+        if not self.abandoned:
+            close_trace(self.rt.trace)
         if self.ended and self.rt.engine != NULL:
             engine_free(self.rt.engine)
             free(self.rt.hub.room)
+            free(self.rt.trace)
 
     cdef void stop_thread(self) noexcept:
         with nogil:
@@ -292,7 +305,7 @@ cdef class Engine_:
         if not (self.closed or self.abandoned):
             with nogil:
                 lock(&self.rt)
-            give_stack(&self.rt.lookout, self.rt.engine, text)
+            give_stack(&self.rt.lookout, self.rt.engine, self.rt.trace, text)
             unlock(&self.rt)
 
     def late_report(self):
@@ -390,9 +403,14 @@ cdef class Engine_:
                 lock(&self.rt)
                 if not self.rt.home.threaded:
                     turn(&self.rt)      # a good-bye may be waiting: nothing is asked of who is gone
+                if self.rt.trace != NULL:
+                    trace_start(self.rt.trace, &sig, item_bytes, <const void*>send_address,
+                                <const void*>recv_address, flags, &layout)
                 code = start_operation(self.rt.engine, &sig, item_bytes,
                                        <const unsigned char*>send_address,
                                        <unsigned char*>recv_address, flags, &layout, result)
+                if self.rt.trace != NULL:
+                    trace_started(self.rt.trace, code)
                 unlock(&self.rt)
             if code != START_AGAIN:
                 break
@@ -549,6 +567,8 @@ cdef class Engine_:
                 break
         self.stop_thread()
         with nogil:
+            if self.rt.trace != NULL:
+                trace_mark(self.rt.trace, REC_LEAVE)
             engine_leave(self.rt.engine)
         # Others may wait for something of ours: they are given voids until they have heard.
         until = max(clock_us() if interrupt is not None else until, clock_us() + 5000000)
@@ -569,6 +589,7 @@ cdef class Engine_:
         self.closed = True
         close_lookout(&self.rt.lookout)
         self.ended = self.transport.close(1.0)
+        close_trace(self.rt.trace)
         for branch in self.branches[:]:
             branch.part(self.ended)
         self.kept.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,11 @@ class Communicator(Groups):
     late_bytes : int, optional
         How many bytes of results are kept for ranks that are late (64 MiB by default; see
         `hopcoll.config.Config`).
+    trace : str or os.PathLike, optional
+        A folder into which each rank writes what its engine is told and what it does, for
+        ``hopcoll replay``. Without it nothing is written, and nothing is paid.
+    trace_bytes : int, optional
+        How long a rank's trace may become (256 MiB by default).
     connect_timeout_s : float, optional
         How long the first contacts may take, in seconds.
 
@@ -85,6 +91,8 @@ class Communicator(Groups):
         A rank died before it was connected. The others have to make a communicator without it.
     MpiError
         MPI failed, or is not the one that the kernels were built against.
+    OSError
+        The trace cannot be written; FileExistsError where there is one already.
 
     Examples
     --------
@@ -106,6 +114,8 @@ class Communicator(Groups):
         progress: str | None = None,
         detect_s: float | None = None,
         late_bytes: int | None = None,
+        trace: str | os.PathLike[str] | None = None,
+        trace_bytes: int | None = None,
         connect_timeout_s: float | None = None,
     ) -> None:
         flags = on_failure_flags(on_failure)
@@ -117,6 +127,8 @@ class Communicator(Groups):
             progress=progress,
             detect_s=detect_s,
             late_bytes=late_bytes,
+            trace=trace,
+            trace_bytes=trace_bytes,
             connect_timeout_s=connect_timeout_s,
         )
         self._adopt(_make_engine(comm, config), config, flags)

@@ -25,6 +25,7 @@ _EAGER_BYTES_MAX = 32768
 _PROGRESS = ("thread", "inline")
 #: A rank that only waits for its turn on a crowded machine should not be taken for lost.
 _DETECT_S_MIN = 0.2
+_TRACE_BYTES_MIN = 65536
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,13 @@ class Config:
         are forgotten, and a rank that asks for one gets a `MissedError`. Other operations keep a
         copy when another rank takes much longer. A result that does not fit is not copied: its
         call returns when all ranks have it. Environment: ``HOPCOLL_LATE_BYTES``.
+    trace : str or None, default None
+        A folder into which each rank writes what its engine is told and what it does, for
+        ``hopcoll replay``: ``rank-3.trace``. It is made if it is missing; a trace that is there
+        already is not written over (`FileExistsError`). Environment: ``HOPCOLL_TRACE``.
+    trace_bytes : int, default 268435456
+        How long a rank's trace may become, in bytes, at least 65536. It stops there; the job goes
+        on. Environment: ``HOPCOLL_TRACE_BYTES``.
     connect_timeout_s : float, default 60.0
         How long the making of the communicator waits for all ranks, in seconds. Environment:
         ``HOPCOLL_CONNECT_TIMEOUT_S``.
@@ -80,6 +88,8 @@ class Config:
     timeout_s: float | None = None
     detect_s: float | None = 30.0
     late_bytes: int = 64 << 20
+    trace: str | None = None
+    trace_bytes: int = 256 << 20
     connect_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
@@ -112,6 +122,12 @@ class Config:
         if not 0 <= late_bytes < 1 << 62:
             raise ValueError(f"late_bytes must be 0 or more, not {late_bytes}")
         set_field(self, "late_bytes", late_bytes)
+        if self.trace is not None:
+            set_field(self, "trace", os.path.abspath(os.fspath(self.trace)))
+        trace_bytes = _integer("trace_bytes", self.trace_bytes)
+        if not _TRACE_BYTES_MIN <= trace_bytes < 1 << 62:
+            raise ValueError(f"trace_bytes must be at least {_TRACE_BYTES_MIN}, not {trace_bytes}")
+        set_field(self, "trace_bytes", trace_bytes)
         connect_timeout_s = seconds("connect_timeout_s", self.connect_timeout_s)
         if connect_timeout_s is None:
             raise ValueError("connect_timeout_s must be finite: it bounds the wait of init")
@@ -187,6 +203,8 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "timeout_s": ("HOPCOLL_TIMEOUT_S", float),
     "detect_s": ("HOPCOLL_DETECT_S", float),
     "late_bytes": ("HOPCOLL_LATE_BYTES", int),
+    "trace": ("HOPCOLL_TRACE", str),
+    "trace_bytes": ("HOPCOLL_TRACE_BYTES", int),
     "connect_timeout_s": ("HOPCOLL_CONNECT_TIMEOUT_S", float),
 }
 

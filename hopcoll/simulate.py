@@ -8,7 +8,8 @@ and shows what the ranks were at.
 from __future__ import annotations
 
 import random
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 import click
 
@@ -145,6 +146,14 @@ def random_case(seed: int, *, size: int | None = None, mode: str | None = None) 
 def sabotages() -> list[str]:
     """The names of the rules that can be switched off."""
     return list(_simulation.SABOTAGES)
+
+
+def sabotage_mask(names: Iterable[str]) -> int:
+    """The rules of these names, as one number."""
+    mask = 0
+    for name in names:
+        mask |= _simulation.SABOTAGES[name]
+    return mask
 
 
 def _signature(step: tuple[int | str, ...]) -> tuple[Any, ...]:

@@ -37,6 +37,8 @@ _PATIENCE_S = 15.0
 _QUOTA_FAULTS_MIN = 100
 #: After so many runs with problems it is known that something is wrong.
 _FAILED_RUNS_MAX = 10
+#: How long a rank's trace may become.
+_TRACE_BYTES = 64 << 20
 _TOTALS = (
     "faults_planned",
     "faults_fired",
@@ -51,6 +53,7 @@ _TOTALS = (
     "ballots",
     "stands",
     "reruns",
+    "traces",
 )
 
 
@@ -115,6 +118,9 @@ def run_job(run: plan.Run, folder: Path, deadline_s: float) -> None:
     environment.update(run.settings)
     environment["HOPCOLL_FAULT"] = ";".join(fault.text() for fault in run.faults)
     environment["HOPCOLL_FAULT_RECORD"] = str(folder / "fault")
+    if run.number % 2:  # the others are as fast as they can be
+        environment["HOPCOLL_TRACE"] = str(folder / "traces")
+        environment["HOPCOLL_TRACE_BYTES"] = str(_TRACE_BYTES)
     environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
     begin_s = time.monotonic()
     timed_out = False
@@ -332,6 +338,7 @@ def _report(
         "in_flight_5_95": totals["in_flight"],
         "during_repair": totals["during_repair"],
         "ballots": totals["ballots"],
+        "traces_replayed": totals["traces"],
         "by_trigger": dict(triggers),
         "by_kind": {kind: dict(kinds[kind]) for kind in sorted(kinds)},
         "runs_by_size": dict(sorted(Counter(v["size"] for v in verdicts).items())),
@@ -378,7 +385,8 @@ def summary(report: dict[str, Any]) -> str:
         f"{report['during_repair']}, coordinators: {report['coordinators_killed']}, roots: "
         f"{report['roots_killed']}",
         f"  ballots: {report['ballots']}, stands: {report['stands']}, reruns: {report['reruns']}",
-        f"  hangs: {report['hangs']}, wrong results: {report['wrong_results']}",
+        f"  hangs: {report['hangs']}, wrong results: {report['wrong_results']}; traces of "
+        f"{report['traces_replayed']} ranks replayed",
     ]
     for verdict in report["verdicts"]:
         if verdict["problems"]:

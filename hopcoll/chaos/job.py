@@ -80,6 +80,10 @@ class _Buffers:
         more: dict[str, Any] = {"root": operation.root} if operation.rooted else {}
         if operation.op:
             more["op"] = getattr(hopcoll, operation.op)
+        if operation.quorum:
+            more["quorum"] = operation.quorum
+        if operation.arrival:
+            more["order"] = "arrival"
         if operation.kind in ("reduce", "gather") and not self.has_result:
             receive = None
         if operation.kind == "scatter" and self.rank != operation.root:
@@ -157,6 +161,9 @@ class _Job:
                 epoch=error.epoch,
                 intact=buffers.intact(failed=True),
             )
+            return
+        except hopcoll.errors.MissedError:
+            self.log("done", op=number, status="missed", epoch=-1, intact=buffers.intact(True))
             return
         digest = None
         if buffers.has_result and not outcome.root_lost:

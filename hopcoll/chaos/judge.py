@@ -1,8 +1,9 @@
 """Recompute every result of a run from its seed, and hold the logs of its ranks against that.
 
 A process of its own: ``python -m hopcoll.chaos.judge FOLDER...`` prints one JSON line for each
-folder; without an argument it reads the folders' names from standard input. It runs no MPI and
-nothing of the engine: the value order below is written down a second time, from the documentation.
+folder; without an argument it reads the folders' names from standard input. It runs no MPI, and
+nothing of the engine goes into a result: the value order below is written down a second time, from
+the documentation.
 
 What it demands of the ranks that were not killed:
 
@@ -13,12 +14,16 @@ What it demands of the ranks that were not killed:
 - every result is, to the last bit, the one that its contributors' inputs give (``wrong_value``);
 - contributors are ranks of the start, hold every survivor, never grow again (``contributors``),
   and have made the call before anybody had its result (``early``);
-- an operation fails only if its root died or its caller asked for that (``status``);
+- an operation fails only if its root died or its caller asked for that (``status``); of one with a
+  quorum a late rank may have missed the result, and enough contributed (``contributors``);
 - no input was changed and nothing written beside the result (``buffer``).
 
 And of what the dead had logged before they died: a result of the same epoch is the survivors'
 result (``dead_disagrees``), what was called stable is what the survivors have (``unstable``), and
 it was right in itself (``wrong_value``).
+
+Where the ranks wrote traces, each is replayed through the protocol without MPI, which has to do the
+same (``trace``: `hopcoll.replay`).
 """
 
 from __future__ import annotations
@@ -40,7 +45,13 @@ from hopcoll.chaos.plan import (
     make_input,
     result_ranks,
 )
-from hopcoll.chaos.shares import contribution_bytes, digest_of, expected_share, whole_bytes
+from hopcoll.chaos.shares import (
+    contribution_bytes,
+    digest_of,
+    expected_share,
+    whole_bytes,
+)
+from hopcoll.replay import replay
 
 __all__ = ["expected_result", "judge"]
 
@@ -208,6 +219,7 @@ def judge(folder: Path) -> dict[str, Any]:
     _check_contributors(case, agreed)
     _check_values(case, agreed)
     _check_dead(case, agreed)
+    traces = _check_traces(case, folder / "traces")
     return {
         "run": run.number,
         "size": run.size,
@@ -221,6 +233,7 @@ def judge(folder: Path) -> dict[str, Any]:
         "hang": bool(launcher["timed_out"]),
         "seconds": launcher["seconds"],
         "problems": case.problems,
+        "traces": traces,
         **_figures(case),
     }
 
@@ -265,6 +278,8 @@ def _check_agreement(case: _Case) -> dict[int, dict[str, Any]]:
                 continue
             if not entry["intact"]:
                 case.problem("buffer", f"op {number}: rank {rank}: bytes beside the result changed")
+            if entry["status"] == "missed" and case.run.operations[number].quorum:
+                continue  # of this rank alone
             entries[rank] = entry
             views.setdefault(_view(entry), []).append(rank)
         if len(views) > 1:
@@ -318,6 +333,14 @@ def _check_contributors(case: _Case, agreed: dict[int, dict[str, Any]]) -> None:
         contributors = set(entry["contributors"])
         if len(contributors) != len(entry["contributors"]):
             case.problem("contributors", f"op {number}: one rank twice")
+        quorum = case.run.operations[number].quorum
+        if quorum:
+            if strangers := contributors - before:
+                case.problem("contributors", f"op {number}: {sorted(strangers)} came back")
+            if len(contributors) < min(quorum, len(case.survivors)):
+                case.problem("contributors", f"op {number}: {len(contributors)} of {quorum}")
+            _check_causality(case, number, entry)
+            continue
         if missing := set(case.survivors) - contributors:
             case.problem("contributors", f"op {number}: survivors {sorted(missing)} left out")
         if grown := contributors - before:
@@ -348,7 +371,7 @@ def _check_causality(case: _Case, number: int, entry: dict[str, Any]) -> None:
         if operation.kind in ("reduce", "gather") and rank != operation.root:
             continue
         done = case.logs[rank].done.get(number)
-        if done is not None and done["time_s"] < max(called):
+        if done is not None and done["status"] == "ok" and done["time_s"] < max(called):
             case.problem("early", f"op {number}: rank {rank} returned before the last call")
 
 
@@ -374,7 +397,9 @@ def _check_values(case: _Case, agreed: dict[int, dict[str, Any]]) -> None:
             if operation.shared and must is not None:
                 digests[number] = must
             done = case.logs[rank].done.get(number)
-            if done is not None and must is not None and done.get("digest") != must:
+            if done is None or must is None or done["status"] == "missed":
+                continue
+            if done.get("digest") != must:
                 case.problem("wrong_value", f"op {number}: rank {rank}: {_name(operation)}")
 
 
@@ -393,6 +418,8 @@ def _check_dead(case: _Case, agreed: dict[int, dict[str, Any]]) -> None:
         for number, entry in sorted(log.done.items()):
             operation = case.run.operations[number]
             theirs = agreed.get(number)
+            if entry["status"] == "missed":
+                theirs = None
             if theirs is not None and (number in log.stable or entry["epoch"] >= theirs["epoch"]):
                 kind = "unstable" if number in log.stable else "dead_disagrees"
                 if _view(entry) != _view(theirs):
@@ -410,6 +437,17 @@ def _check_dead(case: _Case, agreed: dict[int, dict[str, Any]]) -> None:
                     case.problem(
                         "wrong_value", f"op {number}: rank {rank}, dead since: {_name(operation)}"
                     )
+
+
+def _check_traces(case: _Case, folder: Path) -> int:
+    """Replay what the ranks wrote down; returns of how many there was something."""
+    if not folder.is_dir():
+        return 0
+    found = replay(folder)
+    for one in found:
+        for text in one.wrong:
+            case.problem("trace", text)
+    return sum(len(one.ranks) for one in found)
 
 
 def _figures(case: _Case) -> dict[str, Any]:

@@ -82,6 +82,10 @@ class Operation:
         Whether blocks have lengths of their own (see `hopcoll.chaos.shares.lengths`).
     chained_to : int or None
         Number of an earlier operation whose result goes into the inputs of this one.
+    quorum : int
+        Of an allreduce: how many contributors are enough; 0: all.
+    arrival : bool
+        Of an allreduce or reduce: ``order="arrival"``. Only where every order gives the same bits.
     """
 
     kind: str
@@ -92,6 +96,8 @@ class Operation:
     in_place: bool = False
     vector: bool = False
     chained_to: int | None = None
+    quorum: int = 0
+    arrival: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -340,7 +346,16 @@ def _draw_operation(draw: random.Random, size: int, big: bool) -> Operation:
         op = "SUM"
     vector = kind in _BLOCKS and draw.random() < 0.4
     in_place = kind in _IN_PLACE and not vector and draw.random() < 0.3
-    return Operation(kind, dtype, op, count, root, in_place=in_place, vector=vector)
+    quorum = draw.randint(1, size) if kind == "allreduce" and draw.random() < 0.2 else 0
+    exact = np.dtype(dtype).kind in "iub" or op in ("MIN", "MAX")
+    arrival = (
+        kind in ("allreduce", "reduce") and exact and op != "AVG" and not quorum
+        and draw.random() < 0.4
+    )
+    return Operation(
+        kind, dtype, op, count, root,
+        in_place=in_place, vector=vector, quorum=quorum, arrival=arrival,
+    )
 
 
 def _draw_steps(draw: random.Random, count: int) -> list[tuple[str, int]]:
@@ -372,6 +387,7 @@ def _chain(
         if verb in ("call", "start") and source is not None and draw.random() < 0.6:
             chained[number] = Operation(**{**asdict(operations[number]), "chained_to": source})
         for_all = operations[number].shared and operations[number].kind not in ("reduce", "gather")
+        for_all = for_all and not operations[number].quorum  # a late rank may have missed it
         if verb in ("call", "wait") and for_all:
             source = number
     return chained

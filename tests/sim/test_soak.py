@@ -7,7 +7,7 @@ import json
 
 from click.testing import CliRunner
 
-from hopcoll import soak
+from hopcoll import simulate, soak
 
 
 def test_the_mix():
@@ -36,6 +36,14 @@ def test_a_short_soak(tmp_path):
     assert set(report["branches"]) == set(soak.BRANCHES)
     assert sum(report["died"].values()) == sum(report["modes"].values()) == 600
     assert report["died"]["all but one"] > 0
+
+
+def test_a_membership_that_was_only_proposed_elects_nobody():
+    """The soak found this world of 53 ranks, in which two groups went on beside each other."""
+    case = soak.case_of(99598)
+    assert simulate.run(99598, **case)["violation"] is None
+    broken = simulate.run(99598, sabotage=("chain",), **case)
+    assert broken["violation"] == "two groups went on without each other"
 
 
 def test_a_violation_names_the_command_that_shows_it(tmp_path):
