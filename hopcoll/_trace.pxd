@@ -41,12 +41,14 @@ cdef struct TraceHead:
     int64_t version
     int64_t engine_bytes      # traces are for the build that wrote them
     int64_t settings_bytes
-    int64_t used              # bytes of records; written after each
-    int64_t full              # nothing was written any more: there was no room
     int64_t rank
     int64_t size
     int64_t control_bytes_max
     int64_t now_us
+    int64_t full              # nothing was written any more: there was no room
+    int64_t turn              # which of the pairs below holds: a process may die between two writes
+    int64_t used[2]           # bytes of records; written after each
+    uint64_t digest[2]        # of the head up to here, of what is behind it, and of these records
 
 cdef struct Trace:
     Transport table           # what the engine calls, in the place of ...
@@ -56,6 +58,8 @@ cdef struct Trace:
     TraceHead* head
     unsigned char* records
     int64_t room              # of records
+    int64_t used              # ... of which so many are written
+    uint64_t digest
     int64_t at                # where the record under way ends so far
     int64_t mapped_bytes
     int32_t tag               # the last one that the engine had when it was told something
@@ -85,5 +89,7 @@ cdef Trace* open_trace(Engine* engine, object path, int64_t bytes_max) except NU
 cdef void close_trace(Trace* trace) noexcept nogil
 
 cdef int64_t preamble_bytes() noexcept nogil
+cdef uint64_t digest_bytes(uint64_t h, const unsigned char* bytes, int64_t nbytes) noexcept nogil
+cdef uint64_t preamble_digest(const unsigned char* content) noexcept nogil
 cdef uint64_t digest_of(const unsigned char* head, const unsigned char* body,
                         int64_t nbytes) noexcept nogil

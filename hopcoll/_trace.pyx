@@ -59,10 +59,10 @@ cdef bint begin(Trace* trace, int kind, int64_t nbytes) noexcept nogil:
     """Whether there is room for a record with so many bytes of its own."""
     if trace.memory == NULL or trace.head.full:
         return False
-    if trace.head.used + FIXED_BYTES_MAX + nbytes > trace.room:
+    if trace.used + FIXED_BYTES_MAX + nbytes > trace.room:
         trace.head.full = 1
         return False
-    trace.at = trace.head.used
+    trace.at = trace.used
     trace.records[trace.at] = <uint8_t>kind
     trace.at += 1
     return True
@@ -83,7 +83,12 @@ cdef void piece(Trace* trace, const void* bytes, int64_t nbytes) noexcept nogil:
 
 
 cdef void commit(Trace* trace) noexcept nogil:
-    trace.head.used = trace.at
+    cdef int64_t turn = 1 - trace.head.turn
+    trace.digest = digest_bytes(trace.digest, trace.records + trace.used, trace.at - trace.used)
+    trace.used = trace.at
+    trace.head.used[turn] = trace.used
+    trace.head.digest[turn] = trace.digest
+    trace.head.turn = turn
 
 
 cdef void note_tag(Trace* trace) noexcept nogil:
@@ -284,6 +289,13 @@ cdef int64_t preamble_bytes() noexcept nogil:
     return sizeof(TraceHead) + sizeof(Settings) + RANKS_MAX * sizeof(uint16_t)
 
 
+cdef uint64_t preamble_digest(const unsigned char* content) noexcept nogil:
+    """Of all before the records that never changes."""
+    cdef int64_t fixed = <const unsigned char*>&(<const TraceHead*>content).full - content
+    cdef uint64_t h = digest_bytes(<uint64_t>0xcbf29ce484222325, content, fixed)
+    return digest_bytes(h, content + sizeof(TraceHead), preamble_bytes() - sizeof(TraceHead))
+
+
 cdef Trace* open_trace(EngineState* engine, object path, int64_t bytes_max) except NULL:
     """A trace of an engine to which nothing was said yet.
 
@@ -324,6 +336,8 @@ cdef Trace* open_trace(EngineState* engine, object path, int64_t bytes_max) exce
     trace.head.control_bytes_max = engine.transport.control_bytes_max
     trace.head.now_us = engine.now_us
     memcpy(trace.head.mark, TRACE_MARK, 8)
+    trace.digest = preamble_digest(trace.memory)
+    trace.head.digest[0] = trace.digest
     trace_attach(trace)
     return trace
 
@@ -333,7 +347,7 @@ cdef void close_trace(Trace* trace) noexcept nogil:
     cdef int64_t length
     if trace == NULL or trace.memory == NULL:
         return
-    length = preamble_bytes() + trace.head.used
+    length = preamble_bytes() + trace.used
     munmap(trace.memory, trace.mapped_bytes)
     trace.memory = NULL
     ftruncate(trace.fd, length)
