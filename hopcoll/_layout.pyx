@@ -6,6 +6,10 @@ from cython_kernels.stream cimport CHUNK_FINAL, CHUNK_NONE, make_grid
 from hopcoll._state cimport *
 from hopcoll._plan cimport block_count, block_dest, block_start, is_fold, is_wanted
 
+cdef enum:
+    CHUNK_BYTES_MIN = 8192    # shorter ones cost a rank more than the link
+    CHAIN_PARTS = 8           # so many times longer than the chain is a message, in chunks
+
 
 cdef void land(Block* block, const unsigned char* source) noexcept nogil:
     """A block that we have ourselves: into its place, unless it is there already."""
@@ -13,12 +17,26 @@ cdef void land(Block* block, const unsigned char* source) noexcept nogil:
         memcpy(block.recv, source, block.grid.nbytes)
 
 
+cdef int64_t chunk_bytes_of(const Engine* engine, const Operation* op,
+                            int64_t nbytes) noexcept nogil:
+    """How long the chunks of a block are.  Where one chain goes through all ranks, its last rank
+    begins a chunk a rank later than the first: in a short message that is to be a small part."""
+    cdef int64_t most = engine.settings.chunk_bytes, fitting
+    if op.blocks > 1 or engine.size < 3:
+        return most
+    fitting = nbytes // (CHAIN_PARTS * (engine.size - 2))
+    if fitting < CHUNK_BYTES_MIN:
+        fitting = CHUNK_BYTES_MIN
+    fitting = (fitting + 63) & ~63            # whole items of any dtype
+    return fitting if fitting < most else most
+
+
 cdef int lay_out(Engine* engine, Operation* op, const Layout* layout,
                  unsigned char* recv) noexcept nogil:
     """Where each block's bytes are here, and go to."""
     cdef int kind = op.sig.kind, size = engine.size, me = engine.rank, b
     cdef int64_t unit = op.sig.count * op.item_bytes, begin, end
-    cdef int64_t chunk_bytes = engine.settings.chunk_bytes
+    cdef int64_t chunk_bytes = chunk_bytes_of(engine, op, unit)
     cdef bint vector = op.sig.flags & FLAG_VECTOR
     cdef Block* block
     for b in range(op.blocks):

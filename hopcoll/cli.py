@@ -18,6 +18,7 @@ __all__ = ["main"]
 _LAZY = {
     "chaos": ("hopcoll.chaos", "command", "Kill ranks of real MPI jobs and check every result."),
     "soak": ("hopcoll.soak", "command", "Run a hundred thousand simulated failures, and count."),
+    "forecast": ("hopcoll.forecast", "command", "Time a collective on a modelled network."),
     "replay": ("hopcoll.replay", "command", "Tell the protocol again what real ranks were told."),
     "simulate": ("hopcoll.simulate", "command", "Run the protocol over a simulated network."),
 }

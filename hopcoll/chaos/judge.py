@@ -363,6 +363,9 @@ def _check_causality(case: _Case, number: int, entry: dict[str, Any]) -> None:
         # What is behind the last survivor goes into nobody's result.
         needed = [rank for rank in needed if rank <= max(case.survivors)]
     called = [case.logs[rank].calls.get(number) for rank in needed]
+    if not called:
+        case.problem("contributors", f"op {number}: nobody's input is in it")
+        return
     if None in called:
         rank = needed[called.index(None)]
         case.problem("early", f"op {number}: rank {rank} contributed without a call")
@@ -384,7 +387,7 @@ def _check_values(case: _Case, agreed: dict[int, dict[str, Any]]) -> None:
     digests: dict[int, str] = {}  # of the results, as they must be
     for number, entry in agreed.items():
         operation = case.run.operations[number]
-        if entry["status"] != "ok" or operation.kind == "barrier":
+        if entry["status"] != "ok" or operation.kind == "barrier" or not entry["contributors"]:
             continue
         holders = [
             rank for rank in result_ranks(operation, case.run.size) if rank in case.survivors

@@ -94,6 +94,7 @@ def _last_without(folder, run, rank, victim):
             operation.kind == "allreduce"
             and operation.op in ("SUM", "AVG", "PROD")
             and operation.count > 0
+            and not operation.quorum
             and victim not in entry["contributors"]
         ):
             return entry["op"]

@@ -1,5 +1,6 @@
 """The judge of chaos runs, on logs made up here: what is right passes, the rest is caught."""
 
+import dataclasses
 import json
 import math
 
@@ -282,6 +283,44 @@ def test_judge_allows_what_a_lost_root_allows(tmp_path):
     for rank in (0, 1, 3):
         change(tmp_path, rank, 4, status="root_lost", digest=None)
     assert judge(tmp_path)["problems"] == []
+
+
+def make_partial(folder, contributors, *, quorum=2, missed=()):
+    """The logs of a run whose last operation was of these ranks only."""
+    run = make_small_run()
+    number = len(run.operations) - 1
+    partial = dataclasses.replace(run.operations[number], quorum=quorum)
+    run = dataclasses.replace(run, operations=(*run.operations[:-1], partial))
+    write_logs(folder, run)
+    source = read_log(folder, 0)
+    (chained,) = [e["digest"] for e in source if e["event"] == "done" and e["op"] == 1]
+    digest = digest_of(fold_items(run, number, contributors, chained)) if contributors else None
+    for rank in (0, 1, 3):
+        change(folder, rank, number, contributors=contributors, digest=digest)
+    for rank in missed:
+        change(folder, rank, number, status="missed", epoch=-1, digest=None)
+    return judge(folder)["problems"]
+
+
+@pytest.mark.parametrize("missed", [(), (1,)])
+@pytest.mark.parametrize("contributors", [[0, 3], [0, 1, 3]])
+def test_judge_passes_an_operation_of_those_who_came_first(tmp_path, contributors, missed):
+    assert make_partial(tmp_path, contributors, missed=missed) == []
+
+
+def test_judge_knows_how_many_are_enough(tmp_path):
+    (problem,) = make_partial(tmp_path, [0])
+    assert problem == "contributors: op 6: 1 of 2"
+
+
+def test_judge_knows_that_the_dead_do_not_come_back(tmp_path):
+    problems = make_partial(tmp_path, [0, VICTIM])
+    assert any("came back" in problem for problem in problems)
+
+
+def test_judge_lets_nobody_miss_what_is_of_all(tmp_path):
+    problems = make_partial(tmp_path, [0, 1, 3], quorum=0, missed=(1,))
+    assert any(problem.startswith("disagreement") for problem in problems)
 
 
 def test_judge_allows_failures_where_the_caller_asked_for_them(tmp_path):
