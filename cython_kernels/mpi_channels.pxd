@@ -34,6 +34,13 @@ cdef struct Queued:
     Event event
     Node* node                 # the control slot that the event shows, to be posted again
 
+cdef enum:
+    SPARES_MAX = 32
+
+cdef struct Spare:             # a large block that nobody uses
+    unsigned char* block
+    int64_t nbytes
+
 cdef struct World:
     int rank
     int size
@@ -49,6 +56,8 @@ cdef struct World:
     Node* spare_nodes          # without memory
     Node* spare_slots          # with control_bytes_max of it
     Node* registered
+    Spare spares[SPARES_MAX]
+    int64_t spare_bytes
     Node* lent                 # the slot of the event that the last poll gave out
     # What MPI_Testsome tests, dense: the heads of the channels and the sends in flight.
     int active

@@ -43,6 +43,8 @@ cdef enum:
     CONTROL_TAG = 0
     MESSAGE_BYTES_MAX = 0x7FFFFFFF
     ZEROED_BYTES_MAX = 65536
+    SPARE_BYTES_MAX = 128 << 20       # of large blocks that are kept for the next
+    BLOCK_HEAD = 64
     # Of what waits in shared memory MPI takes in 31 fragments at a time.
     ROUNDS_AFTER_A_PAUSE = 32
     PAUSE_NS = 10000000
@@ -445,14 +447,58 @@ cdef int mpi_poll(void* self, Event* event) noexcept nogil:
 
 
 cdef void* mpi_allocate(void* self, int64_t nbytes) noexcept nogil:
-    # Large blocks are left as they are: clearing them would cost as much as filling them.
+    """A block behind a head that says how long it is.  Large ones are left as they are (clearing
+    them would cost as much as filling them), and serve again: the pages of fresh memory cost more
+    than the bytes that go through them."""
+    cdef World* world = <World*>self
+    cdef Spare* best = NULL
+    cdef Spare* spare
+    cdef unsigned char* block
+    cdef int i
     if nbytes <= ZEROED_BYTES_MAX:
-        return calloc(1, nbytes if nbytes > 0 else 1)
-    return malloc(nbytes)
+        block = <unsigned char*>calloc(1, BLOCK_HEAD + nbytes)
+    else:
+        for i in range(SPARES_MAX):
+            spare = &world.spares[i]
+            if (spare.block != NULL and nbytes <= spare.nbytes <= 2 * nbytes
+                    and (best == NULL or spare.nbytes < best.nbytes)):
+                best = spare
+        if best != NULL:
+            block = best.block
+            world.spare_bytes -= best.nbytes
+            best.block = NULL
+            return block + BLOCK_HEAD
+        block = <unsigned char*>malloc(BLOCK_HEAD + nbytes)
+        if block == NULL and world.spare_bytes:
+            free_spares(world)
+            block = <unsigned char*>malloc(BLOCK_HEAD + nbytes)
+    if block == NULL:
+        return NULL
+    (<int64_t*>block)[0] = nbytes
+    return block + BLOCK_HEAD
 
 
 cdef void mpi_release(void* self, void* memory) noexcept nogil:
-    free(memory)
+    cdef World* world = <World*>self
+    cdef unsigned char* block = <unsigned char*>memory - BLOCK_HEAD
+    cdef int64_t nbytes = (<int64_t*>block)[0]
+    cdef int i
+    if nbytes > ZEROED_BYTES_MAX and world.spare_bytes + nbytes <= SPARE_BYTES_MAX:
+        for i in range(SPARES_MAX):
+            if world.spares[i].block == NULL:
+                world.spares[i].block = block
+                world.spares[i].nbytes = nbytes
+                world.spare_bytes += nbytes
+                return
+    free(block)
+
+
+cdef void free_spares(World* world) noexcept nogil:
+    cdef int i
+    for i in range(SPARES_MAX):
+        free(world.spares[i].block)
+        world.spares[i].block = NULL
+    world.spare_bytes = 0
 
 
 cdef void fill_table(Transport* table, World* world) noexcept nogil:
@@ -549,6 +595,7 @@ cdef void free_world(World* world) noexcept nogil:
         channel = world.spare_channels
         world.spare_channels = channel.next
         free(channel)
+    free_spares(world)
     free(world.control)
     free(world.data)
     free(world.dead)

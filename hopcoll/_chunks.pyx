@@ -49,6 +49,7 @@ cdef void check_chunk_faults(Engine* engine, Operation* op) noexcept nogil:
 
 cdef inline void moved(Engine* engine, Operation* op, int64_t chunks,
                        int64_t nbytes) noexcept nogil:
+    op.moved_us = engine.now_us
     op.moved_chunks += chunks
     op.moved_bytes += nbytes
     if engine.faults:

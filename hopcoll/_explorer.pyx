@@ -312,6 +312,8 @@ cdef uint64_t mix_operation(Explorer* x, uint64_t h, int rank, const Engine* eng
         if op.asked_us else -1
     copy.done_us = waited(op.done_us, engine.now_us, engine.settings.patience_us) \
         if op.done and not op.finished else 0
+    copy.moved_us = waited(op.moved_us, engine.now_us, engine.settings.patience_us) \
+        if op.done and not op.finished else 0
     copy.arrived_us = waited(op.arrived_us, engine.now_us, op.sig.deadline_us) \
         if op.sig.deadline_us and awaits_roll(op) else 0
     if not op.standing:

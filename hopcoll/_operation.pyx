@@ -421,18 +421,26 @@ cdef bint may_finish(const Engine* engine, const Operation* op) noexcept nogil:
             or (engine.settings.sabotage & BREAK_RETENTION) != 0)
 
 
+cdef enum:
+    COPY_BYTES_A_US = 256     # how long nobody is late who may just be about to begin
+
+
 cdef void copy_for_late(Engine* engine) noexcept nogil:
     """Somebody takes much longer than we did: a copy of the result is kept for it instead of the
     caller's buffer, so that the call can return."""
     cdef Operation* op = find_operation(engine, engine.finished)
-    cdef int64_t patience
+    cdef int64_t patience, since
     if (op == NULL or not op.done or op.keeps_nothing or op.small or op.retained != NULL
             or op.sig.flags & FLAG_VECTOR or op.seq < engine.stable):
         return
-    patience = 2 * (op.done_us - op.called_us)
+    # Nobody is late as long as chunks move: a root is done when it calls, and sends all the same.
+    since = op.moved_us if op.moved_us > op.done_us else op.done_us
+    patience = 2 * (since - op.called_us)
+    if patience < op.nbytes // COPY_BYTES_A_US:
+        patience = op.nbytes // COPY_BYTES_A_US      # a copy that is not needed costs the others
     if patience < engine.settings.patience_us:
         patience = engine.settings.patience_us
-    if engine.now_us - op.done_us < patience:
+    if engine.now_us - since < patience:
         return
     keep_for_late(engine, op)
     if op.retained != NULL:

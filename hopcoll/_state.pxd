@@ -279,6 +279,7 @@ cdef struct Operation:
     int64_t asked_us          # of a large Bcast: since when others wait for us, or we for them
     int64_t done_us
     int64_t arrived_us        # at the keeper: when the first one had
+    int64_t moved_us          # when the last chunk of it came or went
     int64_t moved_chunks
     int64_t moved_bytes
     Carry* carry              # where our input goes when it is too late
