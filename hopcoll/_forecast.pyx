@@ -107,12 +107,12 @@ cdef struct Fabric:
     Node* nodes
     Link* links               # by host
     int32_t* host
-    int64_t latency_ns
+    int64_t* latency_ns       # from host to host
     int64_t near_latency_ns   # between ranks of one host
     double near_ns            # a byte, ...
-    int64_t send_ns
-    int64_t event_ns
-    int64_t detect_ns
+    int64_t* send_ns          # by rank
+    int64_t* event_ns
+    int64_t* detect_ns
     int64_t gap_ns            # between the end of an operation and the next call
     Due* heap
     int64_t heap_count
@@ -126,7 +126,6 @@ cdef struct Fabric:
     int32_t pad
     int64_t count
     unsigned char* buffer
-    int64_t* delay_ns         # by rank: how late its first call is
 
 
 # ---- what is due --------------------------------------------------------------------------
@@ -195,8 +194,8 @@ cdef int64_t push_out(Node* node, Packet* packet, int64_t nbytes) noexcept nogil
     cdef Fabric* f = node.fabric
     cdef int here = f.host[packet.source], there = f.host[packet.dest]
     cdef Link* link = &f.links[here]
-    cdef int64_t start, wire = nbytes + HEADER_BYTES, took
-    node.now_ns += f.send_ns
+    cdef int64_t start, wire = nbytes + HEADER_BYTES, took, latency
+    node.now_ns += f.send_ns[packet.source]
     node.messages += 1
     if here == there:
         took = <int64_t>(wire * f.near_ns)
@@ -204,8 +203,9 @@ cdef int64_t push_out(Node* node, Packet* packet, int64_t nbytes) noexcept nogil
         return node.now_ns + took
     start = node.now_ns if node.now_ns > link.out_free_ns else link.out_free_ns
     took = <int64_t>(wire * link.out_ns)
+    latency = f.latency_ns[here * f.hosts + there]
     link.out_free_ns = start + took
-    plan_at(f, start + f.latency_ns, WHAT_ARRIVE, packet.dest, start + took + f.latency_ns, packet)
+    plan_at(f, start + latency, WHAT_ARRIVE, packet.dest, start + took + latency, packet)
     return start + took
 
 
@@ -441,7 +441,7 @@ cdef void kill(Fabric* f, Node* node) noexcept nogil:
             f.unfinished -= 1
     for r in range(f.size):
         if not f.nodes[r].dead:
-            plan_at(f, f.now_ns + f.detect_ns, WHAT_DETECT, r, node.table.rank, NULL)
+            plan_at(f, f.now_ns + f.detect_ns[r], WHAT_DETECT, r, node.table.rank, NULL)
 
 
 cdef void happen(Fabric* f, const Due* due) noexcept nogil:
@@ -474,7 +474,7 @@ cdef void happen(Fabric* f, const Due* due) noexcept nogil:
         waiting = &node.inbox[node.inbox_first]
         node.inbox_first += 1
         payload = waiting.payload
-        node.now_ns += f.event_ns
+        node.now_ns += f.event_ns[due.rank]
         engine_event(node.engine, &waiting.event)
         free(payload)
         end_turn(f, node)
@@ -520,7 +520,10 @@ cdef void free_fabric(Fabric* f) noexcept nogil:
     free(f.host)
     free(f.heap)
     free(f.buffer)
-    free(f.delay_ns)
+    free(f.latency_ns)
+    free(f.send_ns)
+    free(f.event_ns)
+    free(f.detect_ns)
 
 
 cdef bint make_nodes(Fabric* f, const Settings* settings) noexcept nogil:
@@ -557,13 +560,14 @@ cdef bint make_nodes(Fabric* f, const Settings* settings) noexcept nogil:
 
 
 def forecast(int size, str kind, int64_t nbytes, *, hosts, rates, delays_ns, kills, int64_t steps,
-             int64_t latency_ns, int64_t near_latency_ns, double near_ns, int64_t send_ns,
-             int64_t event_ns, int64_t detect_ns, int64_t gap_ns, int64_t chunk_bytes, int window,
-             int64_t eager_bytes, int root, int flags, int64_t turns_max):
+             latency_ns, int64_t near_latency_ns, double near_ns, send_ns, event_ns, detect_ns,
+             int64_t gap_ns, int64_t chunk_bytes, int window, int64_t eager_bytes, int root,
+             int flags, int64_t turns_max):
     """Runs one operation after the other on a network with a clock; see `hopcoll.forecast`.
 
     `hosts` gives the host of each rank, `rates` the nanoseconds a byte of each host's links (out,
-    in), `delays_ns` how late each rank comes, `kills` pairs of (rank, nanoseconds).
+    in), `latency_ns` those between any two hosts, row by row, `delays_ns` how late each rank comes,
+    `kills` pairs of (rank, nanoseconds); `send_ns`, `event_ns` and `detect_ns` are by rank.
     """
     cdef Fabric f
     cdef Settings settings
@@ -583,23 +587,29 @@ def forecast(int size, str kind, int64_t nbytes, *, hosts, rates, delays_ns, kil
     f.size, f.steps, f.hosts = size, steps, len(rates)
     f.kind, f.root, f.flags = KIND_NUMBERS[kind], root, flags
     f.count = -(-nbytes // ITEM_BYTES)
-    f.latency_ns, f.near_latency_ns, f.near_ns = latency_ns, near_latency_ns, near_ns
-    f.send_ns, f.event_ns, f.detect_ns, f.gap_ns = send_ns, event_ns, detect_ns, gap_ns
+    f.near_latency_ns, f.near_ns, f.gap_ns = near_latency_ns, near_ns, gap_ns
     try:
         blocks = size if kind in ("gather", "allgather", "scatter", "alltoall",
                                   "reduce_scatter") else 1
         f.buffer = <unsigned char*>calloc(1, f.count * ITEM_BYTES * blocks + 64)
         f.links = <Link*>calloc(f.hosts, sizeof(Link))
         f.host = <int32_t*>calloc(size, sizeof(int32_t))
-        f.delay_ns = <int64_t*>calloc(size, sizeof(int64_t))
-        if (f.buffer == NULL or f.links == NULL or f.host == NULL or f.delay_ns == NULL
+        f.latency_ns = <int64_t*>calloc(f.hosts * f.hosts, sizeof(int64_t))
+        f.send_ns = <int64_t*>calloc(size, sizeof(int64_t))
+        f.event_ns = <int64_t*>calloc(size, sizeof(int64_t))
+        f.detect_ns = <int64_t*>calloc(size, sizeof(int64_t))
+        if (f.buffer == NULL or f.links == NULL or f.host == NULL or f.latency_ns == NULL
+                or f.send_ns == NULL or f.event_ns == NULL or f.detect_ns == NULL
                 or not make_nodes(&f, &settings)):
             raise MemoryError("forecast: no memory for the network")
+        for k in range(f.hosts * f.hosts):
+            f.latency_ns[k] = latency_ns[k]
         for k in range(f.hosts):
             f.links[k].out_ns, f.links[k].in_ns = rates[k]
         f.unfinished = size * steps
         for r in range(size):
             f.host[r] = hosts[r]
+            f.send_ns[r], f.event_ns[r], f.detect_ns[r] = send_ns[r], event_ns[r], detect_ns[r]
             plan_at(&f, delays_ns[r], WHAT_CALL, r, 0, NULL)
         for rank, time_ns in kills:
             plan_at(&f, time_ns, WHAT_KILL, rank, 0, NULL)

@@ -147,14 +147,14 @@ def forecast(
     *,
     per_host: int = 1,
     rate: float | Sequence[float] = 125e6,
-    latency_us: float = 50.0,
+    latency_us: float | Sequence[Sequence[float]] = 50.0,
     near_rate: float = 8e9,
     near_latency_us: float = 1.0,
-    send_us: float = 0.0,
-    event_us: float = 0.0,
+    send_us: float | Sequence[float] = 0.0,
+    event_us: float | Sequence[float] = 0.0,
     delays_s: Sequence[float] = (),
     kills: Iterable[tuple[int, float]] = (),
-    detect_ms: float = 1.0,
+    detect_ms: float | Sequence[float] = 1.0,
     operations: int = 1,
     gap_us: float = 0.0,
     chunk_bytes: int = 65536,
@@ -178,19 +178,19 @@ def forecast(
         Ranks of one host; they share its two links (in and out).
     rate : float or sequence of float
         Bytes a second of each direction of a link; of each host's, where there are several.
-    latency_us : float
-        Microseconds between two hosts.
+    latency_us : float or sequence of sequences
+        Microseconds between two hosts; of row a and column b from host a to host b.
     near_rate, near_latency_us : float
         The same between two ranks of one host.
-    send_us, event_us : float
+    send_us, event_us : float or sequence of float
         Microseconds of a rank's processor for each message that it sends, and for each event (a
-        message, or the end of a request) that it looks at.
+        message, or the end of a request) that it looks at; of each rank's, where some are slower.
     delays_s : sequence of float
         How late each rank makes its first call; ranks beyond its end come at once.
     kills : iterable of (int, float)
         Ranks that die, and when, in seconds.
-    detect_ms : float
-        Milliseconds until the others know of a death.
+    detect_ms : float or sequence of float
+        Milliseconds until the others know of a death; of each rank's.
     operations : int
         How many, one after the other.
     gap_us : float
@@ -213,7 +213,13 @@ def forecast(
     ValueError
         An argument is out of its range.
     """
-    rates = list(rate) if isinstance(rate, Sequence) else [rate] * -(-size // max(per_host, 1))
+    hosts = -(-size // max(per_host, 1))
+    rates = _each("rate", rate, hosts, "hosts")
+    if not isinstance(latency_us, Sequence):
+        latency_us = [[latency_us] * hosts] * hosts
+    if [len(row) for row in latency_us] != [hosts] * hosts:
+        raise ValueError(f"latency_us must have a row and a column for each of {hosts} hosts")
+    latencies_ns = [int(one * 1e3) for row in latency_us for one in row]
     _check(kind, nbytes, size, per_host, rates, order, root, operations)
     moved = -(-nbytes // 8) * 8 if kind != "barrier" else 0
     late = [int(delay * 1e9) for delay in delays_s][:size]
@@ -230,12 +236,12 @@ def forecast(
         delays_ns=late + [0] * (size - len(late)),
         kills=killed,
         steps=operations,
-        latency_ns=int(latency_us * 1e3),
+        latency_ns=latencies_ns,
         near_latency_ns=int(near_latency_us * 1e3),
         near_ns=1e9 / near_rate,
-        send_ns=int(send_us * 1e3),
-        event_ns=int(event_us * 1e3),
-        detect_ns=int(detect_ms * 1e6),
+        send_ns=[int(one * 1e3) for one in _each("send_us", send_us, size, "ranks")],
+        event_ns=[int(one * 1e3) for one in _each("event_us", event_us, size, "ranks")],
+        detect_ns=[int(one * 1e6) for one in _each("detect_ms", detect_ms, size, "ranks")],
         gap_ns=int(gap_us * 1e3),
         chunk_bytes=chunk_bytes,
         window=window_chunks,
@@ -266,7 +272,7 @@ def forecast(
         size=size,
         seconds=tuple(seconds),
         bound_seconds=_bound_bytes(kind, moved, len(rates), per_host) / min(rates),
-        latency_bound_seconds=depth * latency_us * 1e-6 * (2 if kind == "allreduce" else 1),
+        latency_bound_seconds=depth * min(latencies_ns) * 1e-9 * (2 if kind == "allreduce" else 1),
         ended_seconds=tuple(
             float("nan") if node["dead"] else (node["ended_ns"][-1] - first_ns) / 1e9
             for node in nodes
@@ -282,6 +288,15 @@ def forecast(
     )
 
 
+def _each(name: str, value: float | Sequence[float], count: int, what: str) -> list[float]:
+    """One number for each of so many."""
+    if not isinstance(value, Sequence):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} numbers for {count} {what}")
+    return list(value)
+
+
 def _check(
     kind: str, nbytes: int, size: int, per_host: int, rates: list[float], order: str, root: int,
     operations: int,
@@ -294,8 +309,6 @@ def _check(
         raise ValueError(f"nbytes must be 0 or more, not {nbytes}")
     if per_host < 1:
         raise ValueError(f"per_host must be at least 1, not {per_host}")
-    if len(rates) != -(-size // per_host):
-        raise ValueError(f"rate: {len(rates)} rates for {-(-size // per_host)} hosts")
     if min(rates) <= 0:
         raise ValueError("rate must be above 0 bytes a second")
     if order not in ("rank", "arrival"):
