@@ -338,7 +338,7 @@ def too_many_open() -> None:
         refused = error.request is None and len(requests) == 64
     WORLD.send("go", ODD_ONE)
     for request in requests:
-        request.wait()
+        request.wait(timeout_s=60)
     report(refused=refused)
 
 

@@ -81,9 +81,12 @@ def nothing_without_the_thread(comm: hopcoll.Communicator, shared: mmap.mmap) ->
     array = np.full(LARGE, 7 if comm.rank == 0 else 0, np.uint8)
     if comm.rank == 1:
         request = comm.Ibcast(array, root=0)
+        shared[comm.rank] = 1
         seen = loop_until(shared, [2], BOUNDED_S)
         request.wait()
     else:
+        # Who has not called yet is gone around: rank 1 comes first.
+        loop_until(shared, [1], 10 * BOUNDED_S)
         comm.Bcast(array, root=0)
         shared[comm.rank] = 1
         seen = None
