@@ -9,13 +9,24 @@ import pytest
 
 from tests.launch import SETTINGS_PREFIX
 
+#: Tests with jobs that take their time and look at no clock.
+BUSY = {
+    f"test_{name}"
+    for name in (
+        *("chaos", "checkpoint", "family_faults", "collectives", "family", "mpi4py_suite"),
+        *("objects", "pipeline", "sgd", "trace", "transport", "user_ops", "wrong_use"),
+    )
+}
+
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Jobs of real ranks go one after the other, beside everything else (pytest -n 2)."""
+    """Jobs of real ranks go one after the other: those that watch the clock at one worker, those
+    that are only busy at another, so that two of a kind are never under way (pytest -n 2)."""
     for item in items:
         if {"mpi", "crash"} & set(item.path.parts):
-            item.add_marker(pytest.mark.xdist_group("jobs"))
+            group = "busy jobs" if item.path.stem in BUSY else "jobs"
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

@@ -75,6 +75,13 @@ def check_place(path: Path | None) -> Path | None:
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep the logs of all runs in this folder (those of failed runs are always kept).",
 )
+@click.option(
+    "--lab",
+    "hosts",
+    type=click.IntRange(2, 64),
+    metavar="HOSTS",
+    help="Spread the ranks over so many hosts of a lab (benchmarks.lab; needs root).",
+)
 def command(
     faults: int,
     seed: int,
@@ -83,6 +90,7 @@ def command(
     deadline: float,
     json_path: Path | None,
     keep: Path | None,
+    hosts: int | None,
 ) -> None:
     """Kill and stop ranks of real MPI jobs and check every result.
 
@@ -97,14 +105,26 @@ def command(
             f"chaos needs {error.name}; pip install 'hopcoll[test]' brings it along"
         ) from error
 
-    report = harness.chaos(
-        faults=faults,
-        seed=seed,
-        jobs=jobs,
-        numbers=None if number is None else [number],
-        deadline_s=deadline,
-        keep=keep,
-    )
+    try:
+        report = harness.chaos(
+            faults=faults,
+            seed=seed,
+            jobs=jobs,
+            numbers=None if number is None else [number],
+            deadline_s=deadline,
+            keep=keep,
+            hosts=hosts or 0,
+        )
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("benchmarks"):
+            raise
+        raise click.UsageError(
+            "the lab is in hopcoll's source tree: run this there, or without --lab"
+        ) from error
+    except RuntimeError as error:
+        if hosts is None:
+            raise
+        raise click.ClickException(f"no lab of {hosts} hosts: {error}") from error
     if json_path is not None:
         harness.write_report(report, json_path)
     click.echo(harness.summary(report))

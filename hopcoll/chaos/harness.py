@@ -6,6 +6,8 @@ at results: a folder with the logs goes to the judge, a process that lives as lo
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.metadata
 import itertools
 import json
@@ -19,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -96,7 +98,7 @@ class Judge:
         return json.loads(line)
 
 
-def run_job(run: plan.Run, folder: Path, deadline_s: float) -> None:
+def run_job(run: plan.Run, folder: Path, deadline_s: float, lab: Any = None) -> None:
     """Do one run as a job of its own and leave its logs in a folder; blocks.
 
     Parameters
@@ -107,12 +109,16 @@ def run_job(run: plan.Run, folder: Path, deadline_s: float) -> None:
     deadline_s : float
         After so many seconds the job has hung, and is ended. Its stacks are in stacks.PID then,
         and its processes in "processes".
+    lab : benchmarks.lab.cluster.Lab, optional
+        Hosts over which its ranks are spread; without it all are on this one.
     """
     folder.mkdir(parents=True)
     run.save(folder / "run.json")
     script = Path(__file__).with_name("job.py")
-    command = [sys.executable, "-m", "hopcoll.cli", "run", "-n", str(run.size)]
-    command += [str(script), str(folder), str(deadline_s)]
+    program = [str(script), str(folder), str(deadline_s)]
+    command = [sys.executable, "-m", "hopcoll.cli", "run", "-n", str(run.size), *program]
+    if lab is not None:
+        command = lab.command(program, run.size)
     # A setting of the caller's shell must not change what a seed means.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HOPCOLL_")}
     environment.update(run.settings)
@@ -211,6 +217,7 @@ def chaos(
     numbers: Iterable[int] | None = None,
     deadline_s: float = 60.0,
     keep: Path | None = None,
+    hosts: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Run jobs until so many ranks were killed, have each of them judged, and add up; blocks.
@@ -230,6 +237,9 @@ def chaos(
         Seconds after which a job has hung.
     keep : Path, optional
         Folder for the logs of all runs; without it only those of runs with problems are kept.
+    hosts : int
+        Spread the ranks of each job over so many hosts of a lab (`benchmarks.lab`), which is made
+        for it and needs root; 0: all are on this one.
     progress : bool
         Draw a bar.
 
@@ -251,7 +261,8 @@ def chaos(
         folder = base / f"run-{seed}-{number}"
         shutil.rmtree(folder, ignore_errors=True)
         with job_slots:
-            run_job(plan.make_run(seed, number), folder, deadline_s)
+            run = plan.make_run(seed, number)
+            run_job(plan.over_hosts(run) if lab else run, folder, deadline_s, lab)
         verdict = judge.ask(folder)
         if verdict["problems"] or keep is not None or fixed:
             verdict["folder"] = str(folder)
@@ -261,6 +272,7 @@ def chaos(
 
     # One worker more than jobs: a run is judged while the next one is under way.
     with (
+        _lab_of(hosts) as lab,
         Judge() as judge,
         ThreadPoolExecutor(jobs + 1) as pool,
         tqdm(total=None if fixed else faults, unit="fault", disable=not progress) as bar,
@@ -290,11 +302,27 @@ def chaos(
     if keep is None and not any(base.iterdir()):
         base.rmdir()
     verdicts.sort(key=lambda verdict: verdict["run"])
-    return _report(verdicts, faults, seed, fixed, time.monotonic() - begin_s)
+    return _report(verdicts, faults, seed, fixed, hosts, time.monotonic() - begin_s)
+
+
+@contextlib.contextmanager
+def _lab_of(hosts: int) -> Iterator[Any]:
+    """A lab of so many hosts; None of none."""
+    with contextlib.ExitStack() as stack:
+        lab = None
+        if hosts:
+            # In the source tree, not in what is installed.
+            cluster = importlib.import_module("benchmarks.lab.cluster")
+            network = importlib.import_module("benchmarks.lab.network")
+            try:
+                lab = stack.enter_context(cluster.Lab(hosts, name="hopchaos"))
+            except network.LabError as error:
+                raise RuntimeError(str(error)) from error
+        yield lab
 
 
 def _report(
-    verdicts: list[dict[str, Any]], faults: int, seed: int, fixed: bool, seconds: float
+    verdicts: list[dict[str, Any]], faults: int, seed: int, fixed: bool, hosts: int, seconds: float
 ) -> dict[str, Any]:
     totals = {name: sum(verdict[name] for verdict in verdicts) for name in _TOTALS}
     fired = totals["faults_fired"]
@@ -347,6 +375,7 @@ def _report(
         "faults_requested": faults,
         "faults_planned": totals["faults_planned"],
         "seed": seed,
+        "hosts": hosts,
         "seconds": round(seconds, 1),
         "versions": _versions(),
         "verdicts": verdicts,
@@ -390,10 +419,11 @@ def summary(report: dict[str, Any]) -> str:
     ]
     for verdict in report["verdicts"]:
         if verdict["problems"]:
+            lab = f" --lab {report['hosts']}" if report["hosts"] else ""
             lines.append(
                 f"  run {verdict['run']}: {len(verdict['problems'])} problems, logs in "
                 f"{verdict['folder']}; replay: "
-                f"hopcoll chaos --seed {report['seed']} --run {verdict['run']}"
+                f"hopcoll chaos --seed {report['seed']} --run {verdict['run']}{lab}"
             )
         elif "folder" in verdict and len(report["verdicts"]) == 1:
             lines.append(f"  logs in {verdict['folder']}")

@@ -327,6 +327,15 @@ def make_run(seed: int, number: int) -> Run:
     )
 
 
+def over_hosts(run: Run) -> Run:
+    """The same run where ranks are on several hosts: a rank that is stopped for ever is killed.
+
+    Nobody can kill it from another host, and whoever is left may be too few to go on without it.
+    """
+    faults = [replace(fault, stop_ms=-1) if fault.stop_ms == 0 else fault for fault in run.faults]
+    return replace(run, faults=tuple(faults))
+
+
 def _draw_operation(draw: random.Random, size: int, big: bool) -> Operation:
     kind = draw.choice(_KINDS if big else (*_KINDS, "barrier"))
     if kind == "barrier":

@@ -18,6 +18,8 @@ from click.testing import CliRunner
 from benchmarks.lab import Lab, LabError, network, state
 from benchmarks.lab.__main__ import main
 from benchmarks.lab.collectives import bound_s, measure, table
+from hopcoll.chaos import command as chaos
+from hopcoll.chaos import harness
 from tests import launch
 
 #: Of the lab that most tests share, and of those that a test makes, or fails to make, itself.
@@ -321,3 +323,24 @@ def test_rates_as_tc_spells_them() -> None:
 def test_bounds() -> None:
     assert bound_s("bcast", 124_000_000, 8, 10**9) == pytest.approx(1.0)
     assert bound_s("allreduce", 124_000_000, 8, 10**9) == pytest.approx(1.75)
+
+
+@needs_lab
+def test_chaos_over_hosts(tmp_path):
+    """The ranks of its jobs are on several hosts; nobody is stopped for ever."""
+    report = harness.chaos(faults=4, seed=3, hosts=3, keep=tmp_path, progress=False)
+    assert report["passed"], harness.summary(report)
+    assert report["hosts"] == 3
+    assert report["faults_fired"] >= 4
+    assert report["stops_killed_by_others"] == 0
+    assert traces("hopchaos") == NOTHING
+
+
+def test_chaos_says_why_there_are_no_hosts(monkeypatch):
+    def fail(self: Lab) -> Lab:
+        raise LabError("network namespaces need root")
+
+    monkeypatch.setattr(Lab, "__enter__", fail)
+    done = CliRunner().invoke(chaos, ["--lab", "3", "--faults", "1"])
+    assert done.exit_code == 1
+    assert "no lab of 3 hosts: network namespaces need root" in done.output
