@@ -12,6 +12,7 @@ from hopcoll._silence cimport watch
 from hopcoll._chunks cimport lose_patience, on_data_event, part_streams
 from hopcoll._operation cimport (
     abandon_former, copy_for_late, on_operation_message, settle)
+from hopcoll._fan cimport free_early
 from hopcoll._flow cimport flow_anew, flush_watermark
 from hopcoll._merge cimport items_max_of
 from hopcoll._tree cimport is_flat
@@ -121,6 +122,7 @@ cdef void engine_free(Engine* engine) noexcept nogil:
                 release(t, op.states)
                 release(t, op.block)
     free_carries(engine)
+    free_early(engine)
     release(t, engine.history)
     release(t, engine.statuses)
     release(t, engine.outbox)
