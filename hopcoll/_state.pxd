@@ -43,6 +43,7 @@ cdef struct Settings:
     int32_t active                # operations that move chunks at once
     int32_t outlets_max
     int32_t degree            # of the control tree
+    int32_t epochs_max        # 0: as many as there are ranks to lose, and some more
     uint32_t sabotage
 
 cdef struct Entry:            # one membership: epoch i + 1 is history[i]
