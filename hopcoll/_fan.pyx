@@ -313,6 +313,8 @@ cdef void spread(Engine* engine, Operation* op, int holder) noexcept nogil:
     if holder != NOBODY:
         op.spread_epoch = engine.epoch + 1
         op.spread_from = holder
+        op.down_epoch = 0
+        pass_down(engine, op)
 
 
 cdef void fan_anew(Engine* engine, Operation* op) noexcept nogil:
