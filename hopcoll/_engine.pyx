@@ -245,7 +245,9 @@ cdef void engine_tick(Engine* engine, int64_t now_us) noexcept nogil:
     if engine.roll_us and now_us >= engine.roll_us:
         engine.rolls_due = 1
         settle(engine)
-    if engine.done < engine.next_seq or engine.settings.detect_us:
+    # What is done is stable only when the tree of the members says so, and one of it may have left.
+    if (engine.done < engine.next_seq or engine.settings.detect_us
+            or (engine.stable < engine.next_seq and not is_flat(engine))):
         coordinate(engine)
 
 
