@@ -15,10 +15,10 @@ what was decided is found again by every later ballot, whoever leads it.  Where 
 epoch that was proposed and perhaps never decided, a ballot goes on from it, and needs enough of
 the epoch before it as well.
 
-All this goes along a tree (`hopcoll._tree`) over those who may be alive: PREPARE, PROPOSE and DECIDE
-down, the answers up, put together on the way.  No rank hears of more than its parent and its
-children.  A rank of the tree that is gone, or silent, cuts off those behind it: the leader opens
-the ballot anew, along a tree that does not lead through it.
+All this goes along a tree (`hopcoll._tree`) over those who may be alive: PREPARE, PROPOSE and
+DECIDE down, the answers up, put together on the way.  No rank hears of more than its parent and
+its children.  A rank of the tree that is gone, or silent, cuts off those behind it: the leader
+opens the ballot anew, along a tree that does not lead through it.
 
 The leader is the lowest rank that is neither gone nor silent.  Two ranks may believe that they
 are: the higher ballot wins, and the other learns of it (REFUSED).  Who does not answer within

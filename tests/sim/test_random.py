@@ -148,7 +148,7 @@ def agree_along_a_tree(seed, sabotage=()):
 
 @pytest.mark.parametrize("rule", ["merge", "speak"])
 def test_a_broken_answer_for_many_is_caught(rule):
-    """A rank that forgets what one of those below it said, or speaks for those that said nothing."""
+    """A rank forgets what one of those below it said, or speaks for those that said nothing."""
     caught = (s for s in range(2000) if agree_along_a_tree(s, (rule,))["violation"])
     seed = next(caught, None)
     assert seed is not None
@@ -158,10 +158,11 @@ def test_a_broken_answer_for_many_is_caught(rule):
 @pytest.mark.parametrize("degree", [2, 3])
 def test_many_ranks_along_narrow_trees(degree):
     """Deaths of 40 ranks, most of which pass agreement on to others."""
+    script = [("allreduce", 1, 0, 0), ("bcast", 1, 39, 0), ("reduce", 9, 1, 0)]
     for seed in range(12):
         found = simulate_one(
             40,
-            [("allreduce", 1, 0, 0), ("bcast", 1, 39, 0), ("reduce", 9, 1, 0), ("barrier", 0, 0, 0)],
+            [*script, ("barrier", 0, 0, 0)],
             seed,
             kill_every=400,
             aim_percent=30,
