@@ -25,6 +25,7 @@ cdef extern from "malloc.h" nogil:
     enum:
         M_MMAP_THRESHOLD
     int mallopt(int parameter, int value)
+    int malloc_trim(size_t pad)
 
 cdef enum:
     TICK_NS = 1000000         # between two looks of an idle progress thread
@@ -653,6 +654,8 @@ def forecast(int size, str kind, int64_t nbytes, *, hosts, rates, delays_ns, kil
         return {"events": turns, "through": f.unfinished == 0, "now_ns": f.now_ns, "nodes": nodes}
     finally:
         free_fabric(&f)
+        if size > FEW:
+            malloc_trim(0)         # the next ones will touch other pages
 
 
 def ranks_max():
