@@ -35,7 +35,6 @@ import hashlib
 import os
 import random
 import shutil
-import stat
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,6 +69,7 @@ class Call:
         The method of `Disk`, or "note".
     number : int
         Of the file or folder that is written, synced or named; they are counted from 0, the root.
+        Where a name goes, -1.
     folder : int
         In which a name changes.
     name : str
@@ -195,67 +195,69 @@ class RecordingDisk(Disk):
                 raise Killed
             self.left -= 1
 
-    def _named(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+    def _number(self, path: Path | int) -> int:
+        return self.log.number_of(path)[0]
+
+    def _named(self, path: Path) -> dict[str, Any]:
         parent, name = os.path.split(os.fspath(path))
-        return {"folder": self.log.number_of(parent or ".")[0], "name": name}
+        return {"folder": self._number(Path(parent)), "name": name}
 
-    def create(self, path):  # noqa: D102
+    def create(self, path: Path) -> int:
         with self.log.lock:
             self._lives()
-            fd = super().create(path)
-            self.log.add("create", number=self.log.number_of(fd)[0], **self._named(path))
-            return fd
+            descriptor = super().create(path)
+            self.log.add("create", number=self._number(descriptor), **self._named(path))
+            return descriptor
 
-    def write(self, fd, data, offset):  # noqa: D102
+    def write(self, descriptor: int, data: Any, offset: int) -> None:
         with self.log.lock:
             self._lives()
-            super().write(fd, data, offset)
-            data = memoryview(data).cast("B").tobytes()
-            self.log.add("write", number=self.log.number_of(fd)[0], offset=offset, data=data)
+            super().write(descriptor, data, offset)
+            written = memoryview(data).cast("B").tobytes()
+            number = self._number(descriptor)
+            self.log.add("write", number=number, offset=offset, data=written)
 
-    def truncate(self, fd, nbytes):  # noqa: D102
+    def truncate(self, descriptor: int, nbytes: int) -> None:
         with self.log.lock:
             self._lives()
-            super().truncate(fd, nbytes)
-            self.log.add("truncate", number=self.log.number_of(fd)[0], offset=nbytes)
+            super().truncate(descriptor, nbytes)
+            self.log.add("truncate", number=self._number(descriptor), offset=nbytes)
 
-    def fsync(self, fd):  # noqa: D102
+    def fsync(self, descriptor: int) -> None:
         with self.log.lock:
             self._lives()
-            super().fsync(fd)
-            self.log.add("fsync", number=self.log.number_of(fd)[0])
+            super().fsync(descriptor)
+            self.log.add("fsync", number=self._number(descriptor))
 
-    def link(self, source, target):  # noqa: D102
+    def link(self, source: Path, target: Path) -> None:
         with self.log.lock:
             self._lives()
             super().link(source, target)
-            self.log.add("link", number=self.log.number_of(source)[0], **self._named(target))
+            self.log.add("link", number=self._number(source), **self._named(target))
 
-    def unlink(self, path):  # noqa: D102
+    def unlink(self, path: Path) -> None:
         with self.log.lock:
             self._lives()
-            number = self.log.number_of(path)[0] if os.path.exists(path) else -1
             super().unlink(path)
-            self.log.add("unlink", number=number, **self._named(path))
+            self.log.add("unlink", **self._named(path))
 
-    def mkdir(self, path):  # noqa: D102
+    def mkdir(self, path: Path) -> None:
         with self.log.lock:
             self._lives()
             super().mkdir(path)
-            self.log.add("mkdir", number=self.log.number_of(path)[0], **self._named(path))
+            self.log.add("mkdir", number=self._number(path), **self._named(path))
 
-    def rmdir(self, path):  # noqa: D102
+    def rmdir(self, path: Path) -> None:
         with self.log.lock:
             self._lives()
-            number = self.log.number_of(path)[0] if os.path.exists(path) else -1
             super().rmdir(path)
-            self.log.add("rmdir", number=number, **self._named(path))
+            self.log.add("rmdir", **self._named(path))
 
-    def fsync_folder(self, path):  # noqa: D102
+    def fsync_folder(self, path: Path) -> None:
         with self.log.lock:
             self._lives()
             super().fsync_folder(path)
-            self.log.add("fsync_folder", number=self.log.number_of(path)[0])
+            self.log.add("fsync_folder", number=self._number(path))
 
 
 @dataclass
@@ -312,7 +314,8 @@ class Medium:
     def copy(self) -> Medium:
         other = Medium()
         other.files = {n: _File(f.durable, list(f.pending), f.size) for n, f in self.files.items()}
-        other.folders = {n: _Folder(dict(f.durable), list(f.pending)) for n, f in self.folders.items()}
+        folders = self.folders.items()
+        other.folders = {n: _Folder(dict(f.durable), list(f.pending)) for n, f in folders}
         return other
 
     def apply(self, call: Call) -> None:
@@ -330,10 +333,9 @@ class Medium:
             writes = call.kind == "write"
             its.pending.append((call.offset, call.data if writes else None))
             its.size = max(its.size, call.offset + len(call.data)) if writes else call.offset
-        elif call.kind == "fsync":
-            its = self.files[call.number]
-            self.files[call.number] = _File(its.size and self._content(call.number, _ALL))
-        elif call.kind == "fsync_folder":
+        elif call.kind in SYNCS and call.number in self.files:
+            self.files[call.number] = _File(self._content(call.number, _ALL))
+        elif call.kind in SYNCS:
             self.folders[call.number] = _Folder(self._names(call.number, _ALL))
 
     def items(self) -> list[Item]:
