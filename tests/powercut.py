@@ -22,11 +22,11 @@ with the least that POSIX promises and ext4 and XFS keep, and nothing that one o
 That is more than one machine can do to a file system with a journal, which keeps most of the order
 of names. A store that survives it does not have to know which file system it is on.
 
-Not all subsets are tried, there are too many: for each call nothing kept and all kept, each unsynced
-item lost alone and kept alone, each write torn, names without bytes, lengths without bytes, bytes
-without lengths, and random subsets from a seed. States that were seen before are not looked at
-again. That a look would notice is proved by taking single fsyncs out of the log (`unneeded_syncs`):
-each has to make some state fail.
+Not all subsets are tried, there are too many: for each call nothing kept and all kept, each
+unsynced item lost alone and kept alone, each write torn, names without bytes, lengths without
+bytes, bytes without lengths, and random subsets from a seed. States that were seen before are not
+looked at again. That a look would notice is proved by taking single fsyncs out of the log
+(`unneeded_syncs`): each has to make some state fail.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every state that a power cut may leave of a store, and what is found in it.
 
-The first half looks at the looks: a small log of checksummed files (`Ledger`) shows that the model of
-`tests.powercut` is as unkind as it says. The second half is the store's.
+The first half looks at the looks: a small log of checksummed files (`Ledger`) shows that the model
+of `tests.powercut` is as unkind as it says. The second half is the store's.
 """
 
 from __future__ import annotations
