@@ -25,8 +25,8 @@ of names. A store that survives it does not have to know which file system it is
 Not all subsets are tried, there are too many: for each call nothing kept and all kept, each
 unsynced item lost alone and kept alone, each write torn, names without bytes, lengths without
 bytes, bytes without lengths, and random subsets from a seed. States that were seen before are not
-looked at again. That a look would notice is proved by taking single fsyncs out of the log
-(`unneeded_syncs`): each has to make some state fail.
+looked at again. That a look would notice is proved by taking each fsync that stands in the program
+out of the logs (`Examiner.needed_syncs`): that has to make some state fail.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ import hashlib
 import os
 import random
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ SECTOR_BYTES = 512
 SYNCS = frozenset({"fsync", "fsync_folder"})
 #: Boundaries at which one write is torn; of a longer one so many are drawn.
 _TEARS_MAX = 3
+_DISK = sys.modules[Disk.__module__].__file__
 _PROBABILITIES = (0.15, 0.5, 0.85)
 
 
@@ -78,6 +81,8 @@ class Call:
         Of a write; the new length of a truncate is its offset.
     note : object
         What the run remarked.
+    site : str
+        Where in the program an fsync stands.
     """
 
     kind: str
@@ -87,6 +92,7 @@ class Call:
     offset: int = 0
     data: bytes = b""
     note: Any = None
+    site: str = ""
 
     def __str__(self) -> str:
         if self.kind == "note":
@@ -143,19 +149,25 @@ class Log:
         with self.lock:
             self.add("note", note=what)
 
-    def syncs(self) -> list[int]:
-        """Return the indices of the calls that make something durable."""
-        return [index for index, call in enumerate(self.calls) if call.kind in SYNCS]
+    def syncs(self) -> dict[str, list[int]]:
+        """Return the indices of the calls that make something durable, by their site."""
+        found: dict[str, list[int]] = {}
+        for index, call in enumerate(self.calls):
+            if call.kind in SYNCS:
+                found.setdefault(call.site, []).append(index)
+        return found
 
-    def without(self, index: int) -> Log:
-        """Return the log of a disk that takes this call for done, and does not do it.
+    def without(self, indices: Collection[int]) -> Log:
+        """Return the log of a disk that says that it has done these calls, and did not.
 
         The program cannot tell, so all other calls are the same.
         """
         other = Log.__new__(Log)
         other.__dict__ = dict(self.__dict__, _held=[])
-        ignored = replace(self.calls[index], kind="note", note=f"ignored: {self.calls[index]}")
-        other.calls = [*self.calls[:index], ignored, *self.calls[index + 1 :]]
+        other.calls = list(self.calls)
+        for index in indices:
+            call = self.calls[index]
+            other.calls[index] = Call("note", note=f"not done: {call}")
         return other
 
     def close(self) -> None:
@@ -189,11 +201,14 @@ class RecordingDisk(Disk):
         self.log = log
         self.left = lives_for
 
-    def _lives(self) -> None:
-        if self.left is not None:
-            if self.left <= 0:
-                raise Killed
-            self.left -= 1
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        with self.log.lock:
+            if self.left is not None:
+                if self.left <= 0:
+                    raise Killed
+                self.left -= 1
+            yield
 
     def _number(self, path: Path | int) -> int:
         return self.log.number_of(path)[0]
@@ -203,61 +218,61 @@ class RecordingDisk(Disk):
         return {"folder": self._number(Path(parent)), "name": name}
 
     def create(self, path: Path) -> int:
-        with self.log.lock:
-            self._lives()
+        with self._call():
             descriptor = super().create(path)
             self.log.add("create", number=self._number(descriptor), **self._named(path))
             return descriptor
 
     def write(self, descriptor: int, data: Any, offset: int) -> None:
-        with self.log.lock:
-            self._lives()
+        with self._call():
             super().write(descriptor, data, offset)
             written = memoryview(data).cast("B").tobytes()
             number = self._number(descriptor)
             self.log.add("write", number=number, offset=offset, data=written)
 
     def truncate(self, descriptor: int, nbytes: int) -> None:
-        with self.log.lock:
-            self._lives()
+        with self._call():
             super().truncate(descriptor, nbytes)
             self.log.add("truncate", number=self._number(descriptor), offset=nbytes)
 
     def fsync(self, descriptor: int) -> None:
-        with self.log.lock:
-            self._lives()
+        with self._call():
             super().fsync(descriptor)
-            self.log.add("fsync", number=self._number(descriptor))
+            self.log.add("fsync", number=self._number(descriptor), site=_site())
 
     def link(self, source: Path, target: Path) -> None:
-        with self.log.lock:
-            self._lives()
+        with self._call():
             super().link(source, target)
             self.log.add("link", number=self._number(source), **self._named(target))
 
     def unlink(self, path: Path) -> None:
-        with self.log.lock:
-            self._lives()
+        with self._call():
             super().unlink(path)
             self.log.add("unlink", **self._named(path))
 
     def mkdir(self, path: Path) -> None:
-        with self.log.lock:
-            self._lives()
+        with self._call():
             super().mkdir(path)
             self.log.add("mkdir", number=self._number(path), **self._named(path))
 
     def rmdir(self, path: Path) -> None:
-        with self.log.lock:
-            self._lives()
+        with self._call():
             super().rmdir(path)
             self.log.add("rmdir", **self._named(path))
 
     def fsync_folder(self, path: Path) -> None:
-        with self.log.lock:
-            self._lives()
+        with self._call():
             super().fsync_folder(path)
-            self.log.add("fsync_folder", number=self._number(path))
+            self.log.add("fsync_folder", number=self._number(path), site=_site())
+
+
+def _site() -> str:
+    """Return the function and the line that called the disk."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename in (__file__, _DISK):
+        frame = frame.f_back
+    code = frame.f_code
+    return f"{Path(code.co_filename).name} {code.co_name}:{frame.f_lineno}"
 
 
 @dataclass
@@ -324,7 +339,7 @@ class Medium:
             self.files[call.number] = _File()
         elif call.kind == "mkdir":
             self.folders[call.number] = _Folder()
-        if call.name and call.kind != "note":
+        if call.folder in self.folders:
             gone = call.kind in ("unlink", "rmdir")
             change = (call.name, None if gone else call.number)
             self.folders[call.folder].pending.append(change)
@@ -335,7 +350,7 @@ class Medium:
             its.size = max(its.size, call.offset + len(call.data)) if writes else call.offset
         elif call.kind in SYNCS and call.number in self.files:
             self.files[call.number] = _File(self._content(call.number, _ALL))
-        elif call.kind in SYNCS:
+        elif call.kind in SYNCS and call.number in self.folders:
             self.folders[call.number] = _Folder(self._names(call.number, _ALL))
 
     def items(self) -> list[Item]:
@@ -622,17 +637,20 @@ class Examiner:
                 shutil.rmtree(folder)
         return self.seen[state.fingerprint]
 
-    def unneeded_syncs(self, log: Log, **how: Any) -> list[str]:
-        """Return the fsyncs without which every state is as good: each is superfluous, or shows
-        that the looks are blind."""
-        unneeded = []
-        for index in log.syncs():
+    def needed_syncs(self, log: Log, **how: Any) -> set[str]:
+        """Return the sites of the program whose fsyncs are needed in this run: without them, a
+        state is found that must not be.
+
+        A site that no run needs is superfluous, or shows that the looks are blind.
+        """
+        needed = set()
+        for site, indices in log.syncs().items():
+            how = {**how, "first": max(indices[0] + 1, how.get("first", 0))}
             try:
-                self.examine(log.without(index), first=index + 1, **how)
+                self.examine(log.without(indices), **how)
             except Violation:
-                continue
-            unneeded.append(f"call {index}: {log.calls[index]}{_names_of(log, index)}")
-        return unneeded
+                needed.add(site)
+        return needed
 
 
 def _names_of(log: Log, index: int) -> str:
