@@ -16,6 +16,7 @@ Everything else is in this tree, and the class says whose fault it was::
     ├── ProtocolError            nobody's but ours: a bug, or a peer that sends nonsense
     └── CheckpointError          a file of a checkpoint
         ├── CheckpointCorruptError       its bytes are not those that were written
+        ├── CheckpointFencedError        another process took the store over
         ├── CheckpointMismatchError      it is sound, but it belongs to another job or layout
         └── CheckpointNotFoundError      there is none (also a FileNotFoundError)
 
@@ -31,6 +32,7 @@ from typing import Any, ClassVar
 __all__ = [
     "CheckpointCorruptError",
     "CheckpointError",
+    "CheckpointFencedError",
     "CheckpointMismatchError",
     "CheckpointNotFoundError",
     "ClosedError",
@@ -263,6 +265,10 @@ class CheckpointError(HopcollError):
 
 class CheckpointCorruptError(CheckpointError):
     """The file is there, but its bytes are not those that were written."""
+
+
+class CheckpointFencedError(CheckpointError):
+    """Another process took the store over, and this one can commit nothing any more."""
 
 
 class CheckpointMismatchError(CheckpointError):

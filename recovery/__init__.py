@@ -1,13 +1,31 @@
 """What outlives a job: checkpoints on disk. The only package here that imports h5py.
 
-The layout::
+The layout, from the bottom up::
 
-    checkpoint.py   one file a step: written aside, made durable, then renamed; checked when read
+    disk.py         the calls that change the disk
+    log.py          numbered slots: what is committed, and who may commit
+    shards.py       the arrays, in HDF5, with a hash for every byte
+    state.py        a state as a tree of JSON and its arrays
+    level.py        one directory: written, committed, read, cleaned, verified
+    store.py        the store: asynchronous saves, restore
 
-Nothing in here talks to other ranks. Which rank writes, and which file all of them resume from, is
-decided by the program (examples/sgd_digits.py shows how, with two collectives).
+    checkpoint.py   the older way: one file a step
 """
 
 from recovery.checkpoint import AsyncWriter, Checkpoint, load, load_latest, save
+from recovery.disk import Disk
+from recovery.level import Problem
+from recovery.store import CheckpointStore, Restored, Ticket
 
-__all__ = ["AsyncWriter", "Checkpoint", "load", "load_latest", "save"]
+__all__ = [
+    "AsyncWriter",
+    "Checkpoint",
+    "CheckpointStore",
+    "Disk",
+    "Problem",
+    "Restored",
+    "Ticket",
+    "load",
+    "load_latest",
+    "save",
+]

@@ -21,6 +21,7 @@ EXAMPLES = [
     (errors.ProtocolError("text"), {}),
     (errors.CheckpointError("text", "a/b"), {"path": "a/b"}),
     (errors.CheckpointCorruptError("text", "a/b"), {"path": "a/b"}),
+    (errors.CheckpointFencedError("text", "a/b"), {"path": "a/b"}),
     (errors.CheckpointMismatchError("text", "a/b"), {"path": "a/b"}),
     (errors.CheckpointNotFoundError("text", "a/b"), {"path": "a/b"}),
 ]
