@@ -644,16 +644,17 @@ class Examiner:
 
         A site that no run needs is superfluous, or shows that the looks are blind.
         """
-        needed = set()
-        for site, indices in log.syncs().items():
-            if site in but:
-                continue
-            how = {**how, "first": max(indices[0] + 1, how.get("first", 0))}
-            try:
-                self.examine(log.without(indices), **how)
-            except Violation:
-                needed.add(site)
-        return needed
+        syncs = log.syncs().items()
+        return {site for site, its in syncs if site not in but and self.needs(log, its, **how)}
+
+    def needs(self, log: Log, indices: Collection[int], **how: Any) -> bool:
+        """Whether a state is found that must not be when these fsyncs are not done."""
+        how = {**how, "first": max(min(indices) + 1, how.get("first", 0))}
+        try:
+            self.examine(log.without(indices), **how)
+        except Violation:
+            return True
+        return False
 
 
 def _names_of(log: Log, index: int) -> str:

@@ -355,6 +355,17 @@ class Campaign:
             # All of it is known by now.
             return {self.examiner.seen[cut.state.fingerprint] for cut in cuts(log, **self.how)}
 
+    def single_syncs(self, name: str) -> dict[bool, list[str]]:
+        """Return the single fsyncs of a run's saves: under True those that are needed."""
+        found: dict[bool, list[str]] = {True: [], False: []}
+        with self.log() as log:
+            RUNS[name](log, RecordingDisk(log))
+            begin = next(at for at, call in enumerate(log.calls) if call.note == ("begin", 1))
+            for at in sorted(at for its in log.syncs().values() for at in its if at > begin):
+                needed = self.examiner.needs(log, [at], randoms=0)
+                found[needed].append(f"{at}: {log.calls[at]} by {log.calls[at].site}")
+        return found
+
     def calls_that_name(self, name: str) -> list[int]:
         """Return after how many calls of a run there is a new name that is not synced yet."""
         with self.log() as log:

@@ -12,7 +12,7 @@ import pytest
 
 from recovery import log as store_log
 from tests.crash.store_runs import RUNS, Campaign, scratch_folder
-from tests.powercut import Violation
+from tests.powercut import RecordingDisk, Violation
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,16 @@ def test_each_fsync_of_the_program_is_needed(campaign: Campaign) -> None:
     assert campaign.sites - campaign.needed == set()
 
 
+@pytest.mark.parametrize(
+    ("name", "count"), [("sync", 16), ("asynchronous", 16), ("pruned", 18), ("gone_back", 16)]
+)
+def test_each_single_fsync_is_needed(campaign: Campaign, name: str, count: int) -> None:
+    """Four a save, two a prune. Not so of writers at once, where one may do it for the others."""
+    found = campaign.single_syncs(name)
+    assert found[False] == []
+    assert len(found[True]) == count
+
+
 def test_a_slot_that_is_adopted_unsynced_is_found(
     campaign: Campaign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,5 +90,9 @@ def test_a_slot_that_is_adopted_unsynced_is_found(
             campaign.kill_and_cut("pruned", count)
 
 
-def test_all_runs_are_looked_at() -> None:
-    assert len(RUNS) == 7
+def test_the_runs_refer_to_older_shards(campaign: Campaign) -> None:
+    """Else the states above would say nothing of what saves share."""
+    with campaign.log() as log:
+        RUNS["sync"](log, RecordingDisk(log))
+        nbytes = [path.stat().st_size for path in sorted((log.root / "store/shards").iterdir())]
+    assert len(nbytes) == 3 and nbytes[0] > 2 * nbytes[1]
