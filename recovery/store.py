@@ -28,7 +28,7 @@ from recovery.state import Leaf, decode, encode
 __all__ = ["CheckpointStore", "Restored", "Ticket"]
 
 _ALIGN_BYTES = 64
-#: A reader that is not the owner may find commits pruned under its hands; it then takes a newer one.
+#: A reader beside the owner may find commits pruned under its hands, and then takes a newer one.
 _READS_MAX = 100
 
 
