@@ -161,7 +161,8 @@ class CheckpointStore:
         if record is not None and record.newest is not None:
             self._parent = record.newest
             self._last_step = record.newest.step
-        self.durable_step: int | None = self._last_step
+        # A reader sees what its owner may not have fsynced yet, and can vouch for nothing.
+        self.durable_step: int | None = None if readonly else self._last_step
         if not readonly:
             # A daemon: a save that the end of the process cuts short leaves the commits before it.
             self._thread = threading.Thread(target=self._run, name="hopcoll-store", daemon=True)
@@ -391,7 +392,7 @@ class CheckpointStore:
         state = decode(record.body["tree"], load, allow_pickle=self._allow_pickle, path=path)
         if not self._readonly:
             self._parent, self._base, self._last_step = commit, record, commit.step
-        self.durable_step = commit.step
+            self.durable_step = commit.step
         return Restored(commit.step, state)
 
     # Keeping house
