@@ -7,13 +7,16 @@ of the thread is raised by the next call, once.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import operator
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,10 +165,12 @@ class CheckpointStore:
             self._parent = record.newest
             self._last_step = record.newest.step
         self.durable_step: int | None = self._last_step
+        self._at_exit = partial(_finish, weakref.ref(self))
         if not readonly:
-            # A daemon: a save that the end of the process cuts short leaves the commits before it.
+            # A daemon, which ends with the process; `_finish` gives it the time for its last save.
             self._thread = threading.Thread(target=self._run, name="hopcoll-store", daemon=True)
             self._thread.start()
+            atexit.register(self._at_exit)
 
     @property
     def path(self) -> Any:
@@ -434,6 +439,7 @@ class CheckpointStore:
                     self._closed = True
                     self._changed.notify_all()
                 self._staging = _Staging()
+                atexit.unregister(self._at_exit)
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -493,6 +499,13 @@ class CheckpointStore:
         self._check_open()
         if self._readonly:
             raise ValueError("store is open for reading only")
+
+
+def _finish(reference: weakref.ref[CheckpointStore]) -> None:
+    """At the end of the interpreter: let the save that is under way end, and say what went wrong."""
+    store = reference()
+    if store is not None and not store._closed:
+        store.close()
 
 
 @dataclass
