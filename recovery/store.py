@@ -7,13 +7,16 @@ of the thread is raised by the next call, once.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import operator
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,10 +166,12 @@ class CheckpointStore:
             self._last_step = record.newest.step
         # A reader sees what its owner may not have fsynced yet, and can vouch for nothing.
         self.durable_step: int | None = None if readonly else self._last_step
+        self._at_exit = partial(_finish, weakref.ref(self))
         if not readonly:
-            # A daemon: a save that the end of the process cuts short leaves the commits before it.
+            # A daemon, which ends with the process; `_finish` gives it the time for its last save.
             self._thread = threading.Thread(target=self._run, name="hopcoll-store", daemon=True)
             self._thread.start()
+            atexit.register(self._at_exit)
 
     @property
     def path(self) -> Any:
@@ -435,6 +440,7 @@ class CheckpointStore:
                     self._closed = True
                     self._changed.notify_all()
                 self._staging = _Staging()
+                atexit.unregister(self._at_exit)
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -494,6 +500,13 @@ class CheckpointStore:
         self._check_open()
         if self._readonly:
             raise ValueError("store is open for reading only")
+
+
+def _finish(reference: weakref.ref[CheckpointStore]) -> None:
+    """At the end of the interpreter: let the save that is under way end, and say what went wrong."""
+    store = reference()
+    if store is not None and not store._closed:
+        store.close()
 
 
 @dataclass
