@@ -142,6 +142,7 @@ cdef class Engine_:
         settings.retain_budget_bytes = 4 << 20
         settings.late_budget_bytes = config.late_bytes
         settings.ring = 128
+        settings.degree = DEGREE_MAX
         settings.active = 4
         settings.outlets_max = 128 * size
         settings.announce_us = 250000
@@ -298,7 +299,7 @@ cdef class Engine_:
                 f"{e.next_seq} done {e.done} finished {e.finished} stable {e.stable} freed "
                 f"{e.freed} outlets {e.outlets_used} dead {ranks_of(&e.dead, self.size)} left "
                 f"{ranks_of(&e.left, self.size)} answered {ranks_of(&e.answered, self.size)} "
-                f"peers {[e.peer_done[r] for r in range(self.size)]} broken {e.broken}")
+                f"stable {e.stable} broken {e.broken}")
 
     def give_stack(self, bytes text):
         """What the program is at, for those who asked."""
