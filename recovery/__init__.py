@@ -14,17 +14,21 @@ The layout, from the bottom up::
 
 from recovery.checkpoint import AsyncWriter, Checkpoint, load, load_latest, save
 from recovery.disk import Disk
+from recovery.history import History
 from recovery.level import Problem
 from recovery.store import CheckpointStore, Restored, Ticket
+from recovery.training import TrainingSession
 
 __all__ = [
     "AsyncWriter",
     "Checkpoint",
     "CheckpointStore",
     "Disk",
+    "History",
     "Problem",
     "Restored",
     "Ticket",
+    "TrainingSession",
     "load",
     "load_latest",
     "save",
