@@ -465,8 +465,11 @@ class Level:
             f"{self.root}: step {commit.step} was pruned while it was read", self.root
         )
 
-    def verify(self) -> Iterator[Problem]:
-        """Read every byte of the store that counts, and yield what is wrong with it."""
+    def verify(self, progress: Callable[[int], Any] | None = None) -> Iterator[Problem]:
+        """Read every byte of the store that counts, and yield what is wrong with it.
+
+        `progress` is called with the size of each shard that was read.
+        """
         with self._explained("cannot be read"):
             slots: dict[int, Record] = {}
             try:
@@ -496,6 +499,8 @@ class Level:
                         path = self.root / "shards" / name
                         for dataset, text in shards.check_shard(path, record):
                             yield Problem(path, dataset, text)
+                        if progress is not None:
+                            progress(record["nbytes"])
 
     @contextlib.contextmanager
     def _explained(self, what: str, *, but: tuple[type[OSError], ...] = ()) -> Iterator[None]:

@@ -1,0 +1,107 @@
+"""Training sessions on real ranks: deaths, restarts, and the replay of both, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import recovery
+from tests import launch
+
+PROGRAM = "tests.mpi.programs.training"
+CHUNKS = {"HOPCOLL_CHUNK_BYTES": "4096"}
+
+
+def train(*words: Any, ranks: int = 4, code: int = 0, **settings: str) -> launch.Ended:
+    ended = launch.run(ranks, "-m", PROGRAM, *words, settings={**CHUNKS, **settings})
+    assert ended.code == code, str(ended)
+    return ended
+
+
+def alike(ended: launch.Ended, ranks: list[int]) -> dict[str, Any]:
+    """What the ranks said, which has to be the same."""
+    said = {line.pop("rank"): line for line in ended.said}
+    assert sorted(said) == ranks, str(ended)
+    assert len({json.dumps(line) for line in said.values()}) == 1, str(ended)
+    return said[ranks[0]]
+
+
+def test_a_replay_leaves_out_who_died_where_it_died(tmp_path: Path) -> None:
+    history = tmp_path / "history.json"
+    ended = train(
+        "--history", history, "--die", "1:3", "--die-between", "3:6",
+        HOPCOLL_FAULT="rank=0,op=17,chunk=4", HOPCOLL_FAULT_RECORD=str(tmp_path / "fault"),
+    )  # fmt: skip
+    said = alike(ended, [2])
+    fault = json.loads((tmp_path / "fault.0").read_text())
+    assert 0 < fault["moved_bytes"] < fault["total_bytes"]
+    recorded = recovery.History.read(history)
+    losses = recorded.eras[0].losses
+    assert [(step, index) for step, index, _ in losses] == [(3, 0), (6, 1), (9, 0)]
+    assert [ranks for _, _, ranks in losses] == [(0, 2, 3), (0, 2), (2,)]
+    again = train("--replay", history)
+    by_rank = {line["rank"]: line for line in again.said}
+    assert sorted(by_rank) == [0, 1, 2, 3]
+    assert by_rank[2]["digest"] == said["digest"]
+    assert by_rank[2]["made"] == list(range(1, 13))
+    assert by_rank[1]["made"] == [1, 2]
+    assert by_rank[3]["made"] == [1, 2, 3, 4, 5, 6]
+    undisturbed = alike(train(), [0, 1, 2, 3])
+    assert undisturbed["digest"] != said["digest"]  # so it does show who contributed
+
+
+def test_a_job_that_was_started_again_is_replayed_too(tmp_path: Path) -> None:
+    store, log = tmp_path / "store", tmp_path / "log.jsonl"
+    train("--store", store, "--log", log, "--die", "0:2,1:8,2:8,3:8", code=1)
+    ended = train("--store", store, "--log", log, "--die", "2:9", ranks=3)
+    said = alike(ended, [0, 1])
+    assert said["first"] == 7
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [*range(1, 13)]
+    history = recovery.History.read(store)
+    assert [(era.first, era.size) for era in history.eras] == [(1, 4), (7, 3)]
+    assert history.contributors(6) == (1, 2, 3)
+    assert history.contributors(7) == (0, 1, 2)
+    again = {line["rank"]: line for line in train("--replay", store).said}
+    assert again[1]["digest"] == again[0]["digest"] == said["digest"]
+    assert again[0]["made"] == [1, *range(7, 13)]
+    assert again[3]["made"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_job_that_was_killed_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    everyone = ",".join(f"{rank}:8" for rank in range(3))
+    train("--store", tmp_path / "store", "--die", everyone, ranks=3, code=1)
+    said = alike(train("--store", tmp_path / "store", ranks=3), [0, 1, 2])
+    undisturbed = alike(train(ranks=3), [0, 1, 2])
+    assert said["first"] == 7
+    assert said["digest"] == undisturbed["digest"]
+
+
+def test_input_that_kills_one_rank_after_another_stops_the_job(tmp_path: Path) -> None:
+    # In every epoch of some four steps the sample comes to someone else.
+    ended = train("--poison", 11, "--steps", 100, "--min-ranks", 3, code=1)
+    assert "TooFewRanksError: 2 of 4 ranks are left, and min_ranks is 3; lost: rank " in ended.stderr
+    assert "If it was the input that killed them" in ended.stderr
+    assert ended.said == []
+
+
+def test_a_death_takes_a_cut_array_back_to_the_last_commit(tmp_path: Path) -> None:
+    ended = train("--cut", "--store", tmp_path / "store", "--die", "1:8", ranks=3)
+    said = alike(ended, [0, 2])
+    assert said["made"] == [1, 2, 3, 4, 5, 6, 7, 8, 7, 8, 9, 10, 11, 12]
+    history = recovery.History.read(tmp_path / "store")
+    assert [(era.first, era.ranks) for era in history.eras] == [(1, (0, 1, 2)), (7, (0, 2))]
+    rows = said["rows"]
+    assert len(rows) == 50
+    # All rows have had the same added to them, in all of the steps.
+    assert len({round(row[0] - 2 * i, 9) for i, row in enumerate(rows)}) == 1
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_other_numbers_of_ranks_go_on_from_it(tmp_path: Path, ranks: int) -> None:
+    train("--cut", "--store", tmp_path / "store", "--steps", 6, ranks=3)
+    said = alike(train("--cut", "--store", tmp_path / "store", ranks=ranks), [*range(ranks)])
+    assert said["first"] == 7
+    assert len(said["rows"]) == 50
