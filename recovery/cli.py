@@ -387,7 +387,7 @@ def verify(path: Path, as_json: bool) -> None:
         raise _NoStore(f"{path} holds no checkpoint store")
     problems = []
     with _explained(), _bar(sum(p.stat().st_size for p in path.glob("shards/*")), "verify") as bar:
-        for problem in level.verify(bar.update):
+        for problem in level.verify(progress=bar.update):
             problems.append(problem)
             if not as_json:
                 tqdm.write(str(problem))

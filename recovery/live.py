@@ -1,7 +1,7 @@
 """A state that a program works with: taken for a save, and put back into the same objects.
 
 Arrays, tensors and generators are filled where they are, so that views of them, and whoever else
-holds them, see what was restored. Objects with ``state_dict`` and ``load_state_dict`` (modules and
+holds them, see what was restored; a `Cut` is replaced. Objects with ``state_dict`` and ``load_state_dict`` (modules and
 optimisers of torch) are saved and restored by these.
 """
 
@@ -14,8 +14,16 @@ from typing import Any
 import numpy as np
 
 from hopcoll.errors import CheckpointMismatchError
+from recovery.cuts import Cut
 
-__all__ = ["put_back", "take"]
+__all__ = ["has_cut", "put_back", "take"]
+
+
+def has_cut(node: Any) -> bool:
+    """Tell whether an array in a state is cut over the ranks."""
+    if type(node) is dict:
+        return any(map(has_cut, node.values()))
+    return any(map(has_cut, node)) if type(node) in (list, tuple) else isinstance(node, Cut)
 
 
 def take(node: Any) -> Any:

@@ -31,6 +31,8 @@ class Replay:
     """
 
     def __init__(self, comm: Communicator, history: History, state: dict[Any, Any]) -> None:
+        if live.has_cut(state):
+            raise ValueError("state has an array that is cut over the ranks: no replay of that")
         largest = max((era.size for era in history.eras), default=0)
         if not history.eras:
             raise ValueError("history is empty: there is nothing to replay")

@@ -12,24 +12,30 @@ import operator
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hopcoll.errors import CheckpointError, CheckpointFencedError, CheckpointNotFoundError
+from hopcoll.errors import CheckpointError
 from recovery.disk import Disk
-from recovery.level import Level, Problem, PrunedError, retention
-from recovery.log import Commit, Record
-from recovery.shards import check_compression, name_datasets
-from recovery.state import Leaf, decode, encode
+from recovery.group import Group
+from recovery.level import Problem, retention
+from recovery.levels import Levels, Verdict
+from recovery.log import Commit
+from recovery.places import Level, named_levels
+from recovery.restoring import collect
+from recovery.saving import Job
+from recovery.shards import check_compression
+from recovery.state import decode, encode
+
+if TYPE_CHECKING:
+    from hopcoll import Communicator
 
 __all__ = ["CheckpointStore", "Restored", "Ticket"]
 
 _ALIGN_BYTES = 64
-#: A reader that is not the owner may find commits pruned under its hands; it then takes a newer one.
-_READS_MAX = 100
 
 
 class Restored(NamedTuple):
@@ -46,7 +52,7 @@ class Ticket:
     ----------
     step : int
     durable : bool
-        Whether it is known to outlive a power cut.
+        Whether it is known to outlive a power cut, at the highest level.
     done : bool
         Whether it is over, also by an error.
     abandoned : bool
@@ -59,6 +65,11 @@ class Ticket:
         self.done = False
         self.abandoned = False
         self._store = store
+        self._safe: frozenset[int] = frozenset()
+
+    def safe_on(self, level: Level) -> bool:
+        """Whether it is committed at one of the store's levels, as far as is known. Local."""
+        return self._store.levels.index(level) in self._safe
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait until the save is durable.
@@ -126,29 +137,43 @@ class CheckpointStore:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Level | Sequence[Level],
+        comm: Communicator | None = None,
         *,
         keep_last: int = 2,
         keep_every: int | None = None,
         compression: str | None = None,
+        writers: str = "host",
+        check_replicas: bool = True,
         allow_pickle: bool = False,
         readonly: bool = False,
         timeout_s: float = 600.0,
+        host: str | None = None,
         disk: Disk | None = None,
     ) -> None:
-        self._retain = _checked_retention(keep_last, keep_every)
+        retain = _checked_retention(keep_last, keep_every)
         check_compression(compression)
-        self._compression = compression
+        if writers not in ("host", "rank"):
+            raise ValueError(f"writers must be 'host' or 'rank', not {writers!r}")
+        self.levels = named_levels(path)
         self._allow_pickle = allow_pickle
         self._readonly = readonly
         self._timeout_s = timeout_s
-        self._level = Level(path, disk or Disk())
+        self._group = Group(comm, host, timeout_s)
+        self._all = Levels(
+            self._group,
+            self.levels,
+            disk or Disk(),
+            retain=retain,
+            compression=compression,
+            writers=writers,
+            check_replicas=check_replicas,
+            readonly=readonly,
+        )
         self._callbacks: list[Callable[[int], Any]] = []
         self._staging = _Staging()
         self._saves = 0
-        self._parent: Commit | None = None
-        self._base: Record | None = None  # the parent's manifest
-        self._last_step: int | None = None
+        self._last_step: int | None = self._all.step
 
         self._calls = threading.RLock()  # one caller at a time
         self._changed = threading.Condition()
@@ -157,11 +182,7 @@ class CheckpointStore:
         self._closed = False
         self._thread: threading.Thread | None = None
 
-        record = self._level.look() if readonly else self._level.take()
-        if record is not None and record.newest is not None:
-            self._parent = record.newest
-            self._last_step = record.newest.step
-        self.durable_step: int | None = self._last_step
+        self.durable_step: int | None = self._all.highest.last_step
         if not readonly:
             # A daemon: a save that the end of the process cuts short leaves the commits before it.
             self._thread = threading.Thread(target=self._run, name="hopcoll-store", daemon=True)
@@ -169,8 +190,8 @@ class CheckpointStore:
 
     @property
     def path(self) -> Any:
-        """The directory."""
-        return self._level.root
+        """The directory of the highest level."""
+        return self._all.highest.path
 
     # Saving
 
@@ -232,68 +253,54 @@ class CheckpointStore:
             self._check_writable()
             self.wait()
             step = self._checked_step(step)
-            tree, leaves = encode(state, allow_pickle=self._allow_pickle)
-            arrays = [leaf.array for leaf in leaves]
-            if staged:
-                arrays = self._staging.copy(arrays)
-            else:
-                arrays = [np.asarray(array, order="C") for array in arrays]
             ticket = Ticket(self, step)
             self._last_step = step
+            if staged and not self._all.is_due(step):
+                ticket.done = True
+                return ticket
             self._saves += 1
-            save = self._saves
-
-            def job() -> None:
-                try:
-                    record = self._write(ticket, save, tree, leaves, arrays)
-                except BaseException as error:
-                    self._last_step = self._parent.step if self._parent else None
-                    with self._changed:
-                        ticket.done = True
-                        self._errors.append((ticket, error))
-                    return
-                self._parent, self._base = record.newest, record
-                with self._changed:
-                    ticket.done = ticket.durable = True
-                    self.durable_step = step
-                    self._changed.notify_all()
-                for after in (*self._callbacks, lambda _: self._level.clean(record)):
-                    try:
-                        after(step)
-                    except BaseException as error:
-                        with self._changed:
-                            self._errors.append((None, error))
-
-            self._start(job)
+            try:
+                job = self._job_of(step, state, staged)
+            except Exception as error:
+                if self._group.size > 1:  # the others have to hear of it
+                    job = Job(step, self._saves, None, [], [], error)
+                    self._start(lambda: self._save(job, ticket, staged))
+                raise
+            self._start(lambda: self._save(job, ticket, staged))
             return ticket
 
-    def _write(
-        self, ticket: Ticket, save: int, tree: Any, leaves: list[Leaf], arrays: list[np.ndarray]
-    ) -> Record:
-        step = ticket.step
-        names = name_datasets([leaf.path for leaf in leaves])
-        datasets = list(zip(names, arrays, strict=True))
-        parent = self._parent.slot if self._parent else None
-        for writer, base in (("0", self._base), ("0.anew", None)):
-            written = self._level.write(
-                save, writer, datasets, base=base, compression=self._compression, step=step
-            )
-            if ticket.abandoned:
-                self._level.discard(written.fresh)
-                raise CheckpointError(f"{self.path}: step {step} was given up", self.path)
-            manifest = {
-                "tree": tree,
-                "arrays": [
-                    _described(name, leaf, piece)
-                    for name, leaf, piece in zip(names, leaves, written.pieces, strict=True)
-                ],
-                "shards": written.shards,
-            }
-            with contextlib.suppress(PrunedError):
-                return self._level.commit(
-                    step, save, parent, manifest, self._retain, written.fresh
-                )
-        raise AssertionError("a commit without references was pruned")
+    def _job_of(self, step: int, state: Any, staged: bool) -> Job:
+        tree, leaves = encode(state, allow_pickle=self._allow_pickle)
+        arrays = [leaf.array for leaf in leaves]
+        if staged:
+            arrays = self._staging.copy(arrays)
+        else:
+            arrays = [np.asarray(array, order="C") for array in arrays]
+        return Job(step, self._saves, tree, leaves, arrays)
+
+    def _save(self, job: Job, ticket: Ticket, staged: bool) -> None:
+        """Save, in the store's thread."""
+        try:
+            verdict = self._all.save(job, everywhere=not staged)
+        except BaseException as error:
+            verdict = Verdict(errors=[error])
+        durable = self._all.highest.index in verdict.done
+        if not verdict.done:
+            self._last_step = self._all.step
+        with self._changed:
+            ticket._safe = frozenset(verdict.done)
+            ticket.done, ticket.durable = True, durable
+            if verdict.errors:
+                first, *others = verdict.errors
+                for other in others:
+                    first.add_note(f"and also: {other}")
+                self._errors.append((ticket, first))
+            if durable:
+                self.durable_step = job.step
+            self._changed.notify_all()
+        if durable:
+            for callback in self._callbacks:
+                callback(job.step)
 
     def _checked_step(self, step: Any) -> int:
         try:
@@ -311,7 +318,9 @@ class CheckpointStore:
 
     # Reading
 
-    def restore(self, step: int | None = None) -> Restored:
+    def restore(
+        self, step: int | None = None, *, cut: Mapping[str, Any] | None = None
+    ) -> Restored:
         """Read a state, and check every byte of it. The next save goes on from it.
 
         Waits for a save that is under way. Commits that came after an older `step` are dead as
@@ -321,6 +330,11 @@ class CheckpointStore:
         ----------
         step : int, optional
             The newest where it is left out.
+        cut : dict, optional
+            How this rank wants arrays, by their names: None for all of it, an axis along which it
+            is cut evenly, or (axis, offsets) with the place where each member's piece begins.
+            Without it, cut arrays are cut as they were saved where there are as many ranks, and
+            evenly along the same axis where not. What is cut comes as a `Cut`.
 
         Returns
         -------
@@ -343,56 +357,31 @@ class CheckpointStore:
         with self._calls:
             self._check_open()
             self.wait()
-            for _ in range(_READS_MAX):
-                record = self._head()
-                commit = record and (record.newest if step is None else record.commit_of(step))
-                if not commit:
-                    raise CheckpointNotFoundError(
-                        f"{self.path} holds no checkpoint"
-                        + ("" if step is None else f" of step {step}; there are {self.steps()}"),
-                        self.path,
-                    )
-                try:
-                    return self._read(commit)
-                except CheckpointNotFoundError:
-                    continue  # pruned meanwhile
-            raise CheckpointError(f"{self.path} is pruned faster than it can be read", self.path)
+            found = self._all.restore(step, dict(cut or {}))
+            path = found.place.path
+            state = decode(
+                found.body["tree"],
+                collect(found.arrays),
+                allow_pickle=self._allow_pickle,
+                path=path,
+            )
+            self._last_step = found.step
+            self.durable_step = self._all.highest.last_step
+            return Restored(found.step, state)
 
     def steps(self) -> list[int]:
-        """Return the steps that can be restored, oldest first."""
-        record = self._head()
-        return [commit.step for commit in record.alive] if record else []
+        """Return the steps that can be restored, oldest first. Collective."""
+        with self._calls:
+            self._check_open()
+            self.wait()
+            return self._all.steps()
 
     def verify(self) -> Iterator[Problem]:
-        """Read every byte that counts, and yield what is wrong: the file, the dataset, and how."""
-        return self._level.verify()
+        """Read every byte that counts, and yield what is wrong: the file, the dataset, and how.
 
-    def _head(self) -> Record | None:
-        record = self._level.look()
-        if not self._readonly and (record is None or record.owner != self._level.log.incarnation):
-            raise CheckpointFencedError(
-                f"{self.path} was taken over by another process; open it anew", self.path
-            )
-        return record
-
-    def _read(self, commit: Commit) -> Restored:
-        record = self._level.read_commit(commit)
-        if record.kind != "commit":
-            raise CheckpointError(f"{self.path}: slot {record.number} is no commit", self.path)
-        arrays: list[Any] = list(self._level.read_arrays(record))
-        handed: set[int] = set()
-
-        def load(i: int) -> np.ndarray:
-            array = arrays[i].copy(order="K") if i in handed else arrays[i]
-            handed.add(i)
-            return array
-
-        path = self._level.log.path(commit.slot)
-        state = decode(record.body["tree"], load, allow_pickle=self._allow_pickle, path=path)
-        if not self._readonly:
-            self._parent, self._base, self._last_step = commit, record, commit.step
-        self.durable_step = commit.step
-        return Restored(commit.step, state)
+        Local: reads what this host sees.
+        """
+        return self._all.verify()
 
     # Keeping house
 
@@ -411,9 +400,9 @@ class CheckpointStore:
             self._check_open()
             self.wait()
             if self._readonly:
-                self._level.prune(retain)
+                self._all.prune(retain)
                 return
-            self._start(lambda: self._level.prune(retain))
+            self._start(lambda: self._all.prune(retain))
             self.wait()
 
     def close(self) -> None:
@@ -434,6 +423,7 @@ class CheckpointStore:
                     self._closed = True
                     self._changed.notify_all()
                 self._staging = _Staging()
+                self._group.close()
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -520,14 +510,6 @@ class _Staging:
                 copy = np.empty(array.shape, array.dtype)
             copies.append(copy)
         return copies
-
-
-def _described(name: str, leaf: Leaf, piece: list[Any]) -> dict[str, Any]:
-    """Return an array's part of the manifest."""
-    flags = leaf.array.flags
-    order = {"order": "F"} if flags.f_contiguous and not flags.c_contiguous else {}
-    shape = list(leaf.array.shape)
-    return {"name": name, "dtype": leaf.dtype, "shape": shape, **order, "piece": piece}
 
 
 def _checked_retention(

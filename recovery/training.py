@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ import hopcoll
 from hopcoll.errors import (
     CheckpointMismatchError,
     CheckpointNotFoundError,
-    DivergedError,
+    HopcollError,
+    RankFailedError,
     TooFewRanksError,
 )
 from hopcoll.restarts import tell_progress
@@ -148,12 +150,13 @@ class TrainingSession:
         self.history = History()
         self.contributors: tuple[int, ...] = ()
         self._state = state
+        self._cut = live.has_cut(state)
         self._settings = dict(settings or {})
         self._interval = interval
         self._rng: tuple[int, np.random.Generator] | None = None
         self._orders: dict[tuple[int, int], np.ndarray] = {}
         self._step: int | None = None  # the one that is under way
-        self._last = 0  # the last of `steps`
+        self._last: int | None = None  # of `steps`
         self._operations = 0  # of this step
         self._sharers: tuple[int, ...] = ()
         self._line: dict[str, Any] = {}
@@ -165,6 +168,8 @@ class TrainingSession:
         self._metrics = None if log is None else Metrics(log, _DISK_TIMEOUT_S)
         try:
             self._restore()
+            if self._cut and self.first == 1 and self._store is not None:
+                self._save(0, final=False)  # to go back to
         except BaseException:
             self._end()
             raise
@@ -225,7 +230,7 @@ class TrainingSession:
                 raise ValueError(f"step {step} was not committed: session.commit({step}) ends it")
             step = self.history.last + 1
 
-    def commit(self, step: int) -> None:
+    def commit(self, step: int) -> bool:
         """End a step. Collective; waits for the disk only if the last save is not over yet.
 
         Parameters
@@ -233,10 +238,18 @@ class TrainingSession:
         step : int
             The one that is under way.
 
+        Returns
+        -------
+        bool
+            False if a piece of a cut array died with its rank: then the state is that of the last
+            save again, and the loop goes on behind that one.
+
         Raises
         ------
         ValueError
             It is another one.
+        RankFailedError
+            A piece of a cut array died, and nothing is saved.
         TooFewRanksError
             Fewer than `min_ranks` ranks are left.
         CheckpointError
@@ -248,11 +261,15 @@ class TrainingSession:
         if self._operations == 0 and not self._out(step):
             self._note(self.comm.Barrier().contributors)
         self._step = None
+        if self._cut and self.contributors != self.history.eras[-1].ranks:
+            self._go_back(step)
+            return False
         self.history.last = step
         if self._metrics is not None and self._line:
             self._metrics.add(step, self._line, self.reports)
         if self._store is not None and self._due(step):
-            self._save(step)
+            self._save(step, final=step == self._last)
+        return True
 
     def Allreduce(
         self,
@@ -429,12 +446,15 @@ class TrainingSession:
     # Saving and restoring
 
     def _restore(self) -> None:
-        saved = None
-        if self._store is not None:
-            try:
-                saved = self._store.restore()
-            except CheckpointNotFoundError:
-                pass
+        while True:
+            before = self.comm.Barrier().contributors if self._cut else ()
+            saved = None
+            if self._store is not None:
+                with suppress(CheckpointNotFoundError):
+                    saved = self._store.restore()
+            self.contributors = self.comm.Barrier().contributors
+            if not self._cut or self.contributors == before:
+                break  # else a piece may have died again
         step = 0
         carried: dict[str, Any] | None = None
         if saved is not None:
@@ -448,14 +468,15 @@ class TrainingSession:
             live.put_back(self._state, saved.state["state"])
             self.history = History.from_json(ours["history"])
             self._saves.running_s = ours["running_s"]
-            self._saves.failures = ours["failures"] + (0 if ours["over"] else 1)
+            failures = max(ours["failures"], self._saves.failures)
+            self._saves.failures = failures + (0 if ours["over"] else 1)
             carried = ours["log"]
         self.first = step + 1
         if self._replay is not None:
             self.history = History.from_json(self._replay.history.to_json())
             self.contributors = self._sharers = self._replay.beginning(self.first)
             return
-        self.contributors = self._sharers = self.comm.Barrier().contributors
+        self._sharers = self.contributors
         self.history.begin(self.first, self.comm.size, self.contributors)
         self._saves.start(step)
         if self._metrics is not None:
@@ -464,6 +485,22 @@ class TrainingSession:
                 self._metrics.write(step)
         if len(self.contributors) < self.min_ranks:
             self._stop(step, [])
+
+    def _go_back(self, step: int) -> None:
+        """Go back to the last save, because a piece of a cut array is lost."""
+        lost = sorted({*self.history.eras[-1].ranks} - {*self.contributors})
+        if self._store is not None:
+            with suppress(HopcollError):
+                self._store.wait()  # a save in which the piece died
+            if self._store.steps():
+                self._restore()
+                return
+        raise RankFailedError(
+            f"step {step}: a piece of a cut array died with rank {', '.join(map(str, lost))}, and "
+            "there is no save to go back to",
+            lost,
+            self.comm.epoch,
+        )
 
     def _check_settings(self, saved: dict[str, Any]) -> None:
         theirs = {**saved["settings"], "seed": saved["seed"]}
@@ -483,27 +520,33 @@ class TrainingSession:
             return step % self._interval == 0
         return step >= self._saves.due
 
-    def _save(self, step: int) -> None:
-        """Hand the state to the store, and choose the next step to be saved."""
+    def _save(self, step: int, *, final: bool) -> None:
+        """Hand the state to the store, and choose the next step to be saved.
+
+        The last save is at all levels, and is waited for.
+        """
         saves = self._saves
         begin_s = time.monotonic()
-        over = step == self._last
         session = {
             "settings": self._settings,
             "seed": self.seed,
             "history": self.history.to_json(),
             "running_s": saves.running_s,
             "failures": saves.failures,
-            "over": over,
+            "over": step == self._last,
             "log": None,
         }
         saves.due = step + 1  # should this go wrong
         if self._metrics is not None:
             session["log"] = self._metrics.committing(step)
         saves.begin(step, begin_s)
-        self._store.save(step, {"state": live.take(self._state), "session": session})
+        state = {"state": live.take(self._state), "session": session}
+        if final:
+            self._store.save_sync(step, state)
+        else:
+            self._store.save(step, state)
         saves.last = step
-        if self._interval == "auto" and not over:
+        if self._interval == "auto" and not final:
             seen = saves.seen(step, begin_s)
             agreed = np.empty_like(seen)
             outcome = self.comm.Allreduce(seen, agreed, hopcoll.MAX, order="rank")
@@ -525,7 +568,7 @@ class TrainingSession:
         if self._store is not None:
             step = self.history.last
             if self._step is None and step >= self.first and step > self._saves.last:
-                self._save(step)
+                self._save(step, final=True)
             self._store.wait()
 
     def _end(self, well: bool = False) -> None:
