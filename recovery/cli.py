@@ -1,7 +1,7 @@
-"""`hopcoll ckpt`: look into a checkpoint store, check it, compare, tidy up. Reads only, but for prune.
+"""`hopcoll ckpt`: look into a checkpoint store, check it, compare, tidy up. Only prune changes it.
 
-Exit codes: 0 if all is well; 1 if something is wrong or differs; 2 for a wrong call, and where there
-is no store.
+Exit codes: 0 if all is well; 1 if something is wrong or differs; 2 for a wrong call, and where
+there is no store.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ same in.
 
 A save every W seconds costs ``stall / W`` of the time, and a failure every M seconds costs W/2 and
 the time until the last save was durable. The best W is about ``sqrt(2 * stall * M)`` (J. W. Young,
-1974); Daly's higher order (2006) holds also where saves are dear. It is kept inside of these bounds:
+1974); Daly's higher order (2006) holds also where saves are dear. It is kept inside of these
+bounds:
 
 * Saves take at most a twentieth of the time (`STALL_SHARE_MAX`), even if failures come faster.
 * A save is durable before the next one starts.

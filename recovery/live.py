@@ -1,8 +1,8 @@
 """A state that a program works with: taken for a save, and put back into the same objects.
 
 Arrays, tensors and generators are filled where they are, so that views of them, and whoever else
-holds them, see what was restored; a `Cut` is replaced. Objects with ``state_dict`` and ``load_state_dict`` (modules and
-optimisers of torch) are saved and restored by these.
+holds them, see what was restored; a `Cut` is replaced. Objects with ``state_dict`` and
+``load_state_dict`` (modules and optimisers of torch) are saved and restored by these.
 """
 
 from __future__ import annotations

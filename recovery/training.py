@@ -120,6 +120,7 @@ class TrainingSession:
     rng : numpy.random.Generator
         Of the seed and the step alone, so alike at all ranks, and new in every step.
     history : History
+    store : CheckpointStore or None
     """
 
     def __init__(
@@ -164,17 +165,17 @@ class TrainingSession:
         self._saves = _Saves()
 
         self._owns_store = isinstance(store, (str, os.PathLike))
-        self._store = CheckpointStore(store, comm) if self._owns_store else store
+        self.store = CheckpointStore(store, comm) if self._owns_store else store
         self._metrics = None if log is None else Metrics(log, _DISK_TIMEOUT_S)
         try:
             self._restore()
-            if self._cut and self.first == 1 and self._store is not None:
+            if self._cut and self.first == 1 and self.store is not None:
                 self._save(0, final=False)  # to go back to
         except BaseException:
             self._end()
             raise
-        if self._store is not None:
-            self._store.on_durable(self._on_durable)
+        if self.store is not None:
+            self.store.on_durable(self._on_durable)
 
     def __enter__(self) -> TrainingSession:
         return self
@@ -267,7 +268,7 @@ class TrainingSession:
         self.history.last = step
         if self._metrics is not None and self._line:
             self._metrics.add(step, self._line, self.reports)
-        if self._store is not None and self._due(step):
+        if self.store is not None and self._due(step):
             self._save(step, final=step == self._last)
         return True
 
@@ -349,8 +350,8 @@ class TrainingSession:
             "If it was the input that killed them, look at what they had in these steps"
             + (
                 ""
-                if self._store is None
-                else f"; the last durable step is {self._store.durable_step or 'none'}"
+                if self.store is None
+                else f"; the last durable step is {self.store.durable_step or 'none'}"
             ),
             lost,
             self.comm.epoch,
@@ -366,7 +367,7 @@ class TrainingSession:
     @property
     def durable_step(self) -> int | None:
         """The last step that is known to outlive a power cut; may differ between ranks. Local."""
-        return None if self._store is None else self._store.durable_step
+        return None if self.store is None else self.store.durable_step
 
     @property
     def rng(self) -> np.random.Generator:
@@ -449,9 +450,9 @@ class TrainingSession:
         while True:
             before = self.comm.Barrier().contributors if self._cut else ()
             saved = None
-            if self._store is not None:
+            if self.store is not None:
                 with suppress(CheckpointNotFoundError):
-                    saved = self._store.restore()
+                    saved = self.store.restore()
             self.contributors = self.comm.Barrier().contributors
             if not self._cut or self.contributors == before:
                 break  # else a piece may have died again
@@ -462,7 +463,7 @@ class TrainingSession:
             ours = saved.state.get("session") if isinstance(saved.state, dict) else None
             if ours is None:
                 raise CheckpointMismatchError(
-                    f"{self._store.path} was not saved by a TrainingSession", self._store.path
+                    f"{self.store.path} was not saved by a TrainingSession", self.store.path
                 )
             self._check_settings(ours)
             live.put_back(self._state, saved.state["state"])
@@ -489,10 +490,10 @@ class TrainingSession:
     def _go_back(self, step: int) -> None:
         """Go back to the last save, because a piece of a cut array is lost."""
         lost = sorted({*self.history.eras[-1].ranks} - {*self.contributors})
-        if self._store is not None:
+        if self.store is not None:
             with suppress(HopcollError):
-                self._store.wait()  # a save in which the piece died
-            if self._store.steps():
+                self.store.wait()  # a save in which the piece died
+            if self.store.steps():
                 self._restore()
                 return
         raise RankFailedError(
@@ -508,9 +509,9 @@ class TrainingSession:
         for name in sorted({*theirs, *ours}):
             if theirs.get(name) != ours.get(name):
                 raise CheckpointMismatchError(
-                    f"{self._store.path}: setting '{name}' was {theirs.get(name)!r}, and is "
+                    f"{self.store.path}: setting '{name}' was {theirs.get(name)!r}, and is "
                     f"{ours.get(name)!r} now: give it as it was, or start in another directory",
-                    self._store.path,
+                    self.store.path,
                 )
 
     def _due(self, step: int) -> bool:
@@ -542,9 +543,9 @@ class TrainingSession:
         saves.begin(step, begin_s)
         state = {"state": live.take(self._state), "session": session}
         if final:
-            self._store.save_sync(step, state)
+            self.store.save_sync(step, state)
         else:
-            self._store.save(step, state)
+            self.store.save(step, state)
         saves.last = step
         if self._interval == "auto" and not final:
             seen = saves.seen(step, begin_s)
@@ -565,18 +566,18 @@ class TrainingSession:
 
     def _finish(self) -> None:
         """See to it that the last committed step is saved, and durable."""
-        if self._store is not None:
+        if self.store is not None:
             step = self.history.last
             if self._step is None and step >= self.first and step > self._saves.last:
                 self._save(step, final=True)
-            self._store.wait()
+            self.store.wait()
 
     def _end(self, well: bool = False) -> None:
         actions: list[Callable[[], Any]] = []
         if self._metrics is not None:
             actions.append(self._metrics.close)
-        if self._owns_store and self._store is not None:
-            actions.append(self._store.close)
+        if self._owns_store and self.store is not None:
+            actions.append(self.store.close)
         for action in actions:
             try:
                 action()

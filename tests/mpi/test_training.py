@@ -82,7 +82,8 @@ def test_a_job_that_was_killed_is_resumed_bit_for_bit(tmp_path: Path) -> None:
 def test_input_that_kills_one_rank_after_another_stops_the_job(tmp_path: Path) -> None:
     # In every epoch of some four steps the sample comes to someone else.
     ended = train("--poison", 11, "--steps", 100, "--min-ranks", 3, code=1)
-    assert "TooFewRanksError: 2 of 4 ranks are left, and min_ranks is 3; lost: rank " in ended.stderr
+    expected = "TooFewRanksError: 2 of 4 ranks are left, and min_ranks is 3; lost: rank "
+    assert expected in ended.stderr
     assert "If it was the input that killed them" in ended.stderr
     assert ended.said == []
 

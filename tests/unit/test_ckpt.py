@@ -12,10 +12,11 @@ from click.testing import CliRunner, Result
 
 import recovery
 from hopcoll.cli import main
+from recovery.cli import ckpt
 
 
 def ask(*words: Any) -> Result:
-    return CliRunner().invoke(main, ["ckpt", *map(str, words)], catch_exceptions=False)
+    return CliRunner().invoke(ckpt, [*map(str, words)], catch_exceptions=False)
 
 
 def ask_json(*words: Any, code: int = 0) -> Any:

@@ -1,4 +1,4 @@
-"""The interval between saves: against the optimum that a simulation finds, and inside its bounds."""
+"""The interval between saves: the best one by simulation, and inside its bounds."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ def main() -> None:
     replay = None if options.replay is None else recovery.History.read(options.replay)
     state = {"w": np.zeros(COUNT, np.float32), "norm": 1.0, "drawn": np.random.default_rng(5)}
     if options.cut:
-        rows = np.arange(100.0).reshape(50, 2)
-        state["rows"] = recovery.Cut(rows[comm.rank * 50 // comm.size : (comm.rank + 1) * 50 // comm.size])
+        pieces = np.array_split(np.arange(100.0).reshape(50, 2), comm.size)
+        state["rows"] = recovery.Cut(pieces[comm.rank].copy())
     samples = np.random.default_rng(1).normal(size=(SAMPLES, COUNT)).astype(np.float32)
     mean, norm = np.empty(COUNT, np.float32), np.empty(1)
     with recovery.TrainingSession(
@@ -65,12 +65,12 @@ def main() -> None:
             if options.poison in mine:
                 os.kill(os.getpid(), signal.SIGKILL)
             gradient = samples[mine].sum(axis=0) * state["norm"] + session.rng.normal()
-            die(comm, step, options.die)
+            die(session, step, options.die)
             session.Allreduce(gradient.astype(np.float32), mean)
             state["w"] += mean * state["drawn"].normal()
             if options.cut:
                 state["rows"].array[:] += mean[0]
-            die(comm, step, options.die_between)
+            die(session, step, options.die_between)
             session.Allreduce(np.array([float(np.abs(gradient).mean())]), norm)
             state["norm"] = 1 / float(norm[0])
             session.log(norm=state["norm"], ranks=session.contributors)
@@ -78,7 +78,7 @@ def main() -> None:
         if options.history and session.reports:
             session.history.write(options.history)
         digest = xxhash.xxh3_64(state["w"].tobytes())
-        digest.update(repr((state["norm"], state["drawn"].bit_generator.state)))
+        digest.update(repr((state["norm"], state["drawn"].bit_generator.state)).encode())
         said = {
             "rank": comm.rank,
             "digest": digest.hexdigest(),
@@ -92,11 +92,12 @@ def main() -> None:
     os.write(1, (json.dumps(said) + "\n").encode())
 
 
-def die(comm: hopcoll.Communicator, step: int, deaths: str) -> None:
-    """Die where it was asked for; once, not again when the job goes back."""
-    for death in filter(None, deaths.split(",")):
-        if death == f"{comm.rank}:{step}":
-            os.kill(os.getpid(), signal.SIGKILL)
+def die(session: recovery.TrainingSession, step: int, deaths: str) -> None:
+    """Die where it was asked for, when what was saved before is durable."""
+    if f"{session.comm.rank}:{step}" in deaths.split(","):
+        if session.store is not None:
+            session.store.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
