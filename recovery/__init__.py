@@ -23,11 +23,8 @@ The layout, from the bottom up::
     replays.py      a job run again by its history
     training.py     the session: a loop that goes on
     cli.py          hopcoll ckpt
-
-    checkpoint.py   the older way: one file a step
 """
 
-from recovery.checkpoint import AsyncWriter, Checkpoint, load, load_latest, save
 from recovery.cuts import Cut
 from recovery.disk import Disk
 from recovery.history import History
@@ -37,8 +34,6 @@ from recovery.store import CheckpointStore, Restored, Ticket
 from recovery.training import TrainingSession
 
 __all__ = [
-    "AsyncWriter",
-    "Checkpoint",
     "CheckpointStore",
     "Cut",
     "Disk",
@@ -48,7 +43,4 @@ __all__ = [
     "Restored",
     "Ticket",
     "TrainingSession",
-    "load",
-    "load_latest",
-    "save",
 ]

@@ -376,18 +376,20 @@ def _values(body: dict[str, Any]) -> dict[str, Any]:
 
 @ckpt.command("verify", short_help="Read every byte that counts, and check it.")
 @click.argument("path", type=_STORE)
+@click.option("--partial", is_flag=True, help="Shards may be missing: other hosts have them.")
 @_as_json
-def verify(path: Path, as_json: bool) -> None:
+def verify(path: Path, partial: bool, as_json: bool) -> None:
     """Read every byte that counts, and check it; exit code 1 if something is wrong.
 
-    Each problem is named by its file, and by the dataset where the byte belongs to one.
+    Each problem is named by its file, and by the dataset where the byte belongs to one. Of a level
+    that each host has a part of, use --partial.
     """
     level = Level(path, Disk())
     if not path.is_dir() or not (path / "slots").is_dir():
         raise _NoStore(f"{path} holds no checkpoint store")
     problems = []
     with _explained(), _bar(sum(p.stat().st_size for p in path.glob("shards/*")), "verify") as bar:
-        for problem in level.verify(progress=bar.update):
+        for problem in level.verify(partial=partial, progress=bar.update):
             problems.append(problem)
             if not as_json:
                 tqdm.write(str(problem))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from recovery.store import CheckpointStore
 
 if TYPE_CHECKING:
     from hopcoll import Communicator
+    from recovery.places import Level
 
 __all__ = ["TrainingSession"]
 
@@ -79,9 +80,9 @@ class TrainingSession:
         generators, numbers, text, and of objects with ``state_dict`` and ``load_state_dict``. What
         is restored is put into the same arrays and generators; plain values are replaced in their
         dict or list.
-    store : CheckpointStore or path, optional
-        Where to save. A store over `comm`, which stays the caller's to close; or a path, for one
-        with the default settings. None: only deaths of ranks are survived.
+    store : CheckpointStore, path or sequence of Level, optional
+        Where to save. A store over `comm`, which stays the caller's to close; or what to make one
+        of with the default settings. None: only deaths of ranks are survived.
     min_ranks : int, default 1
         With fewer the job stops.
     interval : int or "auto", default "auto"
@@ -127,7 +128,7 @@ class TrainingSession:
         self,
         comm: Communicator,
         state: dict[Any, Any],
-        store: CheckpointStore | str | os.PathLike[str] | None = None,
+        store: CheckpointStore | str | os.PathLike[str] | Sequence[Level] | None = None,
         *,
         min_ranks: int = 1,
         interval: int | str = "auto",
@@ -164,8 +165,10 @@ class TrainingSession:
         self._replay = None if replay is None else Replay(comm, replay, state)
         self._saves = _Saves()
 
-        self._owns_store = isinstance(store, (str, os.PathLike))
-        self.store = CheckpointStore(store, comm) if self._owns_store else store
+        self._owns_store = store is not None and not isinstance(store, CheckpointStore)
+        self.store: CheckpointStore | None = (
+            CheckpointStore(store, comm) if self._owns_store else store
+        )
         self._metrics = None if log is None else Metrics(log, _DISK_TIMEOUT_S)
         try:
             self._restore()
@@ -582,7 +585,7 @@ class TrainingSession:
             try:
                 action()
             except Exception:
-                if well:
+                if well:  # else the error that ended the block is on its way
                     raise
 
 

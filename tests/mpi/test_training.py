@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import recovery
+from recovery.cli import ckpt
 from tests import launch
 
 PROGRAM = "tests.mpi.programs.training"
 CHUNKS = {"HOPCOLL_CHUNK_BYTES": "4096"}
 
 
-def train(*words: Any, ranks: int = 4, code: int = 0, **settings: str) -> launch.Ended:
-    ended = launch.run(ranks, "-m", PROGRAM, *words, settings={**CHUNKS, **settings})
+def train(
+    *words: Any, ranks: int = 4, code: int = 0, options: Sequence[str] = (), **settings: str
+) -> launch.Ended:
+    ended = launch.run(
+        ranks, "-m", PROGRAM, *words, settings={**CHUNKS, **settings}, options=options
+    )
     assert ended.code == code, str(ended)
     return ended
 
@@ -79,6 +86,18 @@ def test_a_job_that_was_killed_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     assert said["digest"] == undisturbed["digest"]
 
 
+def test_the_launcher_starts_it_again_unless_it_dies_at_the_same_step(tmp_path: Path) -> None:
+    again = ["--restarts", "3"]
+    deaths = "0:8,1:8"
+    ended = train("--store", tmp_path / "a", "--die-once", deaths, ranks=2, options=again)
+    assert alike(ended, [0, 1])["first"] == 7
+    assert recovery.History.read(tmp_path / "a").last == 12
+    ended = train("--store", tmp_path / "b", "--die", deaths, ranks=2, options=again, code=1)
+    history = recovery.History.read(tmp_path / "b")
+    assert history.last == 6
+    assert ended.stderr.count("started again") < 3, str(ended)
+
+
 def test_input_that_kills_one_rank_after_another_stops_the_job(tmp_path: Path) -> None:
     # In every epoch of some four steps the sample comes to someone else.
     ended = train("--poison", 11, "--steps", 100, "--min-ranks", 3, code=1)
@@ -94,6 +113,11 @@ def test_a_death_takes_a_cut_array_back_to_the_last_commit(tmp_path: Path) -> No
     assert said["made"] == [1, 2, 3, 4, 5, 6, 7, 8, 7, 8, 9, 10, 11, 12]
     history = recovery.History.read(tmp_path / "store")
     assert [(era.first, era.ranks) for era in history.eras] == [(1, (0, 1, 2)), (7, (0, 2))]
+    for command in (["verify"], ["show"], ["diff", "--steps", "9", "9"]):
+        asked = CliRunner().invoke(ckpt, [command[0], str(tmp_path / "store"), *command[1:]])
+        assert asked.exit_code == 0, asked.output
+    asked = CliRunner().invoke(ckpt, ["diff", str(tmp_path / "store")])
+    assert "state/rows: 100 of 100 elements differ" in asked.output
     rows = said["rows"]
     assert len(rows) == 50
     # All rows have had the same added to them, in all of the steps.

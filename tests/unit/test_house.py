@@ -95,13 +95,13 @@ def test_the_scanner_sees_cimports(tmp_path, monkeypatch):
     source = tmp_path / "x.pyx"
     source.write_text(
         "from hopcoll._state cimport *\ncimport numpy, mpi4py.MPI\n\n"
-        "    import recovery.checkpoint\nfrom cython_kernels.transport cimport (\n    Event)\n"
+        "    import recovery.store\nfrom cython_kernels.transport cimport (\n    Event)\n"
     )
     assert imports(source) == [
         (1, "hopcoll._state"),
         (2, "numpy"),
         (2, "mpi4py.MPI"),
-        (4, "recovery.checkpoint"),
+        (4, "recovery.store"),
         (5, "cython_kernels.transport"),
     ]
 

@@ -32,6 +32,7 @@ def main() -> None:
     add("--log")
     add("--min-ranks", type=int, default=1)
     add("--die", default="", help="RANK:STEP, before the first Allreduce of the step")
+    add("--die-once", default="", help="as --die, in the first of several starts")
     add("--die-between", default="", help="RANK:STEP, before the second one")
     add("--poison", type=int, help="a sample that kills who has it")
     add("--history", help="written at the end")
@@ -66,6 +67,8 @@ def main() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             gradient = samples[mine].sum(axis=0) * state["norm"] + session.rng.normal()
             die(session, step, options.die)
+            if os.environ.get("HOPCOLL_RESTART", "0") == "0":
+                die(session, step, options.die_once)
             session.Allreduce(gradient.astype(np.float32), mean)
             state["w"] += mean * state["drawn"].normal()
             if options.cut:
