@@ -29,6 +29,7 @@ they write is for the store to refuse.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -167,6 +168,43 @@ class Places:
         return Places(hosts, str(shorter))
 
 
+def allocation(environ: Mapping[str, str] | None = None) -> dict[str, int]:
+    """Return the hosts that Slurm gave this job, in its order, with their tasks.
+
+    Local, blocks for ``scontrol``, `PROBE_S` seconds at the most.
+
+    Parameters
+    ----------
+    environ : mapping of str to str, optional
+        ``os.environ`` by default.
+
+    Returns
+    -------
+    dict of str to int
+        Empty outside of an allocation, or where Slurm does not answer.
+    """
+    environ = os.environ if environ is None else environ
+    nodes = environ.get("SLURM_JOB_NODELIST")
+    if not nodes:
+        return {}
+    try:
+        names = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PROBE_S,
+        ).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    counts: list[int] = []
+    words = environ.get("SLURM_TASKS_PER_NODE", "")
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", words):
+        counts += [int(count)] * int(times or 1)
+    return dict(zip(names, counts if len(counts) == len(names) else [1] * len(names), strict=True))
+
+
 def fewer_ranks(
     ranks: int | None, before: Mapping[str, int], left: Mapping[str, int]
 ) -> int | None:
@@ -204,6 +242,8 @@ def agent(mpirun_args: Sequence[str], environ: Mapping[str, str] | None = None) 
     for name in _AGENT_NAMES:
         if words := environ.get(f"PRTE_MCA_{name}"):
             return shlex.split(words.split(" : ")[0])
+    if "SLURM_JOB_ID" in environ:
+        return ["srun", "--nodes=1", "--ntasks=1", "--overlap", "--quiet", "--nodelist"]
     return ["ssh", "-x", "-o", "BatchMode=yes"]
 
 
@@ -285,8 +325,8 @@ def run(
     """Run a job, and again on the hosts that are left when it was lost.
 
     Blocking; for a process of its own, see `launcher.run`. A signal ends all of it, also between
-    two starts. In a batch allocation, without `hosts` and `hostfile`, mpirun is asked for all hosts
-    of the allocation again.
+    two starts. Without `hosts` and `hostfile` the hosts are those of Slurm's allocation; in that of
+    another batch system mpirun is asked for all of them again.
 
     Parameters
     ----------
@@ -312,7 +352,7 @@ def run(
         The job cannot be started; nothing runs.
     """
     places = Places(tuple(hosts), hostfile)
-    slots = places.slots()
+    slots = places.slots() or allocation()
     step: int | None = None
     with (
         launcher.Ending() as ending,
@@ -350,9 +390,12 @@ def run(
                 return ended.code
             if len(left) < len(slots):
                 gone = [host for host in slots if host not in left]
-                ranks = fewer_ranks(ranks, slots, {host: slots[host] for host in left})
-                places = places.only(left, Path(folder))
-                slots = places.slots()
+                slots, all_slots = {host: slots[host] for host in left}, slots
+                ranks = fewer_ranks(ranks, all_slots, slots)
+                if places == Places():
+                    places = Places(tuple(f"{host}:{its}" for host, its in slots.items()))
+                else:
+                    places = places.only(left, Path(folder))
                 _say(f"without {', '.join(gone)}, which did not answer within {probe_s:g} s")
             elif step is not None and step == before:
                 _say(f"no progress since step {step}, and no host has gone: the program's fault")

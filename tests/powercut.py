@@ -204,11 +204,11 @@ class RecordingDisk(Disk):
     @contextmanager
     def _call(self) -> Iterator[None]:
         with self.log.lock:
-            if self.left is not None:
-                if self.left <= 0:
-                    raise Killed
-                self.left -= 1
+            if self.left == 0:
+                raise Killed
             yield
+            if self.left is not None:
+                self.left -= 1  # a call that failed is not in the log either
 
     def _number(self, path: Path | int) -> int:
         return self.log.number_of(path)[0]
@@ -617,7 +617,7 @@ class Examiner:
         """
         for cut in cuts(log, **how):
             self.cuts += 1
-            found = self._found(cut.state)
+            found = self.found(cut.state)
             plain = tuple(note for note in cut.notes if not isinstance(note, str))
             allowed = self.allowed(plain)
             if isinstance(found, Exception) or found not in allowed:
@@ -625,7 +625,8 @@ class Examiner:
                     found if isinstance(found, Exception) else None
                 )
 
-    def _found(self, state: State) -> Any:
+    def found(self, state: State) -> Any:
+        """Return what is found in a state, or the error."""
         if state.fingerprint not in self.seen:
             folder = self.scratch / "state"
             state.make(folder)
@@ -637,20 +638,23 @@ class Examiner:
                 shutil.rmtree(folder)
         return self.seen[state.fingerprint]
 
-    def needed_syncs(self, log: Log, **how: Any) -> set[str]:
+    def needed_syncs(self, log: Log, but: Collection[str] = (), **how: Any) -> set[str]:
         """Return the sites of the program whose fsyncs are needed in this run: without them, a
-        state is found that must not be.
+        state is found that must not be. Sites in `but` are left out.
 
         A site that no run needs is superfluous, or shows that the looks are blind.
         """
-        needed = set()
-        for site, indices in log.syncs().items():
-            how = {**how, "first": max(indices[0] + 1, how.get("first", 0))}
-            try:
-                self.examine(log.without(indices), **how)
-            except Violation:
-                needed.add(site)
-        return needed
+        syncs = log.syncs().items()
+        return {site for site, its in syncs if site not in but and self.needs(log, its, **how)}
+
+    def needs(self, log: Log, indices: Collection[int], **how: Any) -> bool:
+        """Whether a state is found that must not be when these fsyncs are not done."""
+        how = {**how, "first": max(min(indices) + 1, how.get("first", 0))}
+        try:
+            self.examine(log.without(indices), **how)
+        except Violation:
+            return True
+        return False
 
 
 def _names_of(log: Log, index: int) -> str:

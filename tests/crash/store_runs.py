@@ -27,27 +27,39 @@ from tqdm import tqdm
 
 from hopcoll.errors import CheckpointNotFoundError
 from recovery import CheckpointStore, Disk
-from recovery.level import Level, retention
-from recovery.log import Record
+from recovery.level import Level, Written, retention
+from recovery.shards import name_datasets
+from recovery.state import encode
 from tests.powercut import Examiner, Killed, Log, RecordingDisk, cuts
 
 MEMORY = Path("/dev/shm")
 WRITERS = 4
+_SUCCESSORS = 1000
 _FIXED = np.random.default_rng(0).integers(0, 256, 24_000, dtype=np.uint8)
 
 
 def state_of(step: int) -> dict[str, Any]:
-    """A state with an array that every step changes, and a larger one that stays."""
+    """A state of arrays that every step changes, and of larger ones that stay."""
     changing = np.random.default_rng(step).integers(0, 256, 1500, dtype=np.uint8)
-    return {"step": step, "changing": changing, "fixed": _FIXED}
+    return {
+        "step": step,
+        "arrays": {
+            "changing": changing,
+            "fixed": _FIXED,
+            "small": np.full((3, 5), step, np.float32),
+            "also fixed": _FIXED[:9000].view(np.float64),
+        },
+    }
 
 
 def check_state(step: int, state: dict[str, Any]) -> None:
     """Raise AssertionError where a state is not that of its step, in any byte."""
     expected = state_of(step)
     assert state["step"] == step
-    for name in ("changing", "fixed"):
-        np.testing.assert_array_equal(state[name], expected[name])
+    assert list(state["arrays"]) == list(expected["arrays"])
+    for name, array in expected["arrays"].items():
+        assert state["arrays"][name].dtype == array.dtype
+        np.testing.assert_array_equal(state["arrays"][name], array)
 
 
 @contextlib.contextmanager
@@ -62,9 +74,9 @@ def scratch_folder(prefix: str = "hopcoll-powercut-") -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def same_every_time() -> Iterator[None]:
+def same_every_time(first: int = 1) -> Iterator[None]:
     """Let incarnations be counted, and the clock stand: the same run leaves the same bytes."""
-    count = itertools.count(1)
+    count = itertools.count(first)
     with (
         mock.patch("recovery.log.secrets.token_hex", lambda n: f"{next(count):0{2 * n}x}"),
         mock.patch("recovery.log.time.strftime", lambda *_: "2001-01-01T00:00:00Z"),
@@ -83,8 +95,9 @@ def look(folder: Path) -> int | None:
     """
     path = next(folder.glob("**/store"), folder / "store")
     seen = None
-    with contextlib.suppress(CheckpointNotFoundError), CheckpointStore(path, readonly=True) as store:
-        seen = store.restore().step
+    with contextlib.suppress(CheckpointNotFoundError):
+        with CheckpointStore(path, readonly=True) as store:
+            seen = store.restore().step
     with CheckpointStore(path) as store:
         assert store.durable_step == seen
         assert list(store.verify()) == []
@@ -96,12 +109,11 @@ def look(folder: Path) -> int | None:
         else:
             check_state(step, state)
         assert step == seen
-        for following in itertools.islice(itertools.count((step or 0) + 1), 2):
-            store.save_sync(following, state_of(following))
-        store.wait()
-        check_state(*store.restore())
-        assert store.durable_step == (step or 0) + 2
-        assert list(store.verify()) == []
+        following = (step or 0) + 1
+        store.save_sync(following, state_of(following))
+        restored = store.restore()
+        assert restored.step == following
+        check_state(*restored)
     check_files(path)
     return step
 
@@ -130,9 +142,11 @@ def opened(log: Log, disk: Disk, path: str = "store", **how: Any) -> Iterator[Ch
         log.note(("durable", store.durable_step))
     try:
         yield store
-    finally:
-        with contextlib.suppress(Killed):  # the thread ends
+    except Killed:
+        with contextlib.suppress(Killed):  # so that its thread ends
             store.close()
+        raise
+    store.close()
 
 
 def next_step(store: CheckpointStore) -> int:
@@ -232,7 +246,7 @@ class _TurnDisk(RecordingDisk):
 
 
 def four_writers(log: Log, disk: Disk) -> None:
-    """Four processes write a shard each, the first commits them; twice."""
+    """Four processes write a shard each, at once, and one of them commits all."""
     path = log.root / "store"
     committer = Level(path, disk)
     record = committer.take()
@@ -244,16 +258,13 @@ def four_writers(log: Log, disk: Disk) -> None:
             (name, np.asarray(leaf.array, order="C"))
             for name, leaf in zip(names, leaves, strict=True)
         ]
-        # The last two have nothing of the state to write, and write something of their own.
-        extra = [("extra", np.full(700, writer, np.uint8)) for writer in range(WRITERS)]
-        shares = [[part] for part in (*datasets, *extra)][:WRITERS]
         turns = _Turns(WRITERS)
         base = record if record.kind == "commit" else None
 
         def write(writer: int) -> Written:
             its = Level(path, _TurnDisk(log, turns, writer), committer.log.incarnation)
             try:
-                return its.write(save, str(writer), shares[writer], base=base, step=step)
+                return its.write(save, str(writer), [datasets[writer]], base=base, step=step)
             finally:
                 with turns.take(writer, last=True):
                     pass
@@ -263,8 +274,13 @@ def four_writers(log: Log, disk: Disk) -> None:
         manifest = {
             "tree": tree,
             "arrays": [
-                described(name, leaf, written.pieces[0])
-                for name, leaf, written in zip(names, leaves, done, strict=False)
+                {
+                    "name": name,
+                    "dtype": leaf.dtype,
+                    "shape": list(leaf.array.shape),
+                    "piece": written.pieces[0],
+                }
+                for name, leaf, written in zip(names, leaves, done, strict=True)
             ],
             "shards": {name: its for written in done for name, its in written.shards.items()},
         }
@@ -287,3 +303,148 @@ RUNS: dict[str, Callable[[Log, Disk], None]] = {
         four_writers,
     )
 }
+
+
+def one_more(log: Log, disk: Disk) -> None:
+    """A successor, which finds what others left, and saves the next step."""
+    path = next(log.root.glob("**/store"), log.root / "store")
+    with opened(log, disk, str(path.relative_to(log.root))) as store:
+        step = next_step(store)
+        log.note(("begin", step))
+        store.save_sync(step, state_of(step))
+
+
+# What is looked at
+
+
+class Campaign:
+    """Looks at the states of many runs, and keeps count.
+
+    Parameters
+    ----------
+    scratch : Path
+        A folder of its own, in memory.
+    randoms : int
+        Random subsets for each cut.
+    seed : int
+    """
+
+    def __init__(self, scratch: Path, randoms: int = 4, seed: int = 0) -> None:
+        self.scratch = scratch
+        self.how = {"randoms": randoms, "seed": seed}
+        self.examiner = Examiner(look, scratch)
+        self.sites: set[str] = set()
+        self.needed: set[str] = set()
+
+    @contextlib.contextmanager
+    def log(self) -> Iterator[Log]:
+        """A folder to run in."""
+        root = self.scratch / "disk"
+        root.mkdir()
+        try:
+            with same_every_time(), Log(root) as made:
+                yield made
+        finally:
+            shutil.rmtree(root)
+
+    def cut(self, name: str) -> set[Any]:
+        """Cut the power at each call of a run; return what was found."""
+        with self.log() as log:
+            RUNS[name](log, RecordingDisk(log))
+            self._examine(log)
+            # All of it is known by now.
+            return {self.examiner.seen[cut.state.fingerprint] for cut in cuts(log, **self.how)}
+
+    def single_syncs(self, name: str) -> dict[bool, list[str]]:
+        """Return the single fsyncs of a run's saves: under True those that are needed."""
+        found: dict[bool, list[str]] = {True: [], False: []}
+        with self.log() as log:
+            RUNS[name](log, RecordingDisk(log))
+            begin = next(at for at, call in enumerate(log.calls) if call.note == ("begin", 1))
+            for at in sorted(at for its in log.syncs().values() for at in its if at > begin):
+                needed = self.examiner.needs(log, [at], randoms=0)
+                found[needed].append(f"{at}: {log.calls[at]} by {log.calls[at].site}")
+        return found
+
+    def calls_that_name(self, name: str) -> list[int]:
+        """Return after how many calls of a run there is a new name that is not synced yet."""
+        with self.log() as log:
+            RUNS[name](log, RecordingDisk(log))
+            calls = [call for call in log.calls if call.kind != "note"]
+        return [at for at, call in enumerate(calls, 1) if call.kind in ("link", "mkdir")]
+
+    def kill_and_cut(self, name: str, lives: int) -> bool:
+        """Kill a run after so many calls, and cut the power at each call of its successor, which
+        sees what was never synced; return whether the run was killed."""
+        with self.log() as log:
+            try:
+                RUNS[name](log, RecordingDisk(log, lives_for=lives))
+            except Killed:
+                first = len(log.calls)
+                one_more(log, RecordingDisk(log))
+                self._examine(log, first=first)
+                return True
+            return False
+
+    def cut_and_cut(self, name: str, count: int) -> int:
+        """Cut the power of a run, and again at each call of its successor; for so many states,
+        which are drawn. Return how many successors there were."""
+        with self.log() as log:
+            RUNS[name](log, RecordingDisk(log))
+            states = {cut.state.fingerprint: cut.state for cut in cuts(log, **self.how)}
+        drawn = random.Random(self.how["seed"]).sample(list(states.values()), count)
+        for state in drawn:
+            state.make(self.scratch / "disk")
+            # No incarnation comes twice.
+            with same_every_time(_SUCCESSORS), Log(self.scratch / "disk") as log:
+                if (found := self.examiner.found(state)) is not None:
+                    log.note(("durable", found))
+                one_more(log, RecordingDisk(log))
+                self._examine(log, first=1)
+            shutil.rmtree(self.scratch / "disk")
+        return len(drawn)
+
+    def _examine(self, log: Log, first: int = 0) -> None:
+        self.examiner.examine(log, first=first, **self.how)
+        self.sites |= set(log.syncs())
+        self.needed |= self.examiner.needed_syncs(log, self.needed, first=first, randoms=0)
+
+
+@click.command()
+@click.option("--randoms", default=50, show_default=True, help="Random subsets for each cut.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--successors", default=200, show_default=True, help="That lose the power again.")
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Write the report here.")
+def main(randoms: int, seed: int, successors: int, path: Path | None) -> None:
+    """Look at what power cuts leave of checkpoint stores, for longer than the tests do."""
+    begin_s = time.monotonic()
+    report: dict[str, Any] = {"randoms": randoms, "seed": seed, "runs": {}}
+    with scratch_folder() as scratch:
+        campaign = Campaign(scratch, randoms, seed)
+        for name in RUNS:
+            states, cuts_before = len(campaign.examiner.seen), campaign.examiner.cuts
+            campaign.cut(name)
+            kills = 0
+            with tqdm(desc=name, unit="kill") as bar:
+                while campaign.kill_and_cut(name, kills):
+                    kills += 1
+                    bar.update()
+            twice = campaign.cut_and_cut(name, successors)
+            report["runs"][name] = {
+                "kills": kills,
+                "second_cuts": twice,
+                "cuts": campaign.examiner.cuts - cuts_before,
+                "states": len(campaign.examiner.seen) - states,
+            }
+        report["cuts"] = campaign.examiner.cuts
+        report["states"] = len(campaign.examiner.seen)
+        report["fsyncs"] = sorted(campaign.sites)
+        report["fsyncs_not_needed"] = sorted(campaign.sites - campaign.needed)
+    report["seconds"] = round(time.monotonic() - begin_s, 1)
+    click.echo(json.dumps(report, indent=1))
+    if path is not None:
+        path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -52,15 +52,11 @@ class Cluster:
         return f"touch {self.folder}/gone-{host}"
 
     def run(self, count: int, **how: object) -> int:
-        how = {"hosts": ["a:2", "b:2", "c:2"], "ranks": 6, "backoff_s": 0.0, **how}
+        hosts = ["a:2", "b:2", "c:2"]
         words = ["--prtemca", "plm_ssh_agent", str(self.agent)]
-        return restarts.run(
-            [str(self.folder / "script.py")],
-            restarts=count,
-            mpirun=str(self.mpirun),
-            mpirun_args=words,
-            **how,
-        )
+        how = {"hosts": hosts, "ranks": 6, "backoff_s": 0.0, "mpirun_args": words, **how}
+        program = [str(self.folder / "script.py")]
+        return restarts.run(program, restarts=count, mpirun=str(self.mpirun), **how)
 
     @property
     def starts(self) -> list[list[str]]:
@@ -77,7 +73,8 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_TASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return Cluster(tmp_path)
 
@@ -169,10 +166,35 @@ def test_the_wait_doubles_up_to_a_limit(cluster, monkeypatch):
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
-def test_in_an_allocation_mpirun_is_asked_again(cluster):
+def test_in_another_allocation_mpirun_is_asked_again(cluster, monkeypatch):
+    monkeypatch.setenv("PBS_NODEFILE", "/dev/null")
     cluster.plays(HOST_LOST, DONE)
     assert cluster.run(1, hosts=()) == 0
     assert all("--host" not in words for words in cluster.starts)
+
+
+def test_the_hosts_of_a_slurm_allocation(cluster, monkeypatch):
+    bin_folder = cluster.folder / "bin"
+    bin_folder.mkdir()
+    cluster._program(bin_folder / "scontrol", 'test "$*" = "show hostnames n[1-4]" && seq -f n%g 4')
+    cluster._program(bin_folder / "srun", f'test "$6" != n3 && echo "$@" >> {cluster.folder}/srun')
+    monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert restarts.allocation() == {}
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-4]")
+    assert restarts.allocation() == {"n1": 1, "n2": 1, "n3": 1, "n4": 1}
+    monkeypatch.setenv("SLURM_TASKS_PER_NODE", "2,4(x3)")
+    assert restarts.allocation() == {"n1": 2, "n2": 4, "n3": 4, "n4": 4}
+    cluster.plays(HOST_LOST, DONE)
+    assert cluster.run(1, hosts=(), ranks=None, mpirun_args=[]) == 0
+    first, second = cluster.starts
+    assert "--host" not in first
+    assert second[second.index("--host") + 1] == "n1:2,n2:4,n4:4"
+    asked = (cluster.folder / "srun").read_text().splitlines()
+    srun = "--nodes=1 --ntasks=1 --overlap --quiet --nodelist"
+    assert sorted(asked) == [f"{srun} {host} true" for host in ("n1", "n2", "n4")]
+    cluster._program(bin_folder / "scontrol", "exit 1")
+    assert restarts.allocation() == {}
 
 
 @pytest.mark.parametrize("moment", ["mpirun runs", "it waits", "hosts are asked"])
