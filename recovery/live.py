@@ -72,6 +72,10 @@ def put_back(node: Any, saved: Any, path: str = "state") -> Any:
         with torch.no_grad():
             node.copy_(saved)
         return node
+    if torch is not None and isinstance(node, torch.Generator):
+        _check(node, saved, path)
+        node.set_state(saved.get_state())
+        return node
     if isinstance(node, np.random.Generator):
         _check(node, saved, path)
         node.bit_generator.state = saved.bit_generator.state

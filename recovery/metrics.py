@@ -27,6 +27,10 @@ __all__ = ["Metrics"]
 Line = tuple[int, dict[str, Any], int]
 
 
+#: How many are kept, and carried by a commit, even if they are not known to be durable.
+_LINES_MAX = 4096
+
+
 class Metrics:
     """The file, at one rank. Local.
 
@@ -70,6 +74,8 @@ class Metrics:
             Whether this rank is the one that writes.
         """
         self._lines.append((step, fields, time.time_ns()))
+        if len(self._lines) > _LINES_MAX:
+            self._floor = self._lines.pop(0)[0]
         if writes:
             self.write(step)
 

@@ -44,9 +44,9 @@ class Replay:
         self._era = history.eras[0]
         self._branch: Communicator | None = None
 
-    def beginning(self, step: int) -> tuple[int, ...]:
-        """Return who shared the batch of a step of this era."""
-        return self._era.beginning(step)
+    def contributors(self, step: int, index: int) -> tuple[int, ...]:
+        """Return who contributed to an operation of a step of this era."""
+        return self._era.contributors(step, index)
 
     def begin(self, index: int) -> tuple[Communicator, int, int]:
         """Begin an era.

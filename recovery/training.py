@@ -18,6 +18,7 @@ import numpy as np
 
 import hopcoll
 from hopcoll.errors import (
+    CheckpointError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
     HopcollError,
@@ -109,8 +110,8 @@ class TrainingSession:
         of other shapes or dtypes.
     CheckpointError
         As `CheckpointStore` and `CheckpointStore.restore` raise them.
-    OSError
-        The log.
+    CheckpointError
+        The log cannot be written; where it is not this session's, a `CheckpointMismatchError`.
 
     Attributes
     ----------
@@ -211,7 +212,7 @@ class TrainingSession:
         """
         self._last = last
         if self._replay is None:
-            yield from self._each(self.first, last)
+            yield from self._each(self.history.last + 1, last)
             self._finish()
             return
         for index in range(len(self._replay.history.eras)):
@@ -226,7 +227,7 @@ class TrainingSession:
             if self._replay is not None:
                 if self._replay.stays_out(step, 0):
                     return
-                self.contributors = self._replay.beginning(step)
+                self.contributors = self._replay.contributors(step, -1)
             self._step, self._operations, self._line = step, 0, {}
             self._sharers = self.contributors
             yield step
@@ -324,7 +325,10 @@ class TrainingSession:
 
     def _out(self, step: int) -> bool:
         """Tell whether this rank stays out of the next operation, in a replay."""
-        return self._replay is not None and self._replay.stays_out(step, self._operations)
+        if self._replay is None or not self._replay.stays_out(step, self._operations):
+            return False
+        self.contributors = self._replay.contributors(step, self._operations)
+        return True
 
     def _note(self, contributors: tuple[int, ...]) -> None:
         """Take note of who contributed to an operation of this step."""
@@ -478,17 +482,28 @@ class TrainingSession:
         self.first = step + 1
         if self._replay is not None:
             self.history = History.from_json(self._replay.history.to_json())
-            self.contributors = self._sharers = self._replay.beginning(self.first)
+            self.contributors = self._sharers = self._replay.contributors(1, -1)
             return
         self._sharers = self.contributors
         self.history.begin(self.first, self.comm.size, self.contributors)
         self._saves.start(step)
         if self._metrics is not None:
             self._metrics.go_on(step, carried)
-            if self.reports:
-                self._metrics.write(step)
+            self._open_log(step)
         if len(self.contributors) < self.min_ranks:
             self._stop(step, [])
+
+    def _open_log(self, step: int) -> None:
+        """Have the log written up to a step; raise alike at all ranks where that cannot be done."""
+        failure = None
+        if self.reports:
+            try:
+                self._metrics.write(step)
+            except CheckpointError as error:
+                failure = error
+        for error in self.comm.allgather(failure):
+            if error is not None:
+                raise error
 
     def _go_back(self, step: int) -> None:
         """Go back to the last save, because a piece of a cut array is lost."""

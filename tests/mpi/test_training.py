@@ -49,7 +49,9 @@ def test_a_replay_leaves_out_who_died_where_it_died(tmp_path: Path) -> None:
     losses = recorded.eras[0].losses
     assert [(step, index) for step, index, _ in losses] == [(3, 0), (6, 1), (9, 0)]
     assert [ranks for _, _, ranks in losses] == [(0, 2, 3), (0, 2), (2,)]
-    again = train("--replay", history)
+    again = train("--replay", history, "--log", tmp_path / "log.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))  # three ranks wrote, in turn
     by_rank = {line["rank"]: line for line in again.said}
     assert sorted(by_rank) == [0, 1, 2, 3]
     assert by_rank[2]["digest"] == said["digest"]

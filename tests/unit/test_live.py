@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import recovery
 from hopcoll.errors import CheckpointMismatchError
 from recovery import live
 
@@ -90,3 +92,30 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> Non
     saved = {**copy.deepcopy(live.take(make())), **change}
     with pytest.raises(CheckpointMismatchError, match=message):
         live.put_back(make(), saved)
+
+
+def test_modules_and_generators_of_torch(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(3, 2)
+    optimiser = torch.optim.AdamW(model.parameters())
+    generator = torch.Generator().manual_seed(3)
+    state = {"model": model, "optimiser": optimiser, "t": torch.arange(3.0), "g": generator}
+    tensor = state["t"]
+
+    def step() -> None:
+        optimiser.zero_grad()
+        model(torch.rand(4, 3, generator=generator)).sum().backward()
+        optimiser.step()
+        tensor.add_(1)
+
+    step()
+    with recovery.CheckpointStore(tmp_path) as store:
+        store.save_sync(1, live.take(state))
+        step()
+        expected = [parameter.clone() for parameter in model.parameters()]
+        step()
+        assert live.put_back(state, store.restore().state) is state
+    assert state["t"] is tensor
+    assert tensor.tolist() == [1, 2, 3]
+    step()
+    assert all(map(torch.equal, expected, model.parameters()))

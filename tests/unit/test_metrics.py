@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hopcoll.errors import CheckpointError, CheckpointMismatchError
+from recovery import metrics as module
 from recovery.metrics import Metrics
 
 
@@ -74,6 +75,23 @@ def test_a_commit_carries_what_may_not_be_durable(path: Path) -> None:
     metrics.close()
     # Up to 2 it is known to be durable by all when 6 is saved: all took part in the save of 4.
     assert carried == [[1, 2], [1, 2, 3, 4], [3, 4, 5, 6], [5, 6, 7, 8]]
+
+
+def test_it_keeps_no_more_than_so_many_lines(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LINES_MAX", 3)
+    one, other = Metrics(path, 10), Metrics(path, 10)
+    for metrics in (one, other):
+        metrics.go_on(0, None)
+    for step in range(1, 10):
+        one.add(step, {}, True)
+        other.add(step, {}, False)
+    one.close()
+    other.add(10, {}, True)
+    assert [at for at, _ in other.committing(10)["lines"]] == [8, 9, 10]
+    other.close()
+    assert steps(path) == list(range(1, 11))
 
 
 def test_another_file_is_left_alone(path: Path) -> None:

@@ -32,6 +32,9 @@ class Companions:
     def lose(self, *ranks: int) -> None:
         self.alive = tuple(rank for rank in self.alive if rank not in ranks)
 
+    def allgather(self, answer: Any) -> list[Any]:
+        return [answer if rank == self.rank else None for rank in range(self.size)]
+
     def Barrier(self) -> Any:
         self.operations += 1
         return SimpleNamespace(contributors=self.alive)
@@ -317,6 +320,24 @@ def test_a_save_that_failed_is_told_and_tried_again(tmp_path: Path, comm: Compan
         assert store.steps()[-1] == 9
     assert [step for step, _ in failures] == [4]
     assert "No space left" in failures[0][1]
+
+
+def test_a_log_that_cannot_be_written_is_an_error_at_the_start(
+    tmp_path: Path, comm: Companions
+) -> None:
+    comm.lose(0)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        TrainingSession(comm, {}, log=tmp_path)
+
+
+def test_a_second_loop_goes_on(comm: Companions) -> None:
+    with TrainingSession(comm, {}) as session:
+        made = []
+        for last in (3, 5):
+            for step in session.steps(last):
+                session.commit(step)
+                made.append(step)
+    assert made == [1, 2, 3, 4, 5]
 
 
 def test_leaving_the_loop_early_saves_what_was_committed(tmp_path: Path, comm: Companions) -> None:

@@ -28,7 +28,7 @@ def main() -> None:
     add = parser.add_argument
     add("--steps", type=int, default=12)
     add("--store")
-    add("--interval", type=int, default=3)
+    add("--interval", type=lambda text: text if text == "auto" else int(text), default=3)
     add("--log")
     add("--min-ranks", type=int, default=1)
     add("--die", default="", help="RANK:STEP, before the first Allreduce of the step")
