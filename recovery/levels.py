@@ -262,6 +262,7 @@ class Levels:
         """Choose a commit and read it; the next save goes on from it."""
         found = find(self.group, self.places, self._owner, step, cut)
         self._go_on_from(found.lists, found)
+        self.group.expected = self.group.members
         return found
 
     def _go_on_from(self, lists: Lists, found: Found | None) -> None:

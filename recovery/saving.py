@@ -119,6 +119,8 @@ def agree(group: Group, job: Job, *, check_replicas: bool) -> Layout:
         The states differ; names the place in the state, and the ranks.
     ValueError
         The pieces of a cut array do not fit together.
+    RankFailedError
+        One is missing, since its rank died.
     """
     names = name_datasets([leaf.path for leaf in job.leaves])
     form = [
@@ -127,7 +129,7 @@ def agree(group: Group, job: Job, *, check_replicas: bool) -> Layout:
     ]
     text = [form, job.tree if check_replicas else _shape_of(job.tree)]
     pieces = {
-        i: (leaf.array.shape, leaf.cut.offset)
+        i: (leaf.array.shape, leaf.cut.offset, leaf.cut.length)
         for i, leaf in enumerate(job.leaves)
         if leaf.cut is not None
     }
@@ -142,11 +144,14 @@ def agree(group: Group, job: Job, *, check_replicas: bool) -> Layout:
         _name_difference(group.everyone(text))
     shapes, spans = [tuple(leaf.array.shape) for leaf in job.leaves], {}
     for i in pieces:
-        shapes[i], spans[i] = join_pieces(
-            names[i],
-            [(rank, *answer[2][i]) for rank, answer in answers.items()],
-            _axis(job.leaves[i]),
-        )
+        told = [(rank, *answer[2][i]) for rank, answer in answers.items()]
+        gone = sorted(set(group.expected) - set(answers))
+        try:
+            shapes[i], spans[i] = join_pieces(names[i], told, _axis(job.leaves[i]))
+        except ValueError as error:
+            raise _piece_lost(job, gone, [names[i]]) if gone else error
+        if gone and told[0][3] is None:
+            raise _piece_lost(job, gone, [names[i]])
     return Layout(names, shapes, spans)
 
 
@@ -236,11 +241,7 @@ class _Save:
         }
         if gone := sorted({rank for _, rank in owed} - set(members)):
             names = sorted({self.layout.names[i] for i, rank in owed if rank in gone})
-            raise RankFailedError(
-                f"step {self.job.step} is not committed: ranks {gone} died with their pieces of "
-                f"the cut arrays {names}",
-                gone,
-            )
+            raise _piece_lost(self.job, gone, names)
         missing = [
             i
             for i, leaf in enumerate(self.job.leaves)
@@ -481,6 +482,14 @@ class _Save:
             except CheckpointError:
                 self.place.leads = False
         self.group.everyone(None)
+
+
+def _piece_lost(job: Job, ranks: list[int], names: list[str]) -> RankFailedError:
+    return RankFailedError(
+        f"step {job.step} is not committed: ranks {ranks} died with their pieces of the cut arrays "
+        f"{names}; restore, and go on with what is left",
+        ranks,
+    )
 
 
 def _axis(leaf: Leaf) -> int:

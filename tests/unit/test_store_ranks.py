@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -24,6 +26,13 @@ from tests.fake_comm import FakeComm, Killed, World, run
 WHOLE = np.arange(13 * 7 * 3.0).reshape(13, 7, 3)
 WEIGHTS = np.arange(20_000.0)
 CALLS = ("create", "write", "truncate", "fsync", "close", "link", "unlink", "fsync_folder")
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory: these tests make thousands of files, and none of them cuts the power."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as made:
+        yield Path(made)
 
 
 class MortalDisk(Disk):
@@ -69,7 +78,7 @@ def state_of(rank: int, ranks: list[int], step: int, *, cut: bool = True, axis: 
     made = {"weights": WEIGHTS + step, "lr": 0.5 * step, "more": [np.array(step), None]}
     if cut:
         part = np.array_split(WHOLE + step, len(ranks), axis=axis)[ranks.index(rank)]
-        made["cut"] = Cut(np.ascontiguousarray(part), axis)
+        made["cut"] = Cut(np.ascontiguousarray(part), axis, length=WHOLE.shape[axis])
     return made
 
 
@@ -206,6 +215,8 @@ def test_states_that_differ_are_an_error_that_names_the_place_and_the_ranks(tmp_
         (lambda rank: Cut(np.zeros(4), offset=rank * 3), "overlap at 3"),
         (lambda rank: Cut(np.zeros(4), offset=rank * 5), "gap at 4"),
         (lambda rank: Cut(np.zeros(4), offset=rank * 4 or None), "no offset"),
+        (lambda rank: Cut(np.zeros(4), length=7), "end at 8 of 7"),
+        (lambda rank: Cut(np.zeros(4), length=8 + rank), "different lengths"),
     ],
 )
 def test_pieces_that_do_not_fit_are_an_error_at_all_ranks(tmp_path, piece, match):
@@ -233,6 +244,27 @@ def test_a_rank_that_has_nothing_to_save_is_an_error_at_all_ranks(tmp_path):
 
 
 # Deaths
+
+
+@pytest.mark.parametrize("length", [None, 13])
+def test_a_piece_is_missing_since_its_rank_died_after_the_array_was_cut(tmp_path, length):
+    world = World(3)
+
+    def program(comm):
+        with store(tmp_path / "s", comm) as made:
+            parts = np.array_split(WHOLE, 3)
+            made.save_sync(1, {"c": Cut(parts[comm.rank], length=length)})
+            if comm.rank == 1:
+                return None
+            with pytest.raises(RankFailedError, match=r"step 2 is not committed: ranks \[1\]"):
+                made.save_sync(2, {"c": Cut(parts[comm.rank], length=length)})
+            piece = made.restore().state["c"]
+            assert (piece.offset, piece.length) == ((0, 13) if comm.rank == 0 else (7, 13))
+            made.save_sync(2, {"c": piece})
+            return made.steps()
+
+    ended = good(run(3, program, world))
+    assert ended == [[1, 2], None, [1, 2]]
 
 
 def die_at(path, at, victim, *, cut, levels=None, hosts=2, ranks=4):
