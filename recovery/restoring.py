@@ -1,12 +1,12 @@
 """A restore by all ranks: one choice, and each byte read once where it can be.
 
 1. The leaders of the hosts tell which commits their directories have, and which shards.
-2. The commits are tried from the newest on (places.py says what newest means). The first that is whole
-   at some level is it; all ranks see the same lists, so they choose alike.
-3. Replicated arrays are spread over the ranks that can read them; each reads its share, checks every
-   byte, and broadcasts it. A rank's piece of a cut array is read by the rank itself where its
-   host has the shards, only those pieces of the files that it needs; else by one that has them, which
-   sends what is wanted.
+2. The commits are tried from the newest on (places.py says what newest means). The first that is
+   whole at some level is it; all ranks see the same lists, so they choose alike.
+3. Replicated arrays are spread over the ranks that can read them; each reads its share, checks
+   every byte, and broadcasts it. A rank's piece of a cut array is read by the rank itself where its
+   host has the shards, only those pieces of the files that it needs; else by one that has them,
+   which sends what is wanted.
 4. All tell whether they read what was written. If not, another level is tried that has the same
    commit; if there is none, all raise the same error. Older commits are not tried then: what was
    acknowledged must not silently be passed over.
@@ -183,7 +183,8 @@ def find(
         except _AgainError:
             continue
         return found
-    raise CheckpointError(f"{places[-1].path} is pruned faster than it can be read", places[-1].path)
+    path = places[-1].path
+    raise CheckpointError(f"{path} is pruned faster than it can be read", path)
 
 
 class _AgainError(Exception):
@@ -359,8 +360,8 @@ class _Plan:
         sent: dict[tuple[int, int], np.ndarray] = {}  # (move) -> what goes to another rank
         for k, (i, piece, reader, dest) in enumerate(moves):
             if reader == self.group.rank:
-                tasks.append(lambda k=k, i=i, p=piece, d=dest: self._read_move(k, i, p, d, arrays, sent))
-        self._run(tasks)
+                tasks.append(lambda k=k, i=i, p=piece, d=dest: self._read_move(k, i, p, d, arrays,
+        sent)) self._run(tasks)
         self._share(arrays, readers, order)
         self._send(arrays, moves, sent)
         return [self._given(i, array) for i, array in enumerate(arrays)]

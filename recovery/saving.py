@@ -4,15 +4,16 @@ One save at one place, in rounds of the group:
 
 1. All tell what they save. The trees must be alike; the pieces of cut arrays must fit together.
 2. The writers make shards durable. Replicated arrays are spread over them by size. A cut piece is
-   written by the rank that has it, as a shard of its own: nothing is moved, and a death spoils
-   nothing but the piece of the dead. All tell what they wrote. What a dead writer owed of the
-   replicated arrays is written by those who are left. A piece of a cut array that died with its
-   rank ends the save, alike at all.
+   written by the rank that has it, to a shard of its own: nothing is moved, and a death spoils
+   nothing but the piece of the dead. (Gathered at the host's writer first it takes longer: 0.31 s
+   against 0.24 s for 2 x 128 MiB on one host, 0.62 s against 0.44 s for 4 x 128 MiB.) All tell
+   what they wrote. What a dead writer owed of the replicated arrays is written by those who are
+   left. A piece of a cut array that died with its rank ends the save, alike at all.
 3. At a level with partners the shards of a host are sent to the next host.
-4. The *committer* (the lowest member; where each host has a directory, the lowest of each host) waits
-   until no death can change what round 2 said, then links the slot, and tells. If it dies
-   first, **the disk decides**: the next one looks whether the slot of this save is there; it makes it
-   durable and adopts it, or commits itself from what it knows from round 2, which is all.
+4. The *committer* (the lowest member; where each host has a directory, the lowest of each host)
+   waits until no death can change what round 2 said, then links the slot, and tells. If it dies
+   first, **the disk decides**: the next one looks whether the slot of this save is there; it makes
+   it durable and adopts it, or commits itself from what it knows from round 2, which is all.
 
 Every answer of every round is the same at all ranks, so the verdict is too. A committer that was
 stopped and left out cannot commit later: a save with a higher number is in the log, or its own.
@@ -477,8 +478,9 @@ class _Save:
         """Remove the commit from the directories that have it, since others have not."""
         mine = told.get(self._unit(self.group.rank))
         if isinstance(mine, tuple) and self._leads():
+            slot = mine[0]
             try:
-                self.place.directory.prune(lambda chain: [c for c in chain if c.slot != mine[0]])
+                self.place.directory.prune(lambda chain: [c for c in chain if c.slot != slot])
             except CheckpointError:
                 self.place.leads = False
         self.group.everyone(None)

@@ -1,4 +1,5 @@
-"""A store of real ranks that die by SIGKILL in the middle of a save, and jobs that go on from it."""
+"""A store of real ranks that die by SIGKILL in the middle of a save, and jobs that go on from
+it."""
 
 from __future__ import annotations
 
