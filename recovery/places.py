@@ -134,8 +134,9 @@ class Place:
         offers: list[Offer] = []
         for commit in record.alive if record else ():
             before = offers[-1].key if offers else (0, 0)
-            offers.append(self._offer(commit) or Offer((before[0], before[1] + 0.5), commit.slot,
-        commit.step)) return offers
+            unknown = Offer((before[0], before[1] + 0.5), commit.slot, commit.step)
+            offers.append(self._offer(commit) or unknown)
+        return offers
 
     def parent(self, record: Record | None, key: Key | None) -> int | None:
         """Return the slot of the newest living commit that is not newer than `key`."""
