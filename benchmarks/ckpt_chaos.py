@@ -1,16 +1,16 @@
 """Ranks and hosts lost in the middle of commits, again and again: is the last commit always there?
 
-``python -m benchmarks.ckpt_chaos --losses 200`` runs one job after another on one store of two levels
-(a directory per host with copies at partners, and a shared one). In each, one rank dies by SIGKILL
-before or after one of its disk calls in a save, alone or with all ranks and the directories of its
-host; in half of the cases the rest of the job dies as well. What is left of the job goes on; the next
-job starts on other hosts, with another number of ranks, and restores. Then:
+``python -m benchmarks.ckpt_chaos --losses 200`` runs one job after another on one store of two
+levels (a directory per host with copies at partners, and a shared one). In each, one rank dies by
+SIGKILL before or after one of its disk calls in a save, alone or with all ranks and the
+directories of its host; in half of the cases the rest of the job dies as well. What is left of the
+job goes on; the next job starts on other hosts, with another number of ranks, and restores. Then:
 
 * all ranks have restored one and the same step, and every byte of it is right;
 * it is not older than the last that any rank was told to be durable.
 
-With ``--lab`` hosts are namespaces with launcher's daemons of their own (see `benchmarks.lab`), and are
-lost as such. The report goes to ``benchmarks/results/ckpt_chaos.json``.
+With ``--lab`` hosts are namespaces with launcher's daemons of their own (see `benchmarks.lab`),
+and are lost as such. The report goes to ``benchmarks/results/ckpt_chaos.json``.
 """
 
 from __future__ import annotations

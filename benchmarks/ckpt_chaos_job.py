@@ -25,10 +25,13 @@ _CALLS = ("create", "write", "fsync", "close", "link", "unlink", "fsync_folder")
 
 
 class MortalDisk(Disk):
-    """Ends this rank, and what goes with it, before or after one of its calls."""
+    """Ends this rank, and what goes with it, before or after one of its calls.
+
+    Once it is armed, `at` counts them, two for each; or it says (when, call, part of the path).
+    """
 
     def __init__(self) -> None:
-        self.at: int | None = None
+        self.at: Any = None
         self.count = 0
         self.end: Any = None
         self.lock = threading.Lock()
@@ -36,12 +39,23 @@ class MortalDisk(Disk):
     def around(self, name: str, arguments: tuple[Any, ...]) -> Any:
         with self.lock:
             self.count += self.at is not None
-            if self.at == 2 * self.count - 1:
+            called = [name, _path_of(name, arguments) if isinstance(self.at, list) else ""]
+            if self.at == 2 * self.count - 1 or self._is_at("before", *called):
                 self.end(f"before {name}")
             result = getattr(Disk, name)(self, *arguments)
-            if self.at is not None and self.at == 2 * self.count:
+            if self.at is not None and (
+                self.at == 2 * self.count or self._is_at("after", *called)
+            ):
                 self.end(f"after {name}")
             return result
+
+    def _is_at(self, when: str, name: str, path: str) -> bool:
+        return isinstance(self.at, list) and self.at[:2] == [when, name] and self.at[2] in path
+
+
+def _path_of(name: str, arguments: tuple[Any, ...]) -> str:
+    path = arguments[1] if name == "link" else arguments[0]
+    return os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else str(path)
 
 
 def _mortal(name: str) -> Any:
@@ -63,7 +77,8 @@ def table(step: int) -> np.ndarray:
 def state_of(step: int, rank: int, ranks: list[int]) -> dict[str, Any]:
     place, count = ranks.index(rank), len(ranks)
     part = table(step)[ROWS * place // count : ROWS * (place + 1) // count]
-    return {"step": step, "weights": weights(step), "fixed": table(0), "table": Cut(part)}
+    cut = Cut(part, length=ROWS)
+    return {"step": step, "weights": weights(step), "fixed": table(0), "table": cut}
 
 
 def is_right(step: int, state: dict[str, Any], rank: int, ranks: list[int]) -> bool:
@@ -107,6 +122,7 @@ class Job:
                 try:
                     step += 1
                     if step == first + self.plan["after"] and self.rank == self.plan["victim"]:
+                        store.wait()
                         self.disk.at = self.plan["at"]
                     store.save(step, state_of(step, self.rank, self.ranks()))
                     if self.plan["sabotage"] == "early":

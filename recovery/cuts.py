@@ -38,7 +38,9 @@ class Cut:
         Where the piece begins on that axis; all ranks give one or none does. Without it the pieces
         follow one another in the order of ranks.
     length : int, optional
-        How long the global axis is; only a Cut that was restored has one, and a save ignores it.
+        How long the global axis is. With it, a save knows whether a piece is missing because its
+        rank died after the array was cut. Without it, a save takes a rank that died since the last
+        restore for one that had a piece, and does not commit. A Cut that was restored has one.
     """
 
     array: np.ndarray
@@ -60,7 +62,7 @@ class Cut:
 
 
 def join_pieces(
-    name: str, pieces: Sequence[tuple[int, tuple[int, ...], int | None]], axis: int
+    name: str, pieces: Sequence[tuple[int, tuple[int, ...], int | None, int | None]], axis: int
 ) -> tuple[tuple[int, ...], dict[int, Span]]:
     """Find the global shape of a cut array, and each rank's span.
 
@@ -68,7 +70,7 @@ def join_pieces(
     ----------
     name : str
         For the errors.
-    pieces : sequence of (rank, shape, offset or None)
+    pieces : sequence of (rank, shape, offset or None, length or None)
         In the order of ranks.
     axis : int
 
@@ -83,20 +85,25 @@ def join_pieces(
         The pieces do not fit together; alike at all ranks, since all know all of them.
     """
     first = pieces[0]
-    for rank, shape, _ in pieces:
+    for rank, shape, _, length in pieces:
+        if length != first[3]:
+            raise ValueError(
+                f"Cut {name}: ranks {first[0]} and {rank} give different lengths: {first[3]} and "
+                f"{length}"
+            )
         others = [extent for i, extent in enumerate(shape) if i != axis]
         if others != [extent for i, extent in enumerate(first[1]) if i != axis]:
             raise ValueError(
                 f"Cut {name}: the pieces of ranks {first[0]} and {rank} differ in more than axis "
                 f"{axis}: {first[1]} and {shape}"
             )
-    given = [offset is not None for _, _, offset in pieces]
+    given = [offset is not None for _, _, offset, _ in pieces]
     if any(given) and not all(given):
         missing = pieces[given.index(False)][0]
         raise ValueError(f"Cut {name}: rank {missing} gives no offset, but others do")
     spans: dict[int, Span] = {}
     end = 0
-    for rank, shape, offset in pieces:
+    for rank, shape, offset, _ in pieces:
         start = end if offset is None else offset
         spans[rank] = (start, start + shape[axis])
         end += shape[axis]
@@ -106,6 +113,8 @@ def join_pieces(
             wrong = "overlap" if start < end else "leave a gap"
             raise ValueError(f"Cut {name}: the pieces {wrong} at {min(start, end)} of axis {axis}")
         end = stop
+    if first[3] not in (None, end):
+        raise ValueError(f"Cut {name}: the pieces end at {end} of {first[3]} on axis {axis}")
     shape = (*first[1][:axis], end, *first[1][axis + 1 :])
     return shape, spans
 

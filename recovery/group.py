@@ -41,6 +41,8 @@ class Group:
     rank, size : int
     members : tuple of int
         Who took part in the last round.
+    expected : tuple of int
+        Who was there when the state was last agreed upon (at the start, or by a restore).
     hosts : dict of int to str
         The host of each rank.
     """
@@ -54,6 +56,7 @@ class Group:
         self.members: tuple[int, ...] = tuple(range(self.size))
         self.hosts: dict[int, str] = {}
         self.hosts = self.everyone(host or socket.gethostname())
+        self.expected = self.members
 
     @property
     def host(self) -> str:

@@ -1,7 +1,7 @@
 """An index of a commit for people: its cut arrays as one virtual dataset each.
 
-h5py and h5dump show such a dataset as if it were in one piece. A source that is missing reads as zeros
-there without a word, so nothing in this package ever reads an index.
+h5py and h5dump show such a dataset as if it were in one piece. A source that is missing reads as
+zeros there without a word, so nothing in this package ever reads an index.
 """
 
 from __future__ import annotations

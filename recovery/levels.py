@@ -244,7 +244,7 @@ class Levels:
                     offers = place.offers(place.directory.look())
                     dead = {offer.slot for offer in offers if offer.key > key}
                     if dead:
-                        place.directory.prune(lambda c, dead=dead: [o for o in c if o.slot not in dead])
+                        place.directory.prune(_all_but(dead))
 
         self._do(prune)
 
@@ -262,6 +262,7 @@ class Levels:
         """Choose a commit and read it; the next save goes on from it."""
         found = find(self.group, self.places, self._owner, step, cut)
         self._go_on_from(found.lists, found)
+        self.group.expected = self.group.members
         return found
 
     def _go_on_from(self, lists: Lists, found: Found | None) -> None:
@@ -292,3 +293,7 @@ class Levels:
                     place.directory.prune(retain)
 
         self._do(prune)
+
+
+def _all_but(slots: set[int]) -> Callable[[list[Commit]], list[Commit]]:
+    return lambda chain: [commit for commit in chain if commit.slot not in slots]

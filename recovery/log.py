@@ -22,13 +22,13 @@ highest, and it removes it. The look cannot miss the floor that counts: the newe
 `_SLOTS_KEPT` of them, stay while a folder is listed once. Hence, for who was stopped anywhere:
 
 * An owner whose store was taken over finds its number filled, reads an owner who is not itself, and
-  is *fenced* (`CheckpointFencedError`); or it filled a hole, and is fenced as well. If it filled its
-  number before the other came, the other has adopted the commit.
+  is *fenced* (`CheckpointFencedError`); or it filled a hole, and is fenced as well. If it filled
+  its number before the other came, the other has adopted the commit.
 * Prunes from elsewhere take a number too, and name no owner but the one they found. An owner that
   loses its number to one builds its commit anew on what is alive after it.
-* *What is dead stays dead:* alive commits only come from the slot before, or are new. A shard that no
-  alive commit refers to at slot r is never referred to again, because commits refer to new shards
-  and to those of commits that are alive. So who filled r may remove such shards at any later time,
+* *What is dead stays dead:* alive commits only come from the slot before, or are new. A shard that
+  no alive commit refers to at slot r is never referred to again, because commits refer to new
+  shards and to those of living commits. So who filled r may remove such shards at any later time,
   also after a stop of days, if he listed them *before* he filled r (the shards of later owners are
   not on that list), and left alone those of the owner's saves that were under way (``save``).
 * *Nothing outlives what it builds on:* whoever adopts a slot syncs the folder before it fills the

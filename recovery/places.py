@@ -8,18 +8,19 @@ Which commit is newest
 ----------------------
 The logs of several directories may disagree after a crash: a level is saved to less often, a host
 was away, a save reached some hosts and not the others. So commits are ordered by their *key*,
-(generation, save). A job that opens the store reads all logs it can reach, and its generation is one
-more than the highest that opened any of them; it is the first part of its incarnation's name. `save`
-counts the saves of an incarnation. Then:
+(generation, save). A job that opens the store reads all logs it can reach, and its generation is
+one more than the highest that opened any of them; it is the first part of its incarnation's name.
+`save` counts the saves of an incarnation. Then:
 
-* Of one incarnation, a higher save was made later, and went on from a lower one, unless a restore of
-  an older step came in between: then the lower one is dead, and the higher one counts.
+* Of one incarnation, a higher save was made later, and went on from a lower one, unless a restore
+  of an older step came in between: then the lower one is dead, and the higher one counts.
 * An incarnation of a higher generation has seen the logs, and chose what to go on from: the newest
   that was whole, or an older one on request. What it then commits is newer than all that was there
   before it, also than a commit of a host that was away at the time and comes back with steps that
   are higher. Such commits are on a branch that the job gave up.
-* Two jobs that read before either opens would have the same generation. But the second one to open a
-  directory finds the slot of the first before its own, and opens all of them anew with a higher one.
+* Two jobs that read before either opens would have the same generation. But the second one to open
+  a directory finds the slot of the first before its own, and opens all of them anew with a higher
+  one.
 
 A commit is *whole* where each of its shards is on some host that is there. The newest whole one is
 restored, whichever level has it; a commit that is acknowledged as durable is whole at the highest
@@ -133,7 +134,8 @@ class Place:
         offers: list[Offer] = []
         for commit in record.alive if record else ():
             before = offers[-1].key if offers else (0, 0)
-            offers.append(self._offer(commit) or Offer((before[0], before[1] + 0.5), commit.slot, commit.step))
+            unknown = Offer((before[0], before[1] + 0.5), commit.slot, commit.step)
+            offers.append(self._offer(commit) or unknown)
         return offers
 
     def parent(self, record: Record | None, key: Key | None) -> int | None:

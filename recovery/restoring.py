@@ -1,12 +1,12 @@
 """A restore by all ranks: one choice, and each byte read once where it can be.
 
 1. The leaders of the hosts tell which commits their directories have, and which shards.
-2. The commits are tried from the newest on (places.py says what newest means). The first that is whole
-   at some level is it; all ranks see the same lists, so they choose alike.
-3. Replicated arrays are spread over the ranks that can read them; each reads its share, checks every
-   byte, and broadcasts it. A rank's piece of a cut array is read by the rank itself where its
-   host has the shards, only those pieces of the files that it needs; else by one that has them, which
-   sends what is wanted.
+2. The commits are tried from the newest on (places.py says what newest means). The first that is
+   whole at some level is it; all ranks see the same lists, so they choose alike.
+3. Replicated arrays are spread over the ranks that can read them; each reads its share, checks
+   every byte, and broadcasts it. A rank's piece of a cut array is read by the rank itself where its
+   host has the shards, only those pieces of the files that it needs; else by one that has them,
+   which sends what is wanted.
 4. All tell whether they read what was written. If not, another level is tried that has the same
    commit; if there is none, all raise the same error. Older commits are not tried then: what was
    acknowledged must not silently be passed over.
@@ -53,6 +53,11 @@ _READERS = 2
 _TRIES_MAX = 100
 #: Smaller arrays travel together.
 _SMALL_BYTES = 64 << 10
+
+#: A piece of an array: axis, span, shard, range of the shard.
+_Piece = tuple[int, Span, str, int]
+#: An array's number, the piece, who reads it, who gets it.
+_Move = tuple[int, _Piece, int, int]
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,8 @@ def find(
         except _AgainError:
             continue
         return found
-    raise CheckpointError(f"{places[-1].path} is pruned faster than it can be read", places[-1].path)
+    path = places[-1].path
+    raise CheckpointError(f"{path} is pruned faster than it can be read", path)
 
 
 class _AgainError(Exception):
@@ -310,11 +316,11 @@ class _Plan:
     @property
     def whole(self) -> bool:
         """Whether every shard is on a host that is there."""
-        return all(self._hosts_of(piece[2]) for i in range(len(self.entries)) for piece in
-                   self._pieces(i))
+        pieces = (piece for i in range(len(self.entries)) for piece in self._pieces(i))
+        return all(self._hosts_of(shard) for _, _, shard, _ in pieces)
 
-    def _pieces(self, i: int) -> list[tuple[int, Span, str, int]]:
-        """Return (axis, span, shard, range) of each piece of an array that has bytes."""
+    def _pieces(self, i: int) -> list[_Piece]:
+        """Return the pieces of an array that have bytes."""
         entry = self.entries[i]
         if "cut" in entry:
             return [
@@ -356,16 +362,18 @@ class _Plan:
             for i in order
             if readers.get(i) == self.group.rank
         ]
-        sent: dict[tuple[int, int], np.ndarray] = {}  # (move) -> what goes to another rank
-        for k, (i, piece, reader, dest) in enumerate(moves):
-            if reader == self.group.rank:
-                tasks.append(lambda k=k, i=i, p=piece, d=dest: self._read_move(k, i, p, d, arrays, sent))
+        sent: dict[int, np.ndarray] = {}  # by the number of the move: what goes to another rank
+        tasks += [
+            (lambda k=k: self._read_move(k, moves[k], arrays, sent))
+            for k, (_, _, reader, _) in enumerate(moves)
+            if reader == self.group.rank
+        ]
         self._run(tasks)
         self._share(arrays, readers, order)
         self._send(arrays, moves, sent)
         return [self._given(i, array) for i, array in enumerate(arrays)]
 
-    def _moves(self, order: list[int], loads: dict[int, int]) -> list[tuple[int, Any, int, int]]:
+    def _moves(self, order: list[int], loads: dict[int, int]) -> list[_Move]:
         """Return (array, piece, reader, dest) for each piece that a rank needs of a cut array."""
         moves = []
         for i in order:
@@ -414,9 +422,9 @@ class _Plan:
         read_range(self._path(name), self._range(name, index), out)
 
     def _read_move(
-        self, k: int, i: int, piece: Any, dest: int, arrays: list[Any], sent: dict[Any, Any]
+        self, k: int, move: _Move, arrays: list[Any], sent: dict[int, np.ndarray]
     ) -> None:
-        axis, span, name, index = piece
+        i, (axis, span, name, index), _, dest = move
         shape = self._shape(i)
         found = portion(shape, (axis, span), self._target(i, self.wanted[i][dest]))
         assert found is not None
@@ -453,7 +461,9 @@ class _Plan:
             if i in readers and i not in small:
                 self.group.copy(arrays[i], readers[i])
 
-    def _send(self, arrays: list[Any], moves: list[Any], sent: dict[Any, Any]) -> None:
+    def _send(
+        self, arrays: list[Any], moves: list[_Move], sent: dict[int, np.ndarray]
+    ) -> None:
         """Send what was read for others, array by array."""
         for i in dict.fromkeys(i for i, _, reader, dest in moves if reader != dest):
             mine: dict[int, dict[int, np.ndarray]] = {}

@@ -4,15 +4,16 @@ One save at one place, in rounds of the group:
 
 1. All tell what they save. The trees must be alike; the pieces of cut arrays must fit together.
 2. The writers make shards durable. Replicated arrays are spread over them by size. A cut piece is
-   written by the rank that has it, as a shard of its own: nothing is moved, and a death spoils
-   nothing but the piece of the dead. All tell what they wrote. What a dead writer owed of the
-   replicated arrays is written by those who are left. A piece of a cut array that died with its
-   rank ends the save, alike at all.
+   written by the rank that has it, to a shard of its own: nothing is moved, and a death spoils
+   nothing but the piece of the dead. (Gathered at the host's writer first it takes longer: 0.31 s
+   against 0.24 s for 2 x 128 MiB on one host, 0.62 s against 0.44 s for 4 x 128 MiB.) All tell
+   what they wrote. What a dead writer owed of the replicated arrays is written by those who are
+   left. A piece of a cut array that died with its rank ends the save, alike at all.
 3. At a level with partners the shards of a host are sent to the next host.
-4. The *committer* (the lowest member; where each host has a directory, the lowest of each host) waits
-   until no death can change what round 2 said, then links the slot, and tells. If it dies
-   first, **the disk decides**: the next one looks whether the slot of this save is there; it makes it
-   durable and adopts it, or commits itself from what it knows from round 2, which is all.
+4. The *committer* (the lowest member; where each host has a directory, the lowest of each host)
+   waits until no death can change what round 2 said, then links the slot, and tells. If it dies
+   first, **the disk decides**: the next one looks whether the slot of this save is there; it makes
+   it durable and adopts it, or commits itself from what it knows from round 2, which is all.
 
 Every answer of every round is the same at all ranks, so the verdict is too. A committer that was
 stopped and left out cannot commit later: a save with a higher number is in the log, or its own.
@@ -119,6 +120,8 @@ def agree(group: Group, job: Job, *, check_replicas: bool) -> Layout:
         The states differ; names the place in the state, and the ranks.
     ValueError
         The pieces of a cut array do not fit together.
+    RankFailedError
+        One is missing, since its rank died.
     """
     names = name_datasets([leaf.path for leaf in job.leaves])
     form = [
@@ -127,7 +130,7 @@ def agree(group: Group, job: Job, *, check_replicas: bool) -> Layout:
     ]
     text = [form, job.tree if check_replicas else _shape_of(job.tree)]
     pieces = {
-        i: (leaf.array.shape, leaf.cut.offset)
+        i: (leaf.array.shape, leaf.cut.offset, leaf.cut.length)
         for i, leaf in enumerate(job.leaves)
         if leaf.cut is not None
     }
@@ -142,11 +145,14 @@ def agree(group: Group, job: Job, *, check_replicas: bool) -> Layout:
         _name_difference(group.everyone(text))
     shapes, spans = [tuple(leaf.array.shape) for leaf in job.leaves], {}
     for i in pieces:
-        shapes[i], spans[i] = join_pieces(
-            names[i],
-            [(rank, *answer[2][i]) for rank, answer in answers.items()],
-            _axis(job.leaves[i]),
-        )
+        told = [(rank, *answer[2][i]) for rank, answer in answers.items()]
+        gone = sorted(set(group.expected) - set(answers))
+        try:
+            shapes[i], spans[i] = join_pieces(names[i], told, _axis(job.leaves[i]))
+        except ValueError as error:
+            raise _piece_lost(job, gone, [names[i]]) if gone else error
+        if gone and told[0][3] is None:
+            raise _piece_lost(job, gone, [names[i]])
     return Layout(names, shapes, spans)
 
 
@@ -236,11 +242,7 @@ class _Save:
         }
         if gone := sorted({rank for _, rank in owed} - set(members)):
             names = sorted({self.layout.names[i] for i, rank in owed if rank in gone})
-            raise RankFailedError(
-                f"step {self.job.step} is not committed: ranks {gone} died with their pieces of "
-                f"the cut arrays {names}",
-                gone,
-            )
+            raise _piece_lost(self.job, gone, names)
         missing = [
             i
             for i, leaf in enumerate(self.job.leaves)
@@ -476,11 +478,20 @@ class _Save:
         """Remove the commit from the directories that have it, since others have not."""
         mine = told.get(self._unit(self.group.rank))
         if isinstance(mine, tuple) and self._leads():
+            slot = mine[0]
             try:
-                self.place.directory.prune(lambda chain: [c for c in chain if c.slot != mine[0]])
+                self.place.directory.prune(lambda chain: [c for c in chain if c.slot != slot])
             except CheckpointError:
                 self.place.leads = False
         self.group.everyone(None)
+
+
+def _piece_lost(job: Job, ranks: list[int], names: list[str]) -> RankFailedError:
+    return RankFailedError(
+        f"step {job.step} is not committed: ranks {ranks} died with their pieces of the cut arrays "
+        f"{names}; restore, and go on with what is left",
+        ranks,
+    )
 
 
 def _axis(leaf: Leaf) -> int:

@@ -55,6 +55,8 @@ __all__ = [
 #: What is hashed, written and read at a time.
 PIECE_BYTES = 16 << 20
 _PROBE_BYTES = 4096
+#: What is read before it is hashed.
+_BLOCK_BYTES = 512 << 10
 #: Smaller pieces are joined to one write.
 _JOIN_BYTES = 1 << 20
 #: Large arrays start at a page of memory; smaller ones are packed.
@@ -198,8 +200,7 @@ def read_range(path: Path, entry: dict[str, Any], out: np.ndarray) -> None:
             packed = "content" in entry
             piece = memoryview(bytearray(nbytes)) if packed else target[start : start + nbytes]
             start += nbytes
-            count = _read_fully(descriptor, piece, offset)
-            if count < nbytes or _hash(piece) != expected:
+            if _read_hashed(descriptor, piece, offset) != expected:
                 raise CheckpointCorruptError(
                     f"{path} is corrupt in the dataset {entry['dataset']}: the {nbytes} bytes at "
                     f"{offset} are not those that were written",
@@ -300,7 +301,8 @@ def check_shard(path: Path, record: dict[str, Any]) -> Iterator[tuple[str | None
 
 def probe(array: np.ndarray) -> str:
     """Return a hash of the first bytes of an array: where it differs, the array does."""
-    return xxhash.xxh3_64_hexdigest(memoryview(_bytes_of(array))[:_PROBE_BYTES])
+    return xxhash.xxh3_64_hexdigest(memoryview(_bytes_of(array))[:
+_PROBE_BYTES])
 
 
 def hash_pieces(array: np.ndarray) -> Iterator[str]:
@@ -480,6 +482,15 @@ def _hash(data: Any) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
+def _read_hashed(descriptor: int, out: memoryview, offset: int) -> str:
+    """Fill `out` and return its hash, block by block while these are in the processor's cache."""
+    state = xxhash.xxh3_128()
+    for start in range(0, len(out), _BLOCK_BYTES):
+        block = out[start : start + _BLOCK_BYTES]
+        state.update(block[: _read_fully(descriptor, block, offset + start)])
+    return state.hexdigest()
+
+
 def _read(descriptor: int, offset: int, nbytes: int) -> memoryview:
     """Return the bytes at `offset`, fewer where the file ends."""
     data = memoryview(bytearray(nbytes))
@@ -514,6 +525,7 @@ class _Writer:
         self.flush()
         if len(data):
             self._disk.write(self._descriptor, data, self._offset)
+            self._disk.push(self._descriptor, self._offset, len(data))
             self._offset += len(data)
 
     def flush(self) -> None:

@@ -250,7 +250,7 @@ class _Encoder:
         self, array: np.ndarray, path: tuple[str, ...], cut: Cut | None = None
     ) -> dict[str, int]:
         if dtype_from_json(described := dtype_to_json(array.dtype)) != array.dtype:
-            raise TypeError(f"state has an array of the unknown dtype {array.dtype} at {_shown(path)}")
+            raise TypeError(f"state has an array of unknown dtype {array.dtype} at {_shown(path)}")
         self.leaves.append(Leaf(path or ("state",), array, described, cut))
         return {"array": len(self.leaves) - 1}
 

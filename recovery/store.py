@@ -2,7 +2,8 @@
 
 The thread does all that waits for the disk, one save at a time; so at most one save is under way,
 and one copy of the state, in memory that is kept for the next one, is all that it costs. An error
-of the thread is raised by the next call, once.
+of the thread is raised by the next call, once. With many ranks the threads of all make a save
+together (saving.py), so all have the same errors when the same next call looks for them.
 """
 
 from __future__ import annotations
@@ -92,27 +93,49 @@ class Ticket:
 class CheckpointStore:
     """Saves the state of a program to a directory, so that the last save is whole whatever dies.
 
-    Local. A store that is opened for writing belongs to the process that opened it last: whoever
-    opened it earlier is refused from then on (`CheckpointFencedError`), also if it was only stopped
-    and wakes up. Any number of processes may read, and prune with `prune`.
+    A store that is opened for writing belongs to the process, or the job, that opened it last:
+    whoever opened it earlier is refused from then on (`CheckpointFencedError`), also if it was only
+    stopped and wakes up. Any number of processes may read, and prune with `prune`.
+
+    With a communicator, all of its ranks share the store. Making one, `save`, `save_sync`,
+    `restore`, `steps`, `prune` and `close` are then collective: every rank calls them, in the same
+    order and with the same steps. A save is committed for all or for none, and all hear the same
+    of it: the same tickets are durable, the same call raises the same error. Ranks may die at any
+    time; those who are left go on. Each wait has a limit, `timeout_s`.
+
+    An array in the state is *replicated*, the same at all ranks, and written once; so is
+    everything else in it. A `Cut` is a rank's piece of a larger array. Where a rank dies with a
+    piece that is not written yet, the save is not committed, and `RankFailedError` says so
+    to all: restore, which cuts anew for those who are left, and go on from there.
 
     Parameters
     ----------
-    path : path
+    path : path, Level, or sequence of Level
         A directory of its own, made where it is missing, on a file system with exclusive links
-        and an fsync for folders (this is tried).
+        and an fsync for folders (this is tried). All ranks must see it. Or the levels of the store,
+        the ones that are saved to first first; the last one that is shared (without such, the last
+        one) decides what is durable.
+    comm : Communicator, optional
+        It is duplicated.
     keep_last : int, default 2
         How many commits stay. With 2, one that the disk spoils leaves the one before it.
     keep_every : int, optional
         Commits of steps that are multiples of it stay for good.
     compression : {None, "blosc2", "zstd"}
         Of arrays from 64 KiB. Needs ``pip install 'hopcoll[compression]'``.
+    writers : {"host", "rank"}, default "host"
+        Over whom replicated arrays are spread: the lowest rank of each host, or all ranks. Pieces
+        of cut arrays are always written by the ranks that have them.
+    check_replicas : bool, default True
+        Whether the ranks compare hashes of what is replicated.
     allow_pickle : bool, default False
         Whether objects of other types are pickled, and loaded. Loading can run any code.
     readonly : bool, default False
         Take nothing over and change nothing.
     timeout_s : float, default 600
-        How long a call waits for the disk.
+        How long a call waits for the disk, and for the other ranks.
+    host : str, optional
+        The name of this rank's host; what the system calls it where it is left out.
     disk : Disk, optional
 
     Raises
@@ -127,12 +150,13 @@ class CheckpointStore:
         The newest slot is corrupt. Where that slot is lost, removing its file makes the store go on
         from the one before it.
     CheckpointError
-        The directory cannot be written to, or its file system is not fit.
+        The directory cannot be written to, or its file system is not fit; or the ranks did not
+        all come in time. With a communicator all of these are raised at all ranks.
 
     Notes
     -----
-    Arrays that did not change since the commit before are not written again. Memory: one copy of
-    the state while the store is open, and what compression makes.
+    Arrays that did not change since the commit before are not written again at a shared level.
+    Memory: one copy of the state while the store is open, and what compression makes.
     """
 
     def __init__(
@@ -214,9 +238,12 @@ class CheckpointStore:
         Raises
         ------
         TypeError, ValueError
-            The state or the step; nothing was saved.
+            The state or the step; nothing was saved. The other ranks hear of it at their next
+            call.
         CheckpointError
             A save before it went wrong, or does not end; this one was not taken.
+        DivergedError, RankFailedError
+            The same: ranks had different states; a piece of a cut array died with its rank.
         """
         return self._submit(step, state, staged=True)
 
@@ -245,7 +272,10 @@ class CheckpointStore:
         self._raise_error()
 
     def on_durable(self, callback: Callable[[int], Any]) -> None:
-        """Have `callback(step)` called, in the store's thread, after each save that is durable."""
+        """Have `callback(step)` called, in the store's thread, after each save that is durable.
+
+        What it raises is raised by the next call of this rank alone.
+        """
         self._callbacks.append(callback)
 
     def _submit(self, step: int, state: Any, *, staged: bool) -> Ticket:

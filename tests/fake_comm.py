@@ -1,7 +1,7 @@
 """A communicator whose ranks are threads of this process, for what needs many of them and no MPI.
 
-It has what a store uses. A rank dies by an exception that nothing catches; an operation then goes on
-without it, and says so to all alike.
+It has what a store uses. A rank dies by an exception that nothing catches; an operation then goes
+on without it, and says so to all alike.
 """
 
 from __future__ import annotations

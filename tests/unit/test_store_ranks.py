@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -18,12 +20,21 @@ from hopcoll.errors import (
     DivergedError,
     RankFailedError,
 )
-from recovery import CheckpointStore, Cut, Disk, Level
+from recovery import CheckpointStore, Cut, Disk, Level, places, saving
+from recovery.group import Group
+from recovery.levels import Levels
 from tests.fake_comm import FakeComm, Killed, World, run
 
 WHOLE = np.arange(13 * 7 * 3.0).reshape(13, 7, 3)
 WEIGHTS = np.arange(20_000.0)
 CALLS = ("create", "write", "truncate", "fsync", "close", "link", "unlink", "fsync_folder")
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory: these tests make thousands of files, and none of them cuts the power."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as made:
+        yield Path(made)
 
 
 class MortalDisk(Disk):
@@ -69,7 +80,7 @@ def state_of(rank: int, ranks: list[int], step: int, *, cut: bool = True, axis: 
     made = {"weights": WEIGHTS + step, "lr": 0.5 * step, "more": [np.array(step), None]}
     if cut:
         part = np.array_split(WHOLE + step, len(ranks), axis=axis)[ranks.index(rank)]
-        made["cut"] = Cut(np.ascontiguousarray(part), axis)
+        made["cut"] = Cut(np.ascontiguousarray(part), axis, length=WHOLE.shape[axis])
     return made
 
 
@@ -206,6 +217,8 @@ def test_states_that_differ_are_an_error_that_names_the_place_and_the_ranks(tmp_
         (lambda rank: Cut(np.zeros(4), offset=rank * 3), "overlap at 3"),
         (lambda rank: Cut(np.zeros(4), offset=rank * 5), "gap at 4"),
         (lambda rank: Cut(np.zeros(4), offset=rank * 4 or None), "no offset"),
+        (lambda rank: Cut(np.zeros(4), length=7), "end at 8 of 7"),
+        (lambda rank: Cut(np.zeros(4), length=8 + rank), "different lengths"),
     ],
 )
 def test_pieces_that_do_not_fit_are_an_error_at_all_ranks(tmp_path, piece, match):
@@ -233,6 +246,27 @@ def test_a_rank_that_has_nothing_to_save_is_an_error_at_all_ranks(tmp_path):
 
 
 # Deaths
+
+
+@pytest.mark.parametrize("length", [None, 13])
+def test_a_piece_is_missing_since_its_rank_died_after_the_array_was_cut(tmp_path, length):
+    world = World(3)
+
+    def program(comm):
+        with store(tmp_path / "s", comm) as made:
+            parts = np.array_split(WHOLE, 3)
+            made.save_sync(1, {"c": Cut(parts[comm.rank], length=length)})
+            if comm.rank == 1:
+                return None
+            with pytest.raises(RankFailedError, match=r"step 2 is not committed: ranks \[1\]"):
+                made.save_sync(2, {"c": Cut(parts[comm.rank], length=length)})
+            piece = made.restore().state["c"]
+            assert (piece.offset, piece.length) == ((0, 13) if comm.rank == 0 else (7, 13))
+            made.save_sync(2, {"c": piece})
+            return made.steps()
+
+    ended = good(run(3, program, world))
+    assert ended == [[1, 2], None, [1, 2]]
 
 
 def die_at(path, at, victim, *, cut, levels=None, hosts=2, ranks=4):
@@ -278,6 +312,10 @@ def test_a_rank_dies_at_each_of_its_disk_calls_in_a_save(tmp_path, victim, cut):
             step, states = load(path, 2)
             assert step == 3
             check(states, 3, cut=cut)
+            if verdict == "durable":
+                check(load(path, 2, step=2)[1], 2, cut=cut)
+            else:
+                assert load(path, 2, step=1)[0] == 1
         shutil.rmtree(path)
     writes = cut or victim in (0, 1)
     assert (at > 2) == writes
@@ -513,3 +551,58 @@ def test_wrong_arguments(tmp_path):
         Cut(np.array(1))
     with pytest.raises(ValueError, match="axis of a Cut"):
         Cut(np.zeros(3), axis=1)
+
+
+# The checks are awake
+
+
+def no_duty_of_the_dead(duties):
+    def broken(self):
+        try:
+            return duties(self)
+        except RankFailedError:
+            return None
+
+    return broken
+
+
+BROKEN = {
+    "the next committer does not look": (
+        (saving._Save, "_adopted", lambda old: lambda self: None),
+        lambda path: test_a_rank_dies_at_each_of_its_disk_calls_in_a_save(path, 0, False),
+    ),
+    "a piece that died is committed": (
+        (saving._Save, "_duties", no_duty_of_the_dead),
+        lambda path: test_a_rank_dies_at_each_of_its_disk_calls_in_a_save(path, 3, True),
+    ),
+    "a rank that died before the save is not missed": (
+        (Group, "expected", lambda old: property(lambda self: (), lambda self, ranks: None)),
+        lambda path: test_a_piece_is_missing_since_its_rank_died_after_the_array_was_cut(
+            path, None
+        ),
+    ),
+    "no copies at partners": (
+        (saving._Save, "_copies_missing", lambda old: lambda self: False),
+        lambda path: test_a_host_is_lost_with_its_directories_and_nothing_else(path, 1),
+    ),
+    "generations are not told apart": (
+        (places, "generation_of", lambda old: lambda incarnation: 0),
+        test_a_host_that_comes_back_with_a_dead_branch_is_not_listened_to,
+    ),
+    "later steps live on": (
+        (Levels, "_let_die", lambda old: lambda self, key, done: None),
+        test_an_older_step_is_asked_for_and_later_ones_die_at_all_levels,
+    ),
+    "hashes are not compared": (
+        (saving._Save, "_hash_replicas", lambda old: lambda self: ""),
+        test_states_that_differ_are_an_error_that_names_the_place_and_the_ranks,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_store_is_noticed(tmp_path, monkeypatch, name):
+    (where, attribute, broken), test = BROKEN[name]
+    monkeypatch.setattr(where, attribute, broken(getattr(where, attribute, None)), raising=False)
+    with pytest.raises((AssertionError, CheckpointError, ValueError, pytest.fail.Exception)):
+        test(tmp_path)
