@@ -417,7 +417,10 @@ def run(job: Plan) -> int:
         `NOBODY_SURVIVED` if every rank died, or a host was lost.
     """
     with Ending() as ending:
-        return attend(job, ending).code
+        ended = attend(job, ending)
+    if ended.lost:
+        print(f"hopcoll run: {ended.lost} (--restarts N starts it again)", file=sys.stderr)
+    return ended.code
 
 
 def attend(job: Plan, ending: Ending) -> Ended:
@@ -478,7 +481,6 @@ def attend(job: Plan, ending: Ending) -> Ended:
     if relay.host_lost:
         return Ended(max(code, NOBODY_SURVIVED), "a host was lost")
     if code == 0 and job.marks and job.mpirun.fault_tolerant and not relay.marks:
-        print("hopcoll run: every rank died; nobody was left to go on", file=sys.stderr)
         return Ended(NOBODY_SURVIVED, "every rank died")
     if code < 0:
         return Ended(128 - code, f"mpirun was killed by signal {-code}")

@@ -206,7 +206,8 @@ class CheckpointStore:
         self._closed = False
         self._thread: threading.Thread | None = None
 
-        self.durable_step: int | None = self._all.highest.last_step
+        # A reader sees what its owner may not have fsynced yet, and can vouch for nothing.
+        self.durable_step: int | None = None if readonly else self._all.highest.last_step
         if not readonly:
             # A daemon: a save that the end of the process cuts short leaves the commits before it.
             self._thread = threading.Thread(target=self._run, name="hopcoll-store", daemon=True)
@@ -396,7 +397,8 @@ class CheckpointStore:
                 path=path,
             )
             self._last_step = found.step
-            self.durable_step = self._all.highest.last_step
+            if not self._readonly:
+                self.durable_step = self._all.highest.last_step
             return Restored(found.step, state)
 
     def steps(self) -> list[int]:

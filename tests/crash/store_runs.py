@@ -333,6 +333,8 @@ class Campaign:
         self.scratch = scratch
         self.how = {"randoms": randoms, "seed": seed}
         self.examiner = Examiner(look, scratch)
+        #: Of the program as it is; and new states, those with fsyncs taken out aside.
+        self.cuts = self.states = 0
         self.sites: set[str] = set()
         self.needed: set[str] = set()
 
@@ -405,7 +407,10 @@ class Campaign:
         return len(drawn)
 
     def _examine(self, log: Log, first: int = 0) -> None:
+        cuts_before, states_before = self.examiner.cuts, len(self.examiner.seen)
         self.examiner.examine(log, first=first, **self.how)
+        self.cuts += self.examiner.cuts - cuts_before
+        self.states += len(self.examiner.seen) - states_before
         self.sites |= set(log.syncs())
         self.needed |= self.examiner.needed_syncs(log, self.needed, first=first, randoms=0)
 
@@ -422,7 +427,7 @@ def main(randoms: int, seed: int, successors: int, path: Path | None) -> None:
     with scratch_folder() as scratch:
         campaign = Campaign(scratch, randoms, seed)
         for name in RUNS:
-            states, cuts_before = len(campaign.examiner.seen), campaign.examiner.cuts
+            cuts_before, states_before = campaign.cuts, campaign.states
             campaign.cut(name)
             kills = 0
             with tqdm(desc=name, unit="kill") as bar:
@@ -433,11 +438,10 @@ def main(randoms: int, seed: int, successors: int, path: Path | None) -> None:
             report["runs"][name] = {
                 "kills": kills,
                 "second_cuts": twice,
-                "cuts": campaign.examiner.cuts - cuts_before,
-                "states": len(campaign.examiner.seen) - states,
+                "cuts": campaign.cuts - cuts_before,
+                "new_states": campaign.states - states_before,
             }
-        report["cuts"] = campaign.examiner.cuts
-        report["states"] = len(campaign.examiner.seen)
+        report["cuts"], report["states"] = campaign.cuts, campaign.states
         report["fsyncs"] = sorted(campaign.sites)
         report["fsyncs_not_needed"] = sorted(campaign.sites - campaign.needed)
     report["seconds"] = round(time.monotonic() - begin_s, 1)

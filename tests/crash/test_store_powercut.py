@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from recovery import CheckpointStore
 from recovery import log as store_log
 from tests.crash.store_runs import RUNS, Campaign, scratch_folder
-from tests.powercut import RecordingDisk, Violation
+from tests.powercut import Killed, RecordingDisk, Violation, cuts
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,19 @@ def test_a_slot_that_is_adopted_unsynced_is_found(
     with pytest.raises(Violation, match=r"slots/0000000002.json is missing"):
         for count in campaign.calls_that_name("pruned"):
             campaign.kill_and_cut("pruned", count)
+
+
+def test_a_reader_calls_nothing_durable(campaign: Campaign) -> None:
+    """It reads a commit whose owner was killed before the name was synced; a cut may take it."""
+    count = campaign.calls_that_name("sync")[7]
+    with campaign.log() as log:
+        with pytest.raises(Killed):
+            RUNS["sync"](log, RecordingDisk(log, lives_for=count))
+        with CheckpointStore(log.root / "store", readonly=True) as store:
+            assert store.restore().step == 1
+            assert store.durable_step is None
+        left = {campaign.examiner.found(cut.state) for cut in cuts(log, first=len(log.calls))}
+    assert left == {None, 1}
 
 
 def test_the_runs_refer_to_older_shards(campaign: Campaign) -> None:
