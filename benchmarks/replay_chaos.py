@@ -67,7 +67,8 @@ def main() -> int:
 def run_job(folder: Path, draw: random.Random) -> dict[str, Any]:
     """Run a job through its kills, then its replay."""
     store, log = folder / "store", folder / "log.jsonl"
-    words = ["--steps", STEPS, "--store", store, "--log", log, "--interval", draw.choice([3, 7, "auto"])]
+    words = ["--steps", STEPS, "--store", store, "--log", log]
+    words += ["--interval", draw.choice([3, 7, "auto"])]
     starts = whole = killed = 0
     said: list[dict[str, Any]] = []
     while not said:
