@@ -39,6 +39,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
+    # The jobs are in sessions of their own, so the end of this must become theirs.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     jobs = []
     for number in range(options.jobs):
         with tempfile.TemporaryDirectory(prefix="replay-chaos-") as folder:

@@ -286,7 +286,7 @@ def show(path: Path, step: int | None, as_json: bool) -> None:
             }
             for name, shard in body["shards"].items()
         ]
-        values = {name: value for name, value in _values(body).items()}
+        values = _values(body)
         chain = [
             {"step": one.body["step"], "slot": one.number, "fate": store.fate(one.number)}
             for one in store.chain(record)
@@ -294,7 +294,13 @@ def show(path: Path, step: int | None, as_json: bool) -> None:
         summary = _summary(store, record)
     if as_json:
         _print_json(
-            {**summary, "arrays": arrays, "shards": files, "values": values, "chain": chain}
+            {
+                **summary,
+                "arrays": arrays,
+                "shards": files,
+                "values": {name: json.loads(text) for name, text in values.items()},
+                "chain": chain,
+            }
         )
         return
     click.echo(
@@ -335,9 +341,8 @@ def show(path: Path, step: int | None, as_json: bool) -> None:
         _table(rows)
     if values:
         click.echo()
-        for name, value in values.items():
-            text = json.dumps(value)
-            click.echo(f"{name} = {text if len(text) <= 100 else text[:97] + '...'}")
+        for name, text in values.items():
+            click.echo(f"{name} = {_short(text, 100)}")
 
 
 def _hashes(entry: dict[str, Any]) -> list[str]:
@@ -353,9 +358,9 @@ def _pieces(entry: dict[str, Any]) -> list[tuple[int, int, str, int]]:
     return [(0, entry["shape"][0] if entry["shape"] else 1, *entry["piece"])]
 
 
-def _values(body: dict[str, Any]) -> dict[str, Any]:
-    """Return what the state has besides arrays, by where it is."""
-    found: dict[str, Any] = {}
+def _values(body: dict[str, Any]) -> dict[str, str]:
+    """Return what the state has besides arrays, as JSON, by where it is."""
+    found: dict[str, str] = {}
 
     def walk(node: Any, path: str) -> None:
         if isinstance(node, dict) and "dict" in node:
@@ -364,8 +369,8 @@ def _values(body: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(node, list):
             for i, value in enumerate(node):
                 walk(value, f"{path}/{i}" if path else str(i))
-        elif not (isinstance(node, dict) and "array" in node):
-            found[path] = node
+        elif '"array":' not in (text := json.dumps(node)):
+            found[path] = text
 
     walk(body["tree"], "")
     return found
@@ -485,13 +490,12 @@ def _differences(
             yield {"name": name, "text": "only in the first"}
         elif name not in one:
             yield {"name": name, "text": "only in the second"}
-        elif json.dumps(one[name]) != json.dumps(two[name]):
+        elif one[name] != two[name]:
             yield {"name": name, "text": f"{_short(one[name])} and {_short(two[name])}"}
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _identity(record: Record, entry: dict[str, Any]) -> Any:

@@ -148,4 +148,4 @@ class History:
             saved = store.restore(step).state
         if not (isinstance(saved, dict) and "history" in saved.get("session", {})):
             raise CheckpointMismatchError(f"{path} was not saved by a TrainingSession", path)
-        return cls.from_json(saved["session"]["history"])
+        return cls.from_json(json.loads(saved["session"]["history"]))

@@ -7,6 +7,7 @@ job that was interrupted does what it would have done, bit for bit.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from contextlib import suppress
@@ -474,11 +475,11 @@ class TrainingSession:
                 )
             self._check_settings(ours)
             live.put_back(self._state, saved.state["state"])
-            self.history = History.from_json(ours["history"])
+            self.history = History.from_json(json.loads(ours["history"]))
             self._saves.running_s = ours["running_s"]
             failures = max(ours["failures"], self._saves.failures)
             self._saves.failures = failures + (0 if ours["over"] else 1)
-            carried = ours["log"]
+            carried = ours["log"] and json.loads(ours["log"])
         self.first = step + 1
         if self._replay is not None:
             self.history = History.from_json(self._replay.history.to_json())
@@ -549,7 +550,7 @@ class TrainingSession:
         session = {
             "settings": self._settings,
             "seed": self.seed,
-            "history": self.history.to_json(),
+            "history": json.dumps(self.history.to_json()),
             "running_s": saves.running_s,
             "failures": saves.failures,
             "over": step == self._last,
@@ -557,7 +558,7 @@ class TrainingSession:
         }
         saves.due = step + 1  # should this go wrong
         if self._metrics is not None:
-            session["log"] = self._metrics.committing(step)
+            session["log"] = json.dumps(self._metrics.committing(step))
         saves.begin(step, begin_s)
         state = {"state": live.take(self._state), "session": session}
         if final:

@@ -14,8 +14,10 @@ import pytest
 
 import recovery
 from hopcoll.errors import CheckpointError, CheckpointMismatchError, TooFewRanksError
-from recovery import History, TrainingSession
+from recovery import History, TrainingSession, live
 from recovery import training as module
+from recovery.history import Era
+from recovery.metrics import Metrics
 
 SEED = 7
 
@@ -130,6 +132,55 @@ def test_resumed_is_bit_for_bit_the_same(
             assert list(session.steps(12)) == []
         assert store.steps()[-1] == 12
     assert len(logged(log)) == 12
+
+
+def broken_random(session: TrainingSession, *key: int) -> np.random.Generator:
+    return np.random.default_rng(abs(hash((id(session), key))))
+
+
+#: What goes wrong, and how a session is made to do it.
+BROKEN: dict[str, tuple[Any, str, Any]] = {
+    "the state is not put back": (live, "put_back", lambda node, saved: node),
+    "the log is not cut": (Metrics, "_durable_bytes", lambda self: self.path.stat().st_size),
+    "the log is cut to nothing": (Metrics, "_durable_bytes", lambda self: 0),
+    "random numbers are of the process": (TrainingSession, "_random", broken_random),
+    "the next step is made twice": (History, "begin", lambda self, first, size, ranks: (
+        self.eras.append(Era(first, size, ranks)), setattr(self, "last", max(first - 2, 0)))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", [None, *BROKEN])
+def test_the_checks_of_a_resumed_job_are_awake(
+    tmp_path: Path,
+    comm: Companions,
+    undisturbed: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str | None,
+) -> None:
+    if broken is not None:
+        monkeypatch.setattr(*BROKEN[broken])
+    comm.rank = 0
+    log = tmp_path / "log.jsonl"
+    for kill in (10, 0):
+        state = fresh()
+        with recovery.CheckpointStore(tmp_path / "store", keep_last=9) as store:
+            try:
+                with TrainingSession(comm, state, store, interval=2, seed=SEED, log=log) as session:
+                    train(session, state, 12, killed_at(kill))
+            except Killed:
+                store.wait()
+            except ValueError as error:
+                assert broken == "the next step is made twice"
+                assert "step must be higher than 8" in str(error)
+    comm.rank = 0
+    expected = fresh()
+    with TrainingSession(comm, expected, seed=SEED) as session:
+        train(session, expected, 12)
+    right = (
+        state["w"].tobytes() == expected["w"].tobytes()
+        and [step for step, _ in logged(log)] == list(range(1, 13))
+    )
+    assert right is (broken is None)
 
 
 def test_a_batch_is_cut_among_those_who_are_left(comm: Companions) -> None:
