@@ -98,7 +98,8 @@ class TrainingSession:
     settings : dict, optional
         What must be alike when a job goes on: numbers, text, None. A job with others is refused.
     replay : History, optional
-        Run the job again that has this history, up to its last step. `store` must be None.
+        Run the job again that has this history, up to its last step. `store` must be None, and
+        what the ranks tell each other inside of the loop has to go through the session.
 
     Raises
     ------
@@ -110,9 +111,7 @@ class TrainingSession:
         What the store holds was saved by another kind of job: other settings, another seed, arrays
         of other shapes or dtypes.
     CheckpointError
-        As `CheckpointStore` and `CheckpointStore.restore` raise them.
-    CheckpointError
-        The log cannot be written; where it is not this session's, a `CheckpointMismatchError`.
+        As `CheckpointStore` and `CheckpointStore.restore` raise them. Or the log cannot be written.
 
     Attributes
     ----------
@@ -274,7 +273,16 @@ class TrainingSession:
         if self._metrics is not None and self._line:
             self._metrics.add(step, self._line, self.reports)
         if self.store is not None and self._due(step):
-            self._save(step, final=step == self._last)
+            try:
+                self._save(step, final=step == self._last)
+            except TooFewRanksError:
+                raise
+            except RankFailedError:  # of this save, or of the one before it
+                if not self._cut:
+                    raise
+                self.contributors = self.comm.Barrier().contributors
+                self._go_back(step)
+                return False
         return True
 
     def Allreduce(
