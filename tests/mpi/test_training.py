@@ -109,12 +109,21 @@ def test_input_that_kills_one_rank_after_another_stops_the_job(tmp_path: Path) -
     assert ended.said == []
 
 
-def test_a_death_takes_a_cut_array_back_to_the_last_commit(tmp_path: Path) -> None:
-    ended = train("--cut", "--store", tmp_path / "store", "--die", "1:8", ranks=3)
+@pytest.mark.parametrize(
+    ("how", "step", "saved"), [("--die", 8, 6), ("--die-committing", 12, 9), ("--die", 2, 0)]
+)
+def test_a_death_takes_a_cut_array_back_to_the_last_commit(
+    tmp_path: Path, how: str, step: int, saved: int
+) -> None:
+    ended = train("--cut", "--store", tmp_path / "store", how, f"1:{step}", ranks=3)
     said = alike(ended, [0, 2])
-    assert said["made"] == [1, 2, 3, 4, 5, 6, 7, 8, 7, 8, 9, 10, 11, 12]
+    made = said["made"]
+    again = made.index(saved + 1, saved + 1)  # it may have been noticed a step later
+    assert made == [*range(1, again + 1), *range(saved + 1, 13)]
+    assert again in (step, step + 1)
     history = recovery.History.read(tmp_path / "store")
-    assert [(era.first, era.ranks) for era in history.eras] == [(1, (0, 1, 2)), (7, (0, 2))]
+    eras = [(era.first, era.ranks) for era in history.eras]
+    assert eras == [(1, (0, 1, 2)), (saved + 1, (0, 2))][-2 if saved else -1 :]
     for command in (["verify"], ["show"], ["diff", "--steps", "9", "9"]):
         asked = CliRunner().invoke(ckpt, [command[0], str(tmp_path / "store"), *command[1:]])
         assert asked.exit_code == 0, asked.output

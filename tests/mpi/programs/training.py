@@ -34,6 +34,7 @@ def main() -> None:
     add("--die", default="", help="RANK:STEP, before the first Allreduce of the step")
     add("--die-once", default="", help="as --die, in the first of several starts")
     add("--die-between", default="", help="RANK:STEP, before the second one")
+    add("--die-committing", default="", help="RANK:STEP, when the others commit")
     add("--poison", type=int, help="a sample that kills who has it")
     add("--history", help="written at the end")
     add("--replay", help="a history, or a store that has one")
@@ -77,6 +78,7 @@ def main() -> None:
             session.Allreduce(np.array([float(np.abs(gradient).mean())]), norm)
             state["norm"] = 1 / float(norm[0])
             session.log(norm=state["norm"], ranks=session.contributors)
+            die(session, step, options.die_committing)
             session.commit(step)
         if options.history and session.reports:
             session.history.write(options.history)
