@@ -220,6 +220,7 @@ class TrainingSession:
             self.history.last = first - 1
             yield from self._each(first, min(end, last))
         self._replay.end()
+        self.history.last = min(self._replay.history.last, last)  # also where this rank was out
 
     def _each(self, first: int, last: int) -> Iterator[int]:
         step = first

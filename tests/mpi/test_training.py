@@ -73,7 +73,9 @@ def test_a_job_that_was_started_again_is_replayed_too(tmp_path: Path) -> None:
     assert [(era.first, era.size) for era in history.eras] == [(1, 4), (7, 3)]
     assert history.contributors(6) == (1, 2, 3)
     assert history.contributors(7) == (0, 1, 2)
-    again = {line["rank"]: line for line in train("--replay", store).said}
+    # With a rank more than the job ever had.
+    again = {line["rank"]: line for line in train("--replay", store, ranks=5).said}
+    assert again[4]["made"] == []
     assert again[1]["digest"] == again[0]["digest"] == said["digest"]
     assert again[0]["made"] == [1, *range(7, 13)]
     assert again[3]["made"] == [1, 2, 3, 4, 5, 6]
