@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -42,6 +42,8 @@ __all__ = ["TrainingSession"]
 
 #: How long a call waits for the disk that the log is on.
 _DISK_TIMEOUT_S = 600.0
+#: A session goes on with those who are left, whatever the communicator does by default.
+_SURVIVORS: Final = {"on_failure": "survivors"}
 #: What the seed is used for: the two streams never meet.
 _STEP_STREAM, _ORDER_STREAM = 0, 1
 
@@ -260,12 +262,13 @@ class TrainingSession:
             Fewer than `min_ranks` ranks are left.
         CheckpointError
             A save went wrong, alike at all ranks. The step is made all the same: who catches this
-            goes on, and the next save is tried when it is due.
+            goes on, and the next save is tried when it is due. Or the log cannot be written, at
+            the rank that writes it alone; if it leaves, the next one writes.
         """
         if step != self._step:
             raise ValueError(f"step {step} is not under way: the step is {self._step}")
         if self._operations == 0 and not self._out(step):
-            self._note(self.comm.Barrier().contributors)
+            self._note(self.comm.Barrier(**_SURVIVORS).contributors)
         self._step = None
         if self._cut and self.contributors != self.history.eras[-1].ranks:
             self._go_back(step)
@@ -281,7 +284,7 @@ class TrainingSession:
             except RankFailedError:  # of this save, or of the one before it
                 if not self._cut:
                     raise
-                self.contributors = self.comm.Barrier().contributors
+                self.contributors = self.comm.Barrier(**_SURVIVORS).contributors
                 self._go_back(step)
                 return False
         return True
@@ -328,7 +331,7 @@ class TrainingSession:
                 np.copyto(np.asarray(recvbuf).reshape(-1), np.asarray(sendbuf).reshape(-1))
             return self.contributors
         outcome = self.comm.Allreduce(
-            sendbuf, recvbuf, op, order="rank", timeout_s=timeout_s, check=check
+            sendbuf, recvbuf, op, order="rank", timeout_s=timeout_s, check=check, **_SURVIVORS
         )
         self._note(outcome.contributors)
         return self.contributors
@@ -465,12 +468,12 @@ class TrainingSession:
 
     def _restore(self) -> None:
         while True:
-            before = self.comm.Barrier().contributors if self._cut else ()
+            before = self.comm.Barrier(**_SURVIVORS).contributors if self._cut else ()
             saved = None
             if self.store is not None:
                 with suppress(CheckpointNotFoundError):
                     saved = self.store.restore()
-            self.contributors = self.comm.Barrier().contributors
+            self.contributors = self.comm.Barrier(**_SURVIVORS).contributors
             if not self._cut or self.contributors == before:
                 break  # else a piece may have died again
         step = 0
@@ -511,7 +514,7 @@ class TrainingSession:
                 self._metrics.write(step)
             except CheckpointError as error:
                 failure = error
-        for error in self.comm.allgather(failure):
+        for error in self.comm.allgather(failure, **_SURVIVORS):
             if error is not None:
                 raise error
 
@@ -578,7 +581,7 @@ class TrainingSession:
         if self._interval == "auto" and not final:
             seen = saves.seen(step, begin_s)
             agreed = np.empty_like(seen)
-            outcome = self.comm.Allreduce(seen, agreed, hopcoll.MAX, order="rank")
+            outcome = self.comm.Allreduce(seen, agreed, hopcoll.MAX, **_SURVIVORS)
             saves.choose(step, agreed)
             self._step = step
             try:

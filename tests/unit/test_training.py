@@ -29,22 +29,21 @@ class Companions:
 
     def __init__(self) -> None:
         self.alive: tuple[int, ...] = (0, 1, 2, 3)
-        self.operations = 0
 
     def lose(self, *ranks: int) -> None:
         self.alive = tuple(rank for rank in self.alive if rank not in ranks)
 
-    def allgather(self, answer: Any) -> list[Any]:
+    def allgather(self, answer: Any, on_failure: str) -> list[Any]:
         return [answer if rank == self.rank else None for rank in range(self.size)]
 
-    def Barrier(self) -> Any:
-        self.operations += 1
+    def Barrier(self, on_failure: str) -> Any:
+        assert on_failure == "survivors"
         return SimpleNamespace(contributors=self.alive)
 
     def Allreduce(self, send: Any, recv: Any, op: Any, **more: Any) -> Any:
-        assert more.pop("order") == "rank"
+        assert more.get("order", "rank") == "rank"
         np.copyto(recv, send)
-        return self.Barrier()
+        return self.Barrier(more["on_failure"])
 
 
 @pytest.fixture
