@@ -29,6 +29,7 @@ import numpy as np
 from hopcoll.errors import (
     CheckpointCorruptError,
     CheckpointError,
+    CheckpointFencedError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
 )
@@ -46,6 +47,7 @@ _TEMPORARY = re.compile(r"([0-9a-f]+)-.*")
 #: A shard is referred to, instead of written anew, where at least this much of it is used.
 _REUSED_MIN = 0.3
 _READERS = 2
+_OPENINGS_MAX = 5
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,14 @@ class Level:
             It cannot be written to, or the file system is not fit.
         """
         with self._explained("cannot be opened for writing"):
-            self._prepare()
-            self._try_links()
+            for tries_left in reversed(range(_OPENINGS_MAX)):
+                try:
+                    self._prepare()
+                    self._try_links()
+                    break
+                except FileNotFoundError:  # who opens it at the same time took it for rubbish
+                    if not tries_left:
+                        raise
             self._list()
             record = self.log.open()
         self.clean(record)
@@ -315,8 +323,12 @@ class Level:
             with self._explained(f"step {step} cannot be saved"):
                 record = self.log.commit(step, save, parent, build, retain)
         except BaseException as error:
-            if not isinstance(error.__cause__, UncertainError):
-                self.discard(fresh)
+            refused = isinstance(error.__cause__, OSError)
+            uncertain = isinstance(error.__cause__, UncertainError)
+            if isinstance(error, (PrunedError, CheckpointFencedError)) or (
+                refused and not uncertain
+            ):
+                self.discard(fresh)  # no slot names them
             raise
         self._used[record.number] = frozenset(manifest["shards"])
         return record

@@ -74,7 +74,7 @@ def start(program: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 STOPPED = """
-import os, signal, sys
+import signal, sys, threading
 from hopcoll.errors import CheckpointFencedError
 from recovery import CheckpointStore, Disk
 from tests.store_faults import state
@@ -84,7 +84,7 @@ class Stopping(Disk):
     def link(self, source, target):
         if self.armed:
             Stopping.armed = False
-            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         super().link(source, target)
 
 for path in sys.stdin:
