@@ -115,7 +115,7 @@ class Group:
 
     def close(self) -> None:
         if self._comm is not None:
-            self._comm.close(0.0 if self._broken is not None else self._timeout_s)
+            self._comm.close(0.0 if self._broken is not None else None)
 
     def _run(self, collective: Any, argument: Any) -> Any:
         if self._broken is not None:

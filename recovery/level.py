@@ -29,6 +29,7 @@ import numpy as np
 from hopcoll.errors import (
     CheckpointCorruptError,
     CheckpointError,
+    CheckpointFencedError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
 )
@@ -44,8 +45,9 @@ _FOLDERS = ("shards", "slots", "tmp")
 _SHARD = re.compile(r"([0-9a-f]+)-(\d+)-[\w.]+\.h5")
 _TEMPORARY = re.compile(r"([0-9a-f]+)-.*")
 #: A shard is referred to, instead of written anew, where at least this much of it is used.
-_REUSED_MIN = 0.5
+_REUSED_MIN = 0.3
 _READERS = 2
+_OPENINGS_MAX = 5
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,14 @@ class Level:
             It cannot be written to, or the file system is not fit.
         """
         with self._explained("cannot be opened for writing"):
-            self._prepare()
-            self._try_links()
+            for tries_left in reversed(range(_OPENINGS_MAX)):
+                try:
+                    self._prepare()
+                    self._try_links()
+                    break
+                except FileNotFoundError:  # who opens it at the same time took it for rubbish
+                    if not tries_left:
+                        raise
             self._list()
             record = self.log.open()
         self.clean(record)
@@ -314,8 +322,12 @@ class Level:
             with self._explained(f"step {step} cannot be saved"):
                 record = self.log.commit(step, save, parent, build, retain)
         except BaseException as error:
-            if not isinstance(error.__cause__, UncertainError):
-                self.discard(fresh)
+            refused = isinstance(error.__cause__, OSError)
+            uncertain = isinstance(error.__cause__, UncertainError)
+            if isinstance(error, (PrunedError, CheckpointFencedError)) or (
+                refused and not uncertain
+            ):
+                self.discard(fresh)  # no slot names them
             raise
         self._used[record.number] = frozenset(manifest["shards"])
         return record
@@ -486,7 +498,8 @@ class Level:
                 yield _problem(self.root / "STORE.json", error)
             except FileNotFoundError:
                 yield Problem(self.root / "STORE.json", None, "is missing")
-            for number in self.log.numbers():
+            numbers = self.log.numbers()
+            for number in numbers:
                 try:
                     slots[number] = self.log.read(number)
                 except FileNotFoundError:
@@ -495,15 +508,17 @@ class Level:
                     yield _problem(self.log.path(number), error)
             if not slots:
                 return
+            # Where the highest slot cannot be read, what the one below it has may have gone by right.
+            certain = max(slots) == numbers[-1]
             seen = set()
             for commit in slots[max(slots)].alive:
                 if commit.slot not in slots:
-                    if not self.log.path(commit.slot).exists():
+                    if certain and not self.log.path(commit.slot).exists():
                         yield Problem(self.log.path(commit.slot), None, "is missing")
                     continue
                 for name, record in slots[commit.slot].body["shards"].items():
                     path = self.root / "shards" / name
-                    if name not in seen and not (partial and not path.exists()):
+                    if name not in seen and (path.exists() or (certain and not partial)):
                         seen.add(name)
                         for dataset, text in shards.check_shard(path, record):
                             yield Problem(path, dataset, text)

@@ -40,6 +40,7 @@ highest, and it removes it. The look cannot miss the floor that counts: the newe
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -314,9 +315,9 @@ class Log:
                 with contextlib.suppress(FileNotFoundError):
                     self._disk.unlink(self.path(number))  # it was a hole in the past
                 return False
-        except OSError as error:
-            raise UncertainError(error.errno, error.strerror) from error
-        raise CheckpointCorruptError(f"{self.path(number)} is gone after it was made", self.root)
+        except (OSError, CheckpointError) as error:
+            raise UncertainError(errno.EIO, str(error)) from error
+        raise UncertainError(errno.EIO, f"{self.path(number)} is gone after it was made")
 
     def _fill(self, number: int, document: dict[str, Any]) -> bool:
         """Give the slot to this document; False where another has it."""

@@ -116,7 +116,7 @@ class Place:
         self.base: Record | None = None
         self.last_step: int | None = None
         self.leads = False
-        self._keys: dict[int, Offer] = {}
+        self._known: dict[int, Offer] = {}
 
     def open(self, incarnation: str, member: str) -> None:
         """Be of this incarnation; the directory is taken over apart."""
@@ -136,6 +136,7 @@ class Place:
             before = offers[-1].key if offers else (0, 0)
             unknown = Offer((before[0], before[1] + 0.5), commit.slot, commit.step)
             offers.append(self._offer(commit) or unknown)
+        self._known = {o.slot: o for o in offers if o.slot in self._known}
         return offers
 
     def parent(self, record: Record | None, key: Key | None) -> int | None:
@@ -148,14 +149,14 @@ class Place:
         return frozenset(os.listdir(self.path / "shards"))
 
     def _offer(self, commit: Commit) -> Offer | None:
-        if commit.slot not in self._keys:
+        if commit.slot not in self._known:
             try:
                 found = self.directory.log.read(commit.slot)
             except (FileNotFoundError, CheckpointCorruptError):
                 return None
             key = (generation_of(found.owner), found.save)
-            self._keys[commit.slot] = Offer(key, commit.slot, commit.step)
-        return self._keys[commit.slot]
+            self._known[commit.slot] = Offer(key, commit.slot, commit.step)
+        return self._known[commit.slot]
 
 
 def named_levels(path_or_levels: Any) -> tuple[Level, ...]:

@@ -36,7 +36,7 @@ from recovery.cuts import Span, join_pieces, piece_shape
 from recovery.group import Group
 from recovery.index import write_index
 from recovery.level import PrunedError
-from recovery.log import Commit, Record
+from recovery.log import Commit, Record, UncertainError
 from recovery.places import Key, Place
 from recovery.shards import name_datasets
 from recovery.state import Leaf
@@ -184,6 +184,14 @@ def save_at(
     return _Save(group, place, job, layout, how, key).run()
 
 
+@dataclass(frozen=True)
+class _Failed:
+    """Why a commit failed, and whether it may be there all the same."""
+
+    error: CheckpointError
+    uncertain: bool
+
+
 class _Save:
     def __init__(
         self, group: Group, place: Place, job: Job, layout: Layout, how: Settings, key: Key | None
@@ -197,6 +205,7 @@ class _Save:
         self.attempts = itertools.count()
         self.draft = _Draft()
         self.problem: CheckpointError | None = None
+        self.uncertain = False  # whether the commit may be there all the same
 
     def run(self) -> CheckpointError | None:
         for base in (self.place.base, None):
@@ -205,7 +214,8 @@ class _Save:
                 self._write_all(base)
                 pruned = self._commit()
             except HopcollError:
-                self.place.directory.discard(self.draft.fresh)
+                if not self.uncertain:
+                    self.place.directory.discard(self.draft.fresh)
                 raise
             if not pruned:
                 return self.problem
@@ -360,9 +370,9 @@ class _Save:
         told: dict[str, Any] = {}
         try:
             group.settle()
-            late: CheckpointError | None = None
+            late: _Failed | None = None
         except CheckpointError as error:
-            late = error
+            late = _Failed(error, False)
         while True:
             units = {self._unit(rank): 0 for rank in group.members}
             mine = None
@@ -375,7 +385,9 @@ class _Save:
             if all(unit in told for unit in units):
                 break
         verdicts = [told[unit] for unit in units]
-        errors = [one for one in verdicts if isinstance(one, BaseException)]
+        failed = [one for one in verdicts if isinstance(one, _Failed)]
+        self.uncertain = any(one.uncertain for one in failed)
+        errors: list[BaseException] = [one.error for one in failed]
         pruned = "pruned" in verdicts
         if not errors and not self._held():
             errors = [RankFailedError(f"step {self.job.step} is not committed: a host died")]
@@ -413,7 +425,7 @@ class _Save:
         return self.place.shared or all(held & hosts for held in self.draft.holders.values())
 
     def _try_commit(self, manifest: dict[str, Any]) -> Any:
-        """Return (slot, error of the clean-up or None), "pruned", or why it was not committed."""
+        """Return (slot, error of the clean-up or None), "pruned", or how it failed."""
         place, job = self.place, self.job
         directory = place.directory
         try:
@@ -430,9 +442,9 @@ class _Save:
         except PrunedError:
             return "pruned"
         except CheckpointError as error:
-            return error
+            return _Failed(error, isinstance(error.__cause__, UncertainError))
         except OSError as error:
-            return CheckpointError(f"{place.path}: {error}", place.path)
+            return _Failed(CheckpointError(f"{place.path}: {error}", place.path), False)
         place.leads = True
         try:
             directory.clean(record)

@@ -26,6 +26,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +132,15 @@ def write_shard(
                 rest.update(gap)
                 writer.add(gap)
                 data = view if view is not None else image.read(offset, extent[1])
-                hashes.append((extent, hasher.submit(_hash, data)))
+                hashes.append((extent, _begin(hasher, data)))
                 writer.add(data)
                 end = offset + extent[1]
             gap = image.read(end, nbytes - end)
             rest.update(gap)
             writer.add(gap)
             writer.flush()
-            for extent, future in hashes:
-                extent.append(future.result())
+            for extent, answer in hashes:
+                extent.append(answer())
         disk.fsync(descriptor)
     finally:
         disk.close(descriptor)
@@ -480,6 +481,14 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
 
 def _hash(data: Any) -> str:
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def _begin(hasher: ThreadPoolExecutor, data: Any) -> Callable[[], str]:
+    """Have data hashed, in the thread of `hasher` where there still are threads."""
+    try:
+        return hasher.submit(_hash, data).result
+    except RuntimeError:  # the interpreter ends
+        return partial(_hash, data)
 
 
 def _read_hashed(descriptor: int, out: memoryview, offset: int) -> str:

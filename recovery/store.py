@@ -8,13 +8,16 @@ together (saving.py), so all have the same errors when the same next call looks 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import operator
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -208,10 +211,12 @@ class CheckpointStore:
 
         # A reader sees what its owner may not have fsynced yet, and can vouch for nothing.
         self.durable_step: int | None = None if readonly else self._all.highest.last_step
+        self._at_exit = partial(_finish, weakref.ref(self))
         if not readonly:
-            # A daemon: a save that the end of the process cuts short leaves the commits before it.
+            # A daemon, which ends with the process; `_finish` gives it the time for its last save.
             self._thread = threading.Thread(target=self._run, name="hopcoll-store", daemon=True)
             self._thread.start()
+            atexit.register(self._at_exit)
 
     @property
     def path(self) -> Any:
@@ -455,6 +460,7 @@ class CheckpointStore:
                     self._closed = True
                     self._changed.notify_all()
                 self._staging = _Staging()
+                atexit.unregister(self._at_exit)
                 self._group.close()
 
     def __enter__(self) -> CheckpointStore:
@@ -515,6 +521,13 @@ class CheckpointStore:
         self._check_open()
         if self._readonly:
             raise ValueError("store is open for reading only")
+
+
+def _finish(reference: weakref.ref[CheckpointStore]) -> None:
+    """At the end of the interpreter: let the save that is under way end, and say what went wrong."""
+    store = reference()
+    if store is not None and not store._closed:
+        store.close()
 
 
 @dataclass
