@@ -70,7 +70,7 @@ class Hopcoll:
 
     def read_plainly(self) -> float:
         """Read the same bytes of the same file into new memory, with no check."""
-        record = self._store._base
+        record = self._store._all.highest.base
         assert record is not None
         shards = {}
         start_s = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,31 @@ _LAZY = {
 }
 
 
+def _further() -> dict[str, EntryPoint]:
+    """Return the commands that packages above this one bring along."""
+    return {entry.name: entry for entry in entry_points(group="hopcoll.commands")}
+
+
 class _Commands(click.Group):
-    """A group that imports some of its commands late."""
+    """A group that imports some of its commands late, and finds those of other packages."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted([*super().list_commands(context), *_LAZY])
+        return sorted({*super().list_commands(context), *_LAZY, *_further()})
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name in _LAZY:
             module, attribute, _ = _LAZY[name]
             command: click.Command = getattr(importlib.import_module(module), attribute)
             return command
+        if name not in self.commands and name in (further := _further()):
+            command = further[name].load()
+            return command
         return super().get_command(context, name)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, command.get_short_help_str()) for name, command in self.commands.items()]
         rows += [(name, summary) for name, (_, _, summary) in _LAZY.items()]
+        rows += [(name, entry.load().get_short_help_str()) for name, entry in _further().items()]
         with formatter.section("Commands"):
             formatter.write_dl(sorted(rows))
 

@@ -7,7 +7,8 @@ Everything else is in this tree, and the class says whose fault it was::
     HopcollError
     ├── MpiError                 the MPI library returned an error that is no failure of a rank
     ├── RankFailedError          the world: a rank died, and the result went with it
-    │   └── MinorityError            too few ranks are within reach to go on
+    │   ├── MinorityError            too few ranks are within reach to go on
+    │   └── TooFewRanksError         fewer are left than the program wants
     ├── MissedError             the world: this rank came too late, and nobody keeps the result
     ├── StaleEpochError          the world: this rank was silent, and the others went on without it
     ├── DivergedError            replicas that must be alike are not: memory, or a user's operation
@@ -44,6 +45,7 @@ __all__ = [
     "ProtocolError",
     "RankFailedError",
     "StaleEpochError",
+    "TooFewRanksError",
     "TransferTimeoutError",
 ]
 
@@ -127,6 +129,22 @@ class MinorityError(RankFailedError):
         These ranks, numbered as at the start.
     epoch : int, optional
         The last epoch of which this rank was a member.
+    """
+
+
+class TooFewRanksError(RankFailedError):
+    """Fewer ranks are left than the program wants (``min_ranks``), so it stops.
+
+    Raised at all survivors alike. The result of the operation stands, with fewer contributors.
+
+    Parameters
+    ----------
+    message : str
+        How many are left, and which were lost in which steps.
+    ranks : iterable of int, optional
+        Those that were lost last, numbered as at the start.
+    epoch : int, optional
+        The epoch in which the survivors are.
     """
 
 

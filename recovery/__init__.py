@@ -7,25 +7,40 @@ The layout, from the bottom up::
     shards.py       the arrays, in HDF5, with a hash for every byte
     state.py        a state as a tree of JSON and its arrays
     level.py        one directory: written, committed, read, cleaned, verified
+    cuts.py         arrays that are cut over ranks: who has what. Pure
+    group.py        the ranks that share a store, and their rounds
+    places.py       the levels as they are declared and found; which commit is newest
+    copies.py       shards sent to a partner host
+    index.py        a commit's cut arrays in one file, for people
+    saving.py       a save by all ranks
+    restoring.py    a restore by all ranks
+    levels.py       all levels of a store
     store.py        the store: asynchronous saves, restore
-
-    checkpoint.py   the older way: one file a step
+    history.py      who contributed to each step
+    interval.py     how often to save. Pure
+    live.py         a state in use, taken and put back
+    metrics.py      the log of a session
+    replays.py      a job run again by its history
+    training.py     the session: a loop that goes on
+    cli.py          hopcoll ckpt
 """
 
-from recovery.checkpoint import AsyncWriter, Checkpoint, load, load_latest, save
+from recovery.cuts import Cut
 from recovery.disk import Disk
+from recovery.history import History
 from recovery.level import Problem
+from recovery.places import Level
 from recovery.store import CheckpointStore, Restored, Ticket
+from recovery.training import TrainingSession
 
 __all__ = [
-    "AsyncWriter",
-    "Checkpoint",
     "CheckpointStore",
+    "Cut",
     "Disk",
+    "History",
+    "Level",
     "Problem",
     "Restored",
     "Ticket",
-    "load",
-    "load_latest",
-    "save",
+    "TrainingSession",
 ]

@@ -104,13 +104,19 @@ class Level:
     disk : Disk
     incarnation : str, optional
         The name of the process or the job that writes; all of its writers use the same.
+    member : str, default "0"
+        Tells the processes of one job apart.
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], disk: Disk, incarnation: str | None = None
+        self,
+        root: str | os.PathLike[str],
+        disk: Disk,
+        incarnation: str | None = None,
+        member: str = "0",
     ) -> None:
         self.root = Path(root)
-        self.log = Log(self.root, disk, incarnation)
+        self.log = Log(self.root, disk, incarnation, member)
         self._disk = disk
         self._used: dict[int, frozenset[str]] = {}  # the shards of a slot
         self._listed: tuple[list[str], list[str]] = ([], [])
@@ -176,7 +182,7 @@ class Level:
             publish(
                 self._disk,
                 {"format": _FORMAT, "made_by": self.log.incarnation},
-                root / "tmp" / f"{self.log.incarnation}-store",
+                root / "tmp" / f"{self.log.label}-store",
                 root / "STORE.json",
             )
         self._disk.fsync_folder(root)
@@ -193,9 +199,9 @@ class Level:
             raise CheckpointMismatchError(f"{path} is of something else", path)
 
     def _try_links(self) -> None:
-        first = self.root / "tmp" / f"{self.log.incarnation}-try"
-        second = self.root / "tmp" / f"{self.log.incarnation}-tried"
-        third = self.root / "tmp" / f"{self.log.incarnation}-third"
+        first = self.root / "tmp" / f"{self.log.label}-try"
+        second = self.root / "tmp" / f"{self.log.label}-tried"
+        third = self.root / "tmp" / f"{self.log.label}-third"
         for path in (first, third):
             self._disk.close(self._disk.create(path))
         try:
@@ -476,8 +482,14 @@ class Level:
             f"{self.root}: step {commit.step} was pruned while it was read", self.root
         )
 
-    def verify(self) -> Iterator[Problem]:
-        """Read every byte of the store that counts, and yield what is wrong with it."""
+    def verify(
+        self, *, partial: bool = False, progress: Callable[[int], Any] | None = None
+    ) -> Iterator[Problem]:
+        """Read every byte of the store that counts, and yield what is wrong with it.
+
+        Where it is `partial`, shards may be missing: other hosts have them. `progress` is called
+        with the size of each shard that was read.
+        """
         with self._explained("cannot be read"):
             slots: dict[int, Record] = {}
             try:
@@ -506,10 +518,12 @@ class Level:
                     continue
                 for name, record in slots[commit.slot].body["shards"].items():
                     path = self.root / "shards" / name
-                    if name not in seen and (certain or path.exists()):
+                    if name not in seen and (path.exists() or (certain and not partial)):
                         seen.add(name)
                         for dataset, text in shards.check_shard(path, record):
                             yield Problem(path, dataset, text)
+                        if progress is not None:
+                            progress(record["nbytes"])
 
     @contextlib.contextmanager
     def _explained(self, what: str, *, but: tuple[type[OSError], ...] = ()) -> Iterator[None]:

@@ -114,12 +114,18 @@ class Log:
     disk : Disk
     incarnation : str, optional
         The name of this one; only a log that appends needs one.
+    member : str, default "0"
+        Tells the processes of one incarnation apart. One at a time appends.
     """
 
-    def __init__(self, root: Path, disk: Disk, incarnation: str | None = None) -> None:
+    def __init__(
+        self, root: Path, disk: Disk, incarnation: str | None = None, member: str = "0"
+    ) -> None:
         self.root = root
         self.folder = root / "slots"
-        self.incarnation = incarnation or secrets.token_hex(8)
+        self.incarnation = incarnation or secrets.token_hex(12)
+        #: How the names of its temporaries begin.
+        self.label = f"{self.incarnation}-{member}"
         #: The highest slot that this process knows of.
         self.head: Record | None = None
         self._disk = disk
@@ -319,7 +325,7 @@ class Log:
             return publish(
                 self._disk,
                 document,
-                self.root / "tmp" / f"{self.incarnation}-{next(self._count)}.json",
+                self.root / "tmp" / f"{self.label}.{next(self._count)}.json",
                 self.path(number),
             )
         except FileNotFoundError:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,9 +44,12 @@ __all__ = [
     "check_shard",
     "content_of",
     "hash_pieces",
+    "hdf5_type",
     "name_datasets",
     "probe",
+    "read_part",
     "read_range",
+    "write_image",
     "write_shard",
 ]
 
@@ -143,6 +147,30 @@ def write_shard(
     return {"nbytes": nbytes, "rest": rest.hexdigest(), "ranges": ranges}
 
 
+def write_image(
+    disk: Disk, path: Path, fill: Callable[[h5py.File], Any], attributes: dict[str, Any]
+) -> dict[str, Any]:
+    """Write a new HDF5 file that `fill` makes, in memory first; returns its record, without ranges.
+
+    Raises
+    ------
+    OSError
+        The disk refused. The file may be there.
+    """
+    image = _Image()
+    with h5py.File(image, "w", libver=("v110", "v110")) as file:
+        file.attrs.update(attributes)
+        fill(file)
+    data = image.read(0, image.nbytes)
+    descriptor = disk.create(path)
+    try:
+        disk.write(descriptor, data, 0)
+        disk.fsync(descriptor)
+    finally:
+        disk.close(descriptor)
+    return {"nbytes": image.nbytes, "rest": _hash(data), "ranges": []}
+
+
 def read_range(path: Path, entry: dict[str, Any], out: np.ndarray) -> None:
     """Read one array of a shard into `out`, and check every byte.
 
@@ -183,6 +211,47 @@ def read_range(path: Path, entry: dict[str, Any], out: np.ndarray) -> None:
         os.close(descriptor)
     if "content" in entry:
         _read_packed(path, entry, target)
+
+
+def read_part(path: Path, entry: dict[str, Any], start: int, out: np.ndarray) -> None:
+    """Read the bytes of an array from `start` on into `out`; as `read_range` reads all of them.
+
+    Reads, and checks, the pieces of the file that they are in.
+
+    Parameters
+    ----------
+    path : Path
+    entry : dict
+        The array's part of the record.
+    start : int
+        In bytes.
+    out : ndarray
+        Contiguous in C order. Undefined after an error.
+
+    Raises
+    ------
+    CheckpointCorruptError, CheckpointMismatchError, OSError
+        As `read_range`.
+    """
+    target = _bytes_of(out)
+    stop = start + len(target)
+    if "content" in entry:
+        whole = np.empty(entry["nbytes"], np.uint8)
+        read_range(path, entry, whole)
+        target[:] = whole[start:stop]
+        return
+    place = 0
+    for extent in entry["extents"]:
+        first, last = max(start, place), min(stop, place + extent[1])
+        if first < last:
+            piece = {**entry, "extents": [extent]}
+            if last - first == extent[1]:
+                read_range(path, piece, target[first - start : last - start])
+            else:
+                whole = np.empty(extent[1], np.uint8)
+                read_range(path, piece, whole)
+                target[first - start : last - start] = whole[first - place : last - place]
+        place += extent[1]
 
 
 def check_shard(path: Path, record: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
@@ -315,7 +384,7 @@ def _skeleton(
             entry: dict[str, Any] = {"dataset": name, "nbytes": array.nbytes, "extents": []}
             if array.nbytes:
                 entry["probe"] = probe(array)
-            kind, shape = _hdf5_type(array)
+            kind, shape = hdf5_type(array.dtype, array.shape)
             if compression is not None and array.nbytes >= _COMPRESS_FROM_BYTES:
                 _pack(file, entry, array, kind, shape, compression)
             else:
@@ -392,11 +461,10 @@ def _read_packed(path: Path, entry: dict[str, Any], target: memoryview) -> None:
     target[:] = memoryview(_bytes_of(data))
 
 
-def _hdf5_type(array: np.ndarray) -> tuple[np.dtype, tuple[int, ...]]:
+def hdf5_type(dtype: np.dtype, shape: tuple[int, ...]) -> tuple[np.dtype, tuple[int, ...]]:
     """Return dtype and shape as HDF5 gets to see them; where it has no such type, bytes."""
-    dtype, shape = array.dtype, array.shape
     if not dtype.itemsize or len(shape) > _HDF5_RANK_MAX:
-        return np.dtype(np.uint8), (array.nbytes,)
+        return np.dtype(np.uint8), (math.prod(shape) * dtype.itemsize,)
     if dtype.type.__module__ == "numpy":
         with contextlib.suppress(TypeError, ValueError):
             if h5py.h5t.py_create(dtype, logical=True).get_size() == dtype.itemsize:

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from hopcoll.errors import CheckpointError, CheckpointMismatchError
+from recovery.cuts import Cut
 
 __all__ = ["Leaf", "decode", "dtype_from_json", "dtype_to_json", "encode"]
 
@@ -54,11 +55,14 @@ class Leaf:
         Of any shape, dtype and order; not a copy.
     dtype : str or list
         Its dtype as the manifest has it, which knows more types than NumPy does.
+    cut : Cut or None
+        How it is a piece of a larger one.
     """
 
     path: tuple[str, ...]
     array: np.ndarray
     dtype: Any
+    cut: Cut | None = None
 
 
 def encode(state: Any, *, allow_pickle: bool = False) -> tuple[Any, list[Leaf]]:
@@ -174,6 +178,10 @@ class _Encoder:
             return self._container(value, path)
         if kind in (np.ndarray, np.memmap):
             return self._array(value, path)
+        if kind is Cut:
+            if value.array.dtype.hasobject:
+                raise TypeError(f"state has a Cut of Python objects at {_shown(path)}")
+            return {"cut": self._leaf(value.array, path, value)["array"]}
         if kind is complex:
             return {"complex": [self.node(value.real, path), self.node(value.imag, path)]}
         if kind in (bytes, bytearray):
@@ -238,10 +246,12 @@ class _Encoder:
     def _raw(self, value: bytes, path: tuple[str, ...]) -> dict[str, int]:
         return self._leaf(np.frombuffer(value, np.uint8), path)
 
-    def _leaf(self, array: np.ndarray, path: tuple[str, ...]) -> dict[str, int]:
+    def _leaf(
+        self, array: np.ndarray, path: tuple[str, ...], cut: Cut | None = None
+    ) -> dict[str, int]:
         if dtype_from_json(described := dtype_to_json(array.dtype)) != array.dtype:
             raise TypeError(f"state has an array of unknown dtype {array.dtype} at {_shown(path)}")
-        self.leaves.append(Leaf(path or ("state",), array, described))
+        self.leaves.append(Leaf(path or ("state",), array, described, cut))
         return {"array": len(self.leaves) - 1}
 
     def _array(self, value: np.ndarray, path: tuple[str, ...]) -> Any:
@@ -390,6 +400,7 @@ class _Decoder:
         "array": lambda self, payload: self._load(payload),
         "bytearray": lambda self, payload: bytearray(self._bytes(payload)),
         "bytes": lambda self, payload: self._bytes(payload),
+        "cut": lambda self, payload: self._load(payload),
         "complex": lambda self, payload: complex(*map(self.value, payload)),
         "dict": lambda self, payload: {key: self.value(item) for key, item in payload.items()},
         "float": lambda self, payload: float(payload),

@@ -2,7 +2,8 @@
 
 The thread does all that waits for the disk, one save at a time; so at most one save is under way,
 and one copy of the state, in memory that is kept for the next one, is all that it costs. An error
-of the thread is raised by the next call, once.
+of the thread is raised by the next call, once. With many ranks the threads of all make a save
+together (saving.py), so all have the same errors when the same next call looks for them.
 """
 
 from __future__ import annotations
@@ -14,25 +15,31 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hopcoll.errors import CheckpointError, CheckpointFencedError, CheckpointNotFoundError
+from hopcoll.errors import CheckpointError
 from recovery.disk import Disk
-from recovery.level import Level, Problem, PrunedError, retention
-from recovery.log import Commit, Record
-from recovery.shards import check_compression, name_datasets
-from recovery.state import Leaf, decode, encode
+from recovery.group import Group
+from recovery.level import Problem, retention
+from recovery.levels import Levels, Verdict
+from recovery.log import Commit
+from recovery.places import Level, named_levels
+from recovery.restoring import collect
+from recovery.saving import Job
+from recovery.shards import check_compression
+from recovery.state import decode, encode
+
+if TYPE_CHECKING:
+    from hopcoll import Communicator
 
 __all__ = ["CheckpointStore", "Restored", "Ticket"]
 
 _ALIGN_BYTES = 64
-#: A reader beside the owner may find commits pruned under its hands, and then takes a newer one.
-_READS_MAX = 100
 
 
 class Restored(NamedTuple):
@@ -49,7 +56,7 @@ class Ticket:
     ----------
     step : int
     durable : bool
-        Whether it is known to outlive a power cut.
+        Whether it is known to outlive a power cut, at the highest level.
     done : bool
         Whether it is over, also by an error.
     abandoned : bool
@@ -62,6 +69,11 @@ class Ticket:
         self.done = False
         self.abandoned = False
         self._store = store
+        self._safe: frozenset[int] = frozenset()
+
+    def safe_on(self, level: Level) -> bool:
+        """Whether it is committed at one of the store's levels, as far as is known. Local."""
+        return self._store.levels.index(level) in self._safe
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait until the save is durable.
@@ -84,27 +96,49 @@ class Ticket:
 class CheckpointStore:
     """Saves the state of a program to a directory, so that the last save is whole whatever dies.
 
-    Local. A store that is opened for writing belongs to the process that opened it last: whoever
-    opened it earlier is refused from then on (`CheckpointFencedError`), also if it was only stopped
-    and wakes up. Any number of processes may read, and prune with `prune`.
+    A store that is opened for writing belongs to the process, or the job, that opened it last:
+    whoever opened it earlier is refused from then on (`CheckpointFencedError`), also if it was only
+    stopped and wakes up. Any number of processes may read, and prune with `prune`.
+
+    With a communicator, all of its ranks share the store. Making one, `save`, `save_sync`,
+    `restore`, `steps`, `prune` and `close` are then collective: every rank calls them, in the same
+    order and with the same steps. A save is committed for all or for none, and all hear the same
+    of it: the same tickets are durable, the same call raises the same error. Ranks may die at any
+    time; those who are left go on. Each wait has a limit, `timeout_s`.
+
+    An array in the state is *replicated*, the same at all ranks, and written once; so is
+    everything else in it. A `Cut` is a rank's piece of a larger array. Where a rank dies with a
+    piece that is not written yet, the save is not committed, and `RankFailedError` says so
+    to all: restore, which cuts anew for those who are left, and go on from there.
 
     Parameters
     ----------
-    path : path
+    path : path, Level, or sequence of Level
         A directory of its own, made where it is missing, on a file system with exclusive links
-        and an fsync for folders (this is tried).
+        and an fsync for folders (this is tried). All ranks must see it. Or the levels of the store,
+        the ones that are saved to first first; the last one that is shared (without such, the last
+        one) decides what is durable.
+    comm : Communicator, optional
+        It is duplicated.
     keep_last : int, default 2
         How many commits stay. With 2, one that the disk spoils leaves the one before it.
     keep_every : int, optional
         Commits of steps that are multiples of it stay for good.
     compression : {None, "blosc2", "zstd"}
         Of arrays from 64 KiB. Needs ``pip install 'hopcoll[compression]'``.
+    writers : {"host", "rank"}, default "host"
+        Over whom replicated arrays are spread: the lowest rank of each host, or all ranks. Pieces
+        of cut arrays are always written by the ranks that have them.
+    check_replicas : bool, default True
+        Whether the ranks compare hashes of what is replicated.
     allow_pickle : bool, default False
         Whether objects of other types are pickled, and loaded. Loading can run any code.
     readonly : bool, default False
         Take nothing over and change nothing.
     timeout_s : float, default 600
-        How long a call waits for the disk.
+        How long a call waits for the disk, and for the other ranks.
+    host : str, optional
+        The name of this rank's host; what the system calls it where it is left out.
     disk : Disk, optional
 
     Raises
@@ -119,39 +153,54 @@ class CheckpointStore:
         The newest slot is corrupt. Where that slot is lost, removing its file makes the store go on
         from the one before it.
     CheckpointError
-        The directory cannot be written to, or its file system is not fit.
+        The directory cannot be written to, or its file system is not fit; or the ranks did not
+        all come in time. With a communicator all of these are raised at all ranks.
 
     Notes
     -----
-    Arrays that did not change since the commit before are not written again. Memory: one copy of
-    the state while the store is open, and what compression makes.
+    Arrays that did not change since the commit before are not written again at a shared level.
+    Memory: one copy of the state while the store is open, and what compression makes.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Level | Sequence[Level],
+        comm: Communicator | None = None,
         *,
         keep_last: int = 2,
         keep_every: int | None = None,
         compression: str | None = None,
+        writers: str = "host",
+        check_replicas: bool = True,
         allow_pickle: bool = False,
         readonly: bool = False,
         timeout_s: float = 600.0,
+        host: str | None = None,
         disk: Disk | None = None,
     ) -> None:
-        self._retain = _checked_retention(keep_last, keep_every)
+        retain = _checked_retention(keep_last, keep_every)
         check_compression(compression)
-        self._compression = compression
+        if writers not in ("host", "rank"):
+            raise ValueError(f"writers must be 'host' or 'rank', not {writers!r}")
+        self.levels = named_levels(path)
         self._allow_pickle = allow_pickle
         self._readonly = readonly
         self._timeout_s = timeout_s
-        self._level = Level(path, disk or Disk())
+        self._group = Group(comm, host, timeout_s)
+        self._all = Levels(
+            self._group,
+            self.levels,
+            disk or Disk(),
+            retain=retain,
+            compression=compression,
+            writers=writers,
+            check_replicas=check_replicas,
+            readonly=readonly,
+        )
         self._callbacks: list[Callable[[int], Any]] = []
         self._staging = _Staging()
         self._saves = 0
-        self._parent: Commit | None = None
-        self._base: Record | None = None  # the parent's manifest
-        self._last_step: int | None = None
+        self._last_step: int | None = self._all.step
 
         self._calls = threading.RLock()  # one caller at a time
         self._changed = threading.Condition()
@@ -160,12 +209,8 @@ class CheckpointStore:
         self._closed = False
         self._thread: threading.Thread | None = None
 
-        record = self._level.look() if readonly else self._level.take()
-        if record is not None and record.newest is not None:
-            self._parent = record.newest
-            self._last_step = record.newest.step
         # A reader sees what its owner may not have fsynced yet, and can vouch for nothing.
-        self.durable_step: int | None = None if readonly else self._last_step
+        self.durable_step: int | None = None if readonly else self._all.highest.last_step
         self._at_exit = partial(_finish, weakref.ref(self))
         if not readonly:
             # A daemon, which ends with the process; `_finish` gives it the time for its last save.
@@ -175,8 +220,8 @@ class CheckpointStore:
 
     @property
     def path(self) -> Any:
-        """The directory."""
-        return self._level.root
+        """The directory of the highest level."""
+        return self._all.highest.path
 
     # Saving
 
@@ -199,9 +244,12 @@ class CheckpointStore:
         Raises
         ------
         TypeError, ValueError
-            The state or the step; nothing was saved.
+            The state or the step; nothing was saved. The other ranks hear of it at their next
+            call.
         CheckpointError
             A save before it went wrong, or does not end; this one was not taken.
+        DivergedError, RankFailedError
+            The same: ranks had different states; a piece of a cut array died with its rank.
         """
         return self._submit(step, state, staged=True)
 
@@ -230,7 +278,10 @@ class CheckpointStore:
         self._raise_error()
 
     def on_durable(self, callback: Callable[[int], Any]) -> None:
-        """Have `callback(step)` called, in the store's thread, after each save that is durable."""
+        """Have `callback(step)` called, in the store's thread, after each save that is durable.
+
+        What it raises is raised by the next call of this rank alone.
+        """
         self._callbacks.append(callback)
 
     def _submit(self, step: int, state: Any, *, staged: bool) -> Ticket:
@@ -238,68 +289,54 @@ class CheckpointStore:
             self._check_writable()
             self.wait()
             step = self._checked_step(step)
-            tree, leaves = encode(state, allow_pickle=self._allow_pickle)
-            arrays = [leaf.array for leaf in leaves]
-            if staged:
-                arrays = self._staging.copy(arrays)
-            else:
-                arrays = [np.asarray(array, order="C") for array in arrays]
             ticket = Ticket(self, step)
             self._last_step = step
+            if staged and not self._all.is_due(step):
+                ticket.done = True
+                return ticket
             self._saves += 1
-            save = self._saves
-
-            def job() -> None:
-                try:
-                    record = self._write(ticket, save, tree, leaves, arrays)
-                except BaseException as error:
-                    self._last_step = self._parent.step if self._parent else None
-                    with self._changed:
-                        ticket.done = True
-                        self._errors.append((ticket, error))
-                    return
-                self._parent, self._base = record.newest, record
-                with self._changed:
-                    ticket.done = ticket.durable = True
-                    self.durable_step = step
-                    self._changed.notify_all()
-                for after in (*self._callbacks, lambda _: self._level.clean(record)):
-                    try:
-                        after(step)
-                    except BaseException as error:
-                        with self._changed:
-                            self._errors.append((None, error))
-
-            self._start(job)
+            try:
+                job = self._job_of(step, state, staged)
+            except Exception as error:
+                if self._group.size > 1:  # the others have to hear of it
+                    job = Job(step, self._saves, None, [], [], error)
+                    self._start(lambda: self._save(job, ticket, staged))
+                raise
+            self._start(lambda: self._save(job, ticket, staged))
             return ticket
 
-    def _write(
-        self, ticket: Ticket, save: int, tree: Any, leaves: list[Leaf], arrays: list[np.ndarray]
-    ) -> Record:
-        step = ticket.step
-        names = name_datasets([leaf.path for leaf in leaves])
-        datasets = list(zip(names, arrays, strict=True))
-        parent = self._parent.slot if self._parent else None
-        for writer, base in (("0", self._base), ("0.anew", None)):
-            written = self._level.write(
-                save, writer, datasets, base=base, compression=self._compression, step=step
-            )
-            if ticket.abandoned:
-                self._level.discard(written.fresh)
-                raise CheckpointError(f"{self.path}: step {step} was given up", self.path)
-            manifest = {
-                "tree": tree,
-                "arrays": [
-                    _described(name, leaf, piece)
-                    for name, leaf, piece in zip(names, leaves, written.pieces, strict=True)
-                ],
-                "shards": written.shards,
-            }
-            with contextlib.suppress(PrunedError):
-                return self._level.commit(
-                    step, save, parent, manifest, self._retain, written.fresh
-                )
-        raise AssertionError("a commit without references was pruned")
+    def _job_of(self, step: int, state: Any, staged: bool) -> Job:
+        tree, leaves = encode(state, allow_pickle=self._allow_pickle)
+        arrays = [leaf.array for leaf in leaves]
+        if staged:
+            arrays = self._staging.copy(arrays)
+        else:
+            arrays = [np.asarray(array, order="C") for array in arrays]
+        return Job(step, self._saves, tree, leaves, arrays)
+
+    def _save(self, job: Job, ticket: Ticket, staged: bool) -> None:
+        """Save, in the store's thread."""
+        try:
+            verdict = self._all.save(job, everywhere=not staged)
+        except BaseException as error:
+            verdict = Verdict(errors=[error])
+        durable = self._all.highest.index in verdict.done
+        if not verdict.done:
+            self._last_step = self._all.step
+        with self._changed:
+            ticket._safe = frozenset(verdict.done)
+            ticket.done, ticket.durable = True, durable
+            if verdict.errors:
+                first, *others = verdict.errors
+                for other in others:
+                    first.add_note(f"and also: {other}")
+                self._errors.append((ticket, first))
+            if durable:
+                self.durable_step = job.step
+            self._changed.notify_all()
+        if durable:
+            for callback in self._callbacks:
+                callback(job.step)
 
     def _checked_step(self, step: Any) -> int:
         try:
@@ -317,7 +354,9 @@ class CheckpointStore:
 
     # Reading
 
-    def restore(self, step: int | None = None) -> Restored:
+    def restore(
+        self, step: int | None = None, *, cut: Mapping[str, Any] | None = None
+    ) -> Restored:
         """Read a state, and check every byte of it. The next save goes on from it.
 
         Waits for a save that is under way. Commits that came after an older `step` are dead as
@@ -327,6 +366,11 @@ class CheckpointStore:
         ----------
         step : int, optional
             The newest where it is left out.
+        cut : dict, optional
+            How this rank wants arrays, by their names: None for all of it, an axis along which it
+            is cut evenly, or (axis, offsets) with the place where each member's piece begins.
+            Without it, cut arrays are cut as they were saved where there are as many ranks, and
+            evenly along the same axis where not. What is cut comes as a `Cut`.
 
         Returns
         -------
@@ -349,56 +393,32 @@ class CheckpointStore:
         with self._calls:
             self._check_open()
             self.wait()
-            for _ in range(_READS_MAX):
-                record = self._head()
-                commit = record and (record.newest if step is None else record.commit_of(step))
-                if not commit:
-                    raise CheckpointNotFoundError(
-                        f"{self.path} holds no checkpoint"
-                        + ("" if step is None else f" of step {step}; there are {self.steps()}"),
-                        self.path,
-                    )
-                try:
-                    return self._read(commit)
-                except CheckpointNotFoundError:
-                    continue  # pruned meanwhile
-            raise CheckpointError(f"{self.path} is pruned faster than it can be read", self.path)
+            found = self._all.restore(step, dict(cut or {}))
+            path = found.place.path
+            state = decode(
+                found.body["tree"],
+                collect(found.arrays),
+                allow_pickle=self._allow_pickle,
+                path=path,
+            )
+            self._last_step = found.step
+            if not self._readonly:
+                self.durable_step = self._all.highest.last_step
+            return Restored(found.step, state)
 
     def steps(self) -> list[int]:
-        """Return the steps that can be restored, oldest first."""
-        record = self._head()
-        return [commit.step for commit in record.alive] if record else []
+        """Return the steps that can be restored, oldest first. Collective."""
+        with self._calls:
+            self._check_open()
+            self.wait()
+            return self._all.steps()
 
     def verify(self) -> Iterator[Problem]:
-        """Read every byte that counts, and yield what is wrong: the file, the dataset, and how."""
-        return self._level.verify()
+        """Read every byte that counts, and yield what is wrong: the file, the dataset, and how.
 
-    def _head(self) -> Record | None:
-        record = self._level.look()
-        if not self._readonly and (record is None or record.owner != self._level.log.incarnation):
-            raise CheckpointFencedError(
-                f"{self.path} was taken over by another process; open it anew", self.path
-            )
-        return record
-
-    def _read(self, commit: Commit) -> Restored:
-        record = self._level.read_commit(commit)
-        if record.kind != "commit":
-            raise CheckpointError(f"{self.path}: slot {record.number} is no commit", self.path)
-        arrays: list[Any] = list(self._level.read_arrays(record))
-        handed: set[int] = set()
-
-        def load(i: int) -> np.ndarray:
-            array = arrays[i].copy(order="K") if i in handed else arrays[i]
-            handed.add(i)
-            return array
-
-        path = self._level.log.path(commit.slot)
-        state = decode(record.body["tree"], load, allow_pickle=self._allow_pickle, path=path)
-        if not self._readonly:
-            self._parent, self._base, self._last_step = commit, record, commit.step
-            self.durable_step = commit.step
-        return Restored(commit.step, state)
+        Local: reads what this host sees.
+        """
+        return self._all.verify()
 
     # Keeping house
 
@@ -417,9 +437,9 @@ class CheckpointStore:
             self._check_open()
             self.wait()
             if self._readonly:
-                self._level.prune(retain)
+                self._all.prune(retain)
                 return
-            self._start(lambda: self._level.prune(retain))
+            self._start(lambda: self._all.prune(retain))
             self.wait()
 
     def close(self) -> None:
@@ -441,6 +461,7 @@ class CheckpointStore:
                     self._changed.notify_all()
                 self._staging = _Staging()
                 atexit.unregister(self._at_exit)
+                self._group.close()
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -534,14 +555,6 @@ class _Staging:
                 copy = np.empty(array.shape, array.dtype)
             copies.append(copy)
         return copies
-
-
-def _described(name: str, leaf: Leaf, piece: list[Any]) -> dict[str, Any]:
-    """Return an array's part of the manifest."""
-    flags = leaf.array.flags
-    order = {"order": "F"} if flags.f_contiguous and not flags.c_contiguous else {}
-    shape = list(leaf.array.shape)
-    return {"name": name, "dtype": leaf.dtype, "shape": shape, **order, "piece": piece}
 
 
 def _checked_retention(

@@ -457,7 +457,7 @@ def test_every_flipped_bit_is_found(path, compression, bits):
             arrays = {"x": changing, "b": np.full(50, step), "c": np.ones(9000)}
             store.save_sync(step, {"a": arrays})
         store.wait()
-        record = store._base
+        record = store._all.highest.base
         places = {}
         for name, entry in record.body["shards"].items():
             for piece in entry["ranges"]:
@@ -488,7 +488,7 @@ def test_a_corrupt_shard_is_never_restored(path):
     with CheckpointStore(path, keep_last=2) as store:
         store.save_sync(1, state(1))
         store.save_sync(2, {"weights": np.arange(5000.0)})
-        name, _ = store._base.body["arrays"][0]["piece"]
+        name, _ = store._all.highest.base.body["arrays"][0]["piece"]
         shard = path / "shards" / name
         data = shard.read_bytes()
         shard.write_bytes(data.replace(np.float64(4321).tobytes(), np.float64(4322).tobytes()))
