@@ -506,7 +506,7 @@ class Level:
                     yield _problem(self.log.path(number), error)
             if not slots:
                 return
-            # Where the highest slot cannot be read, what the one below it has may have gone by right.
+            # Where the highest slot cannot be read, what those below it name may be gone by right.
             certain = max(slots) == numbers[-1]
             seen = set()
             for commit in slots[max(slots)].alive:

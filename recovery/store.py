@@ -522,7 +522,7 @@ class CheckpointStore:
 
 
 def _finish(reference: weakref.ref[CheckpointStore]) -> None:
-    """At the end of the interpreter: let the save that is under way end, and say what went wrong."""
+    """Let the save that is under way end with the interpreter, and say what went wrong."""
     store = reference()
     if store is not None and not store._closed:
         store.close()

@@ -62,5 +62,6 @@ def soak(path: Path, saves: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(dir=sys.argv[2] if sys.argv[2:] else None) as scratch:
-        print(json.dumps(soak(Path(scratch) / "store", int(sys.argv[1] if sys.argv[1:] else 10_000))))
+    saves, folder = (*sys.argv[1:], *("10000", None)[len(sys.argv) - 1 :])
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        print(json.dumps(soak(Path(scratch) / "store", int(saves))))
