@@ -209,7 +209,6 @@ class Level:
             try:
                 self._disk.link(third, second)
             except FileExistsError:
-                self._disk.fsync_folder(self.root / "tmp")
                 return
             raise CheckpointError(
                 f"{self.root}: this file system gives one name to two files; a store needs links "

@@ -31,6 +31,8 @@ highest, and it removes it. The look cannot miss the floor that counts: the newe
   shards and to those of living commits. So who filled r may remove such shards at any later time,
   also after a stop of days, if he listed them *before* he filled r (the shards of later owners are
   not on that list), and left alone those of the owner's saves that were under way (``save``).
+* *Nothing outlives what it builds on:* whoever adopts a slot syncs the folder before it fills the
+  next one, as the slot's own process may have been killed before it did.
 * A power cut may bring back what was removed last. It does no harm: the slot that let it die was
   durable before, and no commit counts by its file alone.
 """
@@ -128,6 +130,7 @@ class Log:
         self.head: Record | None = None
         self._disk = disk
         self._count = itertools.count(1)
+        self._durable = 0  # the highest slot that is known to be
 
     def numbers(self) -> list[int]:
         """Return the numbers of all slots, void ones too, in order."""
@@ -281,6 +284,10 @@ class Log:
         """Fill the next slot with what `build` makes of the head, until a slot is won."""
         for _ in range(_TRIES_MAX):
             head = self.head
+            if head is not None and head.number > self._durable:
+                # Who filled it may have been killed before it did this.
+                self._disk.fsync_folder(self.folder)
+                self._durable = head.number
             number = head.number + 1 if head else 1
             document = {"number": number, "floor": _floor(number, head), **build(head)}
             document["by"] = {"host": socket.gethostname(), "pid": os.getpid()}
@@ -289,6 +296,7 @@ class Log:
                 if not self._fill(number, document):
                     self._adopt(number)
                     continue
+                self._durable = number
                 if self._counts(number):
                     return _record(document)
             except UncertainError:

@@ -209,7 +209,8 @@ class CheckpointStore:
         self._closed = False
         self._thread: threading.Thread | None = None
 
-        self.durable_step: int | None = self._all.highest.last_step
+        # A reader sees what its owner may not have fsynced yet, and can vouch for nothing.
+        self.durable_step: int | None = None if readonly else self._all.highest.last_step
         self._at_exit = partial(_finish, weakref.ref(self))
         if not readonly:
             # A daemon, which ends with the process; `_finish` gives it the time for its last save.
@@ -402,7 +403,8 @@ class CheckpointStore:
                 path=path,
             )
             self._last_step = found.step
-            self.durable_step = self._all.highest.last_step
+            if not self._readonly:
+                self.durable_step = self._all.highest.last_step
             return Restored(found.step, state)
 
     def steps(self) -> list[int]:

@@ -15,6 +15,7 @@ BUSY = {
     for name in (
         *("chaos", "checkpoint", "family_faults", "collectives", "family", "mpi4py_suite"),
         *("objects", "pipeline", "sgd", "trace", "transport", "user_ops", "wrong_use"),
+        *("powercut", "store_powercut"),
     )
 }
 
