@@ -471,7 +471,9 @@ class _Save:
 
     def _add_index(self, manifest: dict[str, Any]) -> None:
         name = f"{self.how.incarnation}-{self.job.save}-index.{self.group.rank}.h5"
-        record = write_index(self.place.disk, self.place.path / "shards" / name, manifest)
+        folder = self.place.path / "shards"
+        record = write_index(self.place.disk, folder / name, manifest)
+        self.place.disk.fsync_folder(folder)
         manifest["shards"][name] = record
         self.draft.fresh.append(name)
 
