@@ -58,6 +58,8 @@ class Job:
         Those of the leaves, contiguous in C order, and nobody changes them meanwhile.
     failure : BaseException or None
         Why this rank has nothing to save.
+    given_up : callable
+        Whether the caller of a synchronous save waits no more, so that the arrays may change.
     """
 
     step: int
@@ -66,6 +68,7 @@ class Job:
     leaves: list[Leaf]
     arrays: list[np.ndarray]
     failure: BaseException | None = None
+    given_up: Callable[[], bool] = bool
 
 
 @dataclass(frozen=True)
@@ -301,6 +304,11 @@ class _Save:
                 )
             except CheckpointError as error:
                 answer = error
+        if self.job.given_up() and not isinstance(answer, CheckpointError):
+            self.place.directory.discard(answer.fresh if answer else [])
+            answer = CheckpointError(
+                f"{self.place.path}: step {self.job.step} was given up", self.place.path
+            )
         answers = self.group.everyone((mine, answer, hashes))
         for one, (arrays, written, _) in answers.items():
             if written is None or isinstance(written, CheckpointError):

@@ -296,7 +296,7 @@ class CheckpointStore:
                 return ticket
             self._saves += 1
             try:
-                job = self._job_of(step, state, staged)
+                job = self._job_of(ticket, state, staged)
             except Exception as error:
                 if self._group.size > 1:  # the others have to hear of it
                     job = Job(step, self._saves, None, [], [], error)
@@ -305,14 +305,15 @@ class CheckpointStore:
             self._start(lambda: self._save(job, ticket, staged))
             return ticket
 
-    def _job_of(self, step: int, state: Any, staged: bool) -> Job:
+    def _job_of(self, ticket: Ticket, state: Any, staged: bool) -> Job:
         tree, leaves = encode(state, allow_pickle=self._allow_pickle)
         arrays = [leaf.array for leaf in leaves]
         if staged:
             arrays = self._staging.copy(arrays)
         else:
             arrays = [np.asarray(array, order="C") for array in arrays]
-        return Job(step, self._saves, tree, leaves, arrays)
+        given_up = partial(getattr, ticket, "abandoned")
+        return Job(ticket.step, self._saves, tree, leaves, arrays, given_up=given_up)
 
     def _save(self, job: Job, ticket: Ticket, staged: bool) -> None:
         """Save, in the store's thread."""
