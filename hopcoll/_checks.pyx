@@ -6,6 +6,7 @@ from libc.string cimport memset
 from hopcoll._state cimport *
 from hopcoll._plan cimport is_for_root, is_from_root
 from hopcoll._script cimport *
+from hopcoll._tree cimport is_flat
 from hopcoll._world cimport *
 
 cdef enum:
@@ -277,14 +278,19 @@ cdef int64_t rounded(int64_t nbytes) noexcept nogil:
     return (nbytes + 15) & ~15
 
 
-cdef int64_t carried_bytes(const Engine* engine) noexcept nogil:
-    """What a rank may keep for ever: input that no later operation took along."""
+cdef int64_t kept_bytes(const Engine* engine) noexcept nogil:
+    """What a rank may keep for ever: input that no later operation took along, and tables that it
+    makes when first they are needed."""
     cdef int64_t total = 0
     cdef const Carry* one = engine.carries
     while one != NULL:
         total += rounded(sizeof(Carry))
         total += rounded(8 * one.sig.count) * ((one.data != NULL) + (one.more != NULL))
         one = one.next
+    if engine.wheres != NULL:
+        total += rounded(engine.size * sizeof(WhereBody))
+    if engine.peer_done != NULL and not is_flat(engine):
+        total += rounded(engine.size * sizeof(int64_t))
     return total
 
 
@@ -325,7 +331,7 @@ cdef void check_end(World* world) noexcept nogil:
             continue
         if (one.engine.freed < one.steps or one.engine.outlets_used or one.engine.retained_bytes
                 or one.engine.late_bytes or world.network.ports[r].region.live_bytes
-                != one.baseline_bytes + carried_bytes(one.engine)
+                != one.baseline_bytes + kept_bytes(one.engine)
                 or world.network.ports[r].posted_count):
             report(world, LEAK, r, one.checked)
     # Whoever had returned from it learns of it at its next call: ranks that call nothing more, or

@@ -59,7 +59,8 @@ cdef list describe(World* world):
                    f"{e.next_seq} done {e.done} finished "
                    f"{e.finished} stable {e.stable} freed {e.freed} outlets "
                    f"{e.outlets_used} broken {e.broken} peers "
-                   f"{[e.peer_done[k] for k in range(e.size)]} knows dead "
+                   f"{[e.peer_done[k] for k in range(e.size if e.peer_done != NULL else 0)]} "
+                   f"below {[e.below_done[k] for k in range(e.flow.children)]} knows dead "
                    f"{ranks_in(&e.dead, e.size)} left {ranks_in(&e.left, e.size)} posted "
                    f"{port.posted_count} late {port.late_count} memory "
                    f"{port.region.live_bytes - one.baseline_bytes}")

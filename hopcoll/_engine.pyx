@@ -11,15 +11,26 @@ from hopcoll._late cimport check_late, note_stuck, on_late_message
 from hopcoll._silence cimport watch
 from hopcoll._chunks cimport lose_patience, on_data_event, part_streams
 from hopcoll._operation cimport (
-    abandon_former, copy_for_late, flush_watermark, on_operation_message, settle)
+    abandon_former, copy_for_late, on_operation_message, settle)
+from hopcoll._flow cimport flow_anew, flush_watermark
+from hopcoll._merge cimport items_max_of
+from hopcoll._tree cimport is_flat
 from hopcoll._partial cimport free_carries
 from hopcoll._records cimport announce_stuck, merge_watermarks, send_message
 
 
 cdef int64_t status_bytes_of(const Settings* settings, int size) noexcept nogil:
-    return (sizeof(StatusBody) + sizeof(ProposeBody) + (size + 4) * sizeof(Entry)
-            + (settings.ring // 2 + 1) * (sizeof(OperationStatus) + sizeof(Stand))
-            + size * sizeof(Signature))
+    """The longest answer, and the longest proposal."""
+    cdef int64_t entries = (size + 4) * sizeof(Entry)
+    cdef int64_t answer = sizeof(StatusBody) + items_max_of(settings) * sizeof(OperationStatus)
+    cdef int64_t proposal = (sizeof(ProposeBody) + (settings.ring // 2 + 1) * sizeof(Stand)
+                             + GROUPS_MAX * sizeof(Group))
+    return entries + (answer if answer > proposal else proposal)
+
+
+cdef int rows_of(const Settings* settings, int size) noexcept nogil:
+    """From how many ranks one has answers: itself, and its children."""
+    return size if size <= settings.degree else settings.degree + 1
 
 
 cdef int64_t control_bytes_of(const Settings* settings, int size) noexcept nogil:
@@ -39,7 +50,7 @@ cdef void* zeroed(Transport* transport, int64_t nbytes) noexcept nogil:
 cdef Engine* engine_new(Transport* transport, const Settings* settings) noexcept nogil:
     """A new engine over `transport`, or NULL when memory is short."""
     cdef Engine* engine = <Engine*>zeroed(transport, sizeof(Engine))
-    cdef int size = transport.size
+    cdef int size = transport.size, rows = rows_of(settings, size)
     cdef int i
     if engine == NULL:
         return NULL
@@ -57,31 +68,31 @@ cdef Engine* engine_new(Transport* transport, const Settings* settings) noexcept
     engine.told_done = 0
     engine.history = <Entry*>zeroed(transport, engine.history_max * sizeof(Entry))
     engine.proposal = <unsigned char*>zeroed(transport, control_bytes_of(settings, size))
-    engine.groups = <Signature*>zeroed(transport, size * sizeof(Signature))
     engine.ring = <Operation*>zeroed(transport, settings.ring * sizeof(Operation))
-    engine.wheres = <WhereBody*>zeroed(transport, size * sizeof(WhereBody))
-    engine.peer_done = <int64_t*>zeroed(transport, size * sizeof(int64_t))
+    if is_flat(engine):
+        engine.peer_done = <int64_t*>zeroed(transport, size * sizeof(int64_t))
     # Written before they are read: an engine that needs few of these pages has few.  The explorer
     # counts on the order of these four, and on what is behind them.
     engine.outlets = <Outlet*>transport.allocate(transport.self,
                                                  settings.outlets_max * sizeof(Outlet))
     engine.statuses = <unsigned char*>transport.allocate(transport.self,
-                                                         size * engine.status_bytes)
+                                                         rows * engine.status_bytes)
     engine.outbox = <unsigned char*>zeroed(transport, control_bytes_of(settings, size))
     engine.flight = <Flight*>zeroed(transport, FLIGHTS * sizeof(Flight))
     if (engine.history == NULL or engine.statuses == NULL or engine.outbox == NULL
-            or engine.proposal == NULL or engine.groups == NULL or engine.ring == NULL
-            or engine.peer_done == NULL or engine.outlets == NULL or engine.wheres == NULL
-            or engine.flight == NULL):
+            or engine.proposal == NULL or engine.ring == NULL or engine.outlets == NULL
+            or engine.flight == NULL or (is_flat(engine) and engine.peer_done == NULL)):
         engine_free(engine)
         return NULL
     if settings.sabotage:         # a broken variant may look at answers that never came
-        memset(engine.statuses, 0, size * engine.status_bytes)
+        memset(engine.statuses, 0, rows * engine.status_bytes)
     for i in range(settings.ring):
         engine.ring[i].seq = -1
     engine.fence = no_fence
     engine.outlet_free = -1
     engine.tags = &engine.next_tag
+    flow_anew(engine)
+    engine.again = 0
     return engine
 
 
@@ -115,7 +126,6 @@ cdef void engine_free(Engine* engine) noexcept nogil:
     release(t, engine.outbox)
     release(t, engine.proposal)
     release(t, engine.landings)
-    release(t, engine.groups)
     release(t, engine.ring)
     release(t, engine.peer_done)
     release(t, engine.wheres)
@@ -128,7 +138,7 @@ cdef bint is_membership_message(int type) noexcept nogil:
     return (type == MSG_PREPARE or type == MSG_STATUS or type == MSG_DECIDE
             or type == MSG_COMPLAIN or type == MSG_PROPOSE or type == MSG_ACCEPTED
             or type == MSG_REFUSED or type == MSG_SILENT or type == MSG_FENCE
-            or type == MSG_OUT or type == MSG_STOP)
+            or type == MSG_OUT or type == MSG_STOP or type == MSG_CUT)
 
 
 cdef void on_foreign_message(Engine* engine, int peer, const Head* head,

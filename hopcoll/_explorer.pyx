@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, int32_t, uint64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 from cython_kernels.stream cimport Sink
 from hopcoll._state cimport *
+from hopcoll._merge cimport status_at, status_length
 from hopcoll._plan cimport is_from_root
 from hopcoll._network cimport (
     Network, Port, Channel, Late, Posted, DataMessage, channel_of, first_of_tag, first_of_token,
@@ -127,8 +128,12 @@ cdef int64_t head_bytes(World* world) noexcept nogil:
 # The answers to a ballot are only of use to the rank that leads it, what a message is put together
 # in is of no use after that, and nor are outlets that were never used, and flights.
 
+cdef bint keeps_answers(const Engine* engine) noexcept nogil:
+    return engine.stage != STAGE_NONE or (engine.frozen and engine.passing.children)
+
+
 cdef unsigned char* unused_of(const Engine* engine) noexcept nogil:
-    if engine.stage == STAGE_NONE:
+    if not keeps_answers(engine):
         return <unsigned char*>(engine.outlets + engine.outlets_made)
     return engine.outbox
 
@@ -352,7 +357,6 @@ cdef uint64_t mix_operation(Explorer* x, uint64_t h, int rank, const Engine* eng
 cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine) noexcept nogil:
     cdef Engine copy
     cdef int64_t whole = <const unsigned char*>&engine.faults - <const unsigned char*>engine
-    cdef const StatusBody* status
     cdef const ProposeBody* proposal
     cdef const Carry* carry
     cdef int64_t seq
@@ -367,7 +371,6 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     memset(&copy.late, 0, sizeof(Late))
     copy.promised_us = copy.ballot_us = copy.heard_us = copy.beat_us = 0
     copy.calling_us = copy.answer_us = 0
-    copy.groups = NULL
     copy.ring = NULL
     copy.peer_done = NULL
     copy.outlets = NULL
@@ -376,14 +379,23 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     copy.roll_us = copy.patience_us = copy.parted_us = 0
     copy.watermark_us = waited(engine.watermark_us, engine.now_us, engine.settings.flush_us)
     copy.now_us = 0
+    copy.below_us = 0
+    if not engine.stage and not engine.frozen:
+        memset(&copy.tree, 0, sizeof(Tree))
+        memset(&copy.passing, 0, sizeof(Passing))
+        copy.below = mask_none()
+        copy.tree_ballot = copy.rows = copy.said = copy.accepting = 0
     if not engine.stage:
         copy.ballot = 0
-        copy.answered = copy.acceptors = mask_none()
+        if not engine.frozen or not engine.passing.children:
+            copy.answered = copy.acceptors = mask_none()
     if not engine.poisoned:
-        copy.grouped = mask_none()
+        copy.groups_count = 0
+        memset(copy.groups, 0, sizeof(copy.groups))
     h = mix_bytes(h, &copy, whole)
     h = mix_bytes(h, engine.history, engine.epoch * sizeof(Entry))
-    h = mix_bytes(h, engine.peer_done, engine.size * sizeof(int64_t))
+    if engine.peer_done != NULL:
+        h = mix_bytes(h, engine.peer_done, engine.size * sizeof(int64_t))
     if engine.accepted > engine.promised or engine.frozen:
         proposal = <const ProposeBody*>engine.proposal
         h = mix_bytes(h, proposal, sizeof(ProposeBody) + proposal.entries * sizeof(Entry)
@@ -396,14 +408,10 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
         if carry.more != NULL:
             h = mix_bytes(h, carry.more, carry.sig.count * 8)
         carry = carry.next
-    if engine.poisoned:
-        h = mix_bytes(h, engine.groups, engine.size * sizeof(Signature))
-    if engine.stage:
-        for r in range(engine.size):
-            if mask_has(&engine.answered, r):
-                status = <const StatusBody*>(engine.statuses + r * engine.status_bytes)
-                h = mix_bytes(h, status, sizeof(StatusBody) + status.entries * sizeof(Entry)
-                              + status.operations * sizeof(OperationStatus))
+    if keeps_answers(engine):
+        for r in range(engine.passing.children + 1):
+            if engine.rows >> r & 1:
+                h = mix_bytes(h, status_at(engine, r), status_length(status_at(engine, r)))
     for seq in range(engine.freed, engine.freed + engine.settings.ring):
         if engine.ring[seq % engine.settings.ring].seq == seq:
             h = mix_operation(x, h, rank, engine, &engine.ring[seq % engine.settings.ring])

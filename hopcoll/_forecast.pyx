@@ -562,7 +562,7 @@ cdef bint make_nodes(Fabric* f, const Settings* settings) noexcept nogil:
 def forecast(int size, str kind, int64_t nbytes, *, hosts, rates, delays_ns, kills, int64_t steps,
              latency_ns, int64_t near_latency_ns, double near_ns, send_ns, event_ns, detect_ns,
              int64_t gap_ns, int64_t chunk_bytes, int window, int64_t eager_bytes, int root,
-             int flags, int64_t turns_max):
+             int flags, int degree, int64_t turns_max):
     """Runs one operation after the other on a network with a clock; see `hopcoll.forecast`.
 
     `hosts` gives the host of each rank, `rates` the nanoseconds a byte of each host's links (out,
@@ -580,7 +580,7 @@ def forecast(int size, str kind, int64_t nbytes, *, hosts, rates, delays_ns, kil
     settings.window = window
     settings.retain_bytes_max, settings.retain_budget_bytes = 32768, 4 << 20
     settings.late_budget_bytes = 64 << 20
-    settings.ring, settings.active = 128, 4
+    settings.ring, settings.active, settings.degree = 128, 4, degree
     settings.outlets_max = 128 * size
     settings.announce_us, settings.flush_us, settings.patience_us = 250000, 1000, 2000
     settings.report_us = 10000000

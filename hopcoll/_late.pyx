@@ -43,6 +43,12 @@ cdef void ask(Engine* engine) noexcept nogil:
     cdef Mask out = gone(engine)
     cdef BallotBody body
     cdef int r
+    if engine.wheres == NULL:
+        engine.wheres = <WhereBody*>engine.transport.allocate(
+            engine.transport.self, engine.size * sizeof(WhereBody))
+        if engine.wheres == NULL:
+            return
+        memset(engine.wheres, 0, engine.size * sizeof(WhereBody))
     late.asked_us = engine.now_us
     late.replied = mask_none()
     fill_where(engine, late.seq, &engine.wheres[engine.rank])
@@ -84,10 +90,10 @@ cdef void on_late_message(Engine* engine, int peer, const Head* head, const unsi
         send_message(engine, peer, MSG_WHERE, engine.done, NULL, &where, sizeof(where))
         if engine.next_seq <= seq and engine.want_stack != NULL:
             engine.want_stack(engine.where_context, peer)
-    elif head.type == MSG_WHERE:
+    elif head.type == MSG_WHERE and engine.wheres != NULL:
         engine.wheres[peer] = (<const WhereBody*>body)[0]
         mask_add(&engine.late.replied, peer)
-    elif engine.keep_stack != NULL:
+    elif head.type == MSG_STACK and engine.keep_stack != NULL:
         engine.keep_stack(engine.where_context, peer, body, nbytes)
 
 

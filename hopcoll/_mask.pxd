@@ -6,6 +6,10 @@ cdef enum:
     RANKS_MAX = 256
     MASK_WORDS = 4
 
+cdef extern from *:
+    int popcount "__builtin_popcountll"(unsigned long long word) noexcept nogil
+    int lowest_bit "__builtin_ctzll"(unsigned long long word) noexcept nogil
+
 cdef struct Mask:
     uint64_t word[MASK_WORDS]
 
@@ -53,13 +57,31 @@ cdef inline bint mask_empty(const Mask* a) noexcept nogil:
 
 cdef inline int mask_count(const Mask* mask) noexcept nogil:
     cdef int i, count = 0
+    for i in range(MASK_WORDS):
+        count += popcount(mask.word[i])
+    return count
+
+cdef inline int mask_below(const Mask* mask, int rank) noexcept nogil:
+    """How many of its ranks are lower than this one."""
+    cdef int i, count = 0
+    for i in range(rank >> 6):
+        count += popcount(mask.word[i])
+    return count + popcount(mask.word[rank >> 6] & (((<uint64_t>1) << (rank & 63)) - 1))
+
+cdef inline int mask_nth(const Mask* mask, int n) noexcept nogil:
+    """The rank that has n lower ones before it; -1: there are not so many."""
+    cdef int i, here
     cdef uint64_t w
     for i in range(MASK_WORDS):
-        w = mask.word[i]
-        while w:
-            w &= w - 1
-            count += 1
-    return count
+        here = popcount(mask.word[i])
+        if n < here:
+            w = mask.word[i]
+            while n:
+                w &= w - 1
+                n -= 1
+            return i * 64 + lowest_bit(w)
+        n -= here
+    return -1
 
 cdef inline Mask mask_full(int size) noexcept nogil:
     cdef Mask out

@@ -15,6 +15,11 @@ what was decided is found again by every later ballot, whoever leads it.  Where 
 epoch that was proposed and perhaps never decided, a ballot goes on from it, and needs enough of
 the epoch before it as well.
 
+All this goes along a tree (`hopcoll._tree`) over those who may be alive: PREPARE, PROPOSE and DECIDE
+down, the answers up, put together on the way.  No rank hears of more than its parent and its
+children.  A rank of the tree that is gone, or silent, cuts off those behind it: the leader opens
+the ballot anew, along a tree that does not lead through it.
+
 The leader is the lowest rank that is neither gone nor silent.  Two ranks may believe that they
 are: the higher ballot wins, and the other learns of it (REFUSED).  Who does not answer within
 `detect_us` is killed by a rank of its own host, if one is within reach; else it is left out of the
@@ -22,7 +27,7 @@ next epoch.  Left out, and perhaps alive, it is *lost*: nothing that it says cou
 told so.
 """
 from libc.stdint cimport int64_t, int32_t, int16_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from cython_kernels.stream cimport sink_idle
 from hopcoll._state cimport *
 from hopcoll._operation cimport enter_epoch, settle, stop_operations
@@ -30,7 +35,9 @@ from hopcoll._partial cimport set_roll
 from hopcoll._plan cimport is_from_root
 from hopcoll._records cimport claim, compare_signature, send_message
 from hopcoll._chunks cimport abandon_streams, part_streams
-from hopcoll._decisions cimport is_enough, keep_status, write_proposal, write_status
+from hopcoll._decisions cimport is_enough, is_mixed, keep_status, write_proposal, write_status
+from hopcoll._merge cimport status_at, status_length
+from hopcoll._tree cimport children_in, hidden_in, is_cut, is_interior, parent_in, subtree_in
 from hopcoll._silence cimport leads, living
 
 
@@ -63,21 +70,156 @@ cdef void promise(Engine* engine, int64_t ballot) noexcept nogil:
     engine.frozen = 1
 
 
-cdef void answer(Engine* engine, int64_t ballot) noexcept nogil:
+cdef void answer(Engine* engine, const PrepareBody* body) noexcept nogil:
     cdef int64_t nbytes
-    cdef int leader = ballot_rank(ballot)
-    if ballot <= engine.promised and not (engine.settings.sabotage & BREAK_BALLOT_ORDER):
-        refuse(engine, ballot)
+    if body.ballot <= engine.promised and not (engine.settings.sabotage & BREAK_BALLOT_ORDER):
+        refuse(engine, body.ballot)
         return
-    promise(engine, ballot)
+    promise(engine, body.ballot)
+    take_place(engine, body)
+    pass_on(engine, &body.ranks, MSG_PREPARE, body, sizeof(PrepareBody))
     if engine.suspecting:
         engine.suspecting = SUSPICION_TOLD
-    nbytes = write_status(engine, ballot)
-    if leader == engine.rank:
-        keep_status(engine, engine.rank, engine.outbox, nbytes)
-    else:
+    nbytes = write_status(engine, body.ballot)
+    engine.rows = 0
+    keep_status(engine, 0, engine.outbox, nbytes)
+    if engine.rank != engine.tree.root:
         engine.ballots_seen += 1
-        send_ballot(engine, leader, MSG_STATUS, engine.outbox, nbytes)
+        say(engine)
+
+
+# ---- the tree -----------------------------------------------------------------------------
+
+cdef void take_place(Engine* engine, const PrepareBody* body) noexcept nogil:
+    """Our place in the tree of a ballot."""
+    cdef Tree* tree = &engine.tree
+    engine.tree_ballot = body.ballot
+    tree.ranks, tree.doubtful = body.ranks, body.doubtful
+    tree.root = ballot_rank(body.ballot)
+    tree.degree = engine.settings.degree
+    tree.count = mask_count(&tree.ranks)
+    engine.passing.parent = parent_in(tree, engine.rank)
+    engine.passing.children = children_in(tree, engine.rank, engine.passing.child)
+    engine.below = subtree_in(tree, engine.rank)
+    engine.answered = mask_none()
+    engine.acceptors = mask_none()
+    engine.below_us = engine.now_us
+    engine.said = 0
+    engine.accepting = 0
+    engine.cut_told = 0
+
+
+cdef void pass_on(Engine* engine, const Mask* to, int type, const void* body,
+                  int64_t nbytes) noexcept nogil:
+    """Down the tree."""
+    cdef int i, r
+    for i in range(engine.passing.children):
+        r = engine.passing.child[i]
+        if mask_has(to, r) and not is_gone(engine, r):
+            send_ballot(engine, r, type, body, nbytes)
+
+
+cdef bint has_all_below(const Engine* engine, const Mask* who) noexcept nogil:
+    """Whether all have spoken who are reached through us and not gone; or time is up, so that the
+    leader hears of those who do in time."""
+    cdef Mask out = gone(engine)
+    out = mask_without(&engine.below, &out)
+    mask_drop(&out, engine.rank)
+    return mask_within(&out, who) or (
+        engine.settings.detect_us > 0
+        and engine.now_us - engine.below_us >= engine.settings.detect_us // 2)
+
+
+cdef void say(Engine* engine) noexcept nogil:
+    """Up the tree: what those below us answered, or that they have accepted, once all have."""
+    cdef AcceptedBody body
+    cdef const Mask* who = &engine.acceptors if engine.accepting else &engine.answered
+    if engine.said or engine.rank == engine.tree.root or not engine.frozen:
+        return
+    if not has_all_below(engine, who) and not engine.settings.sabotage & BREAK_SPEAK:
+        return
+    engine.said = 1
+    if engine.accepting:
+        body.ballot = engine.accepted
+        body.who = engine.acceptors
+        if engine.settings.sabotage & BREAK_SPEAK:
+            body.who = engine.below
+        send_ballot(engine, engine.passing.parent, MSG_ACCEPTED, &body, sizeof(body))
+    else:
+        send_ballot(engine, engine.passing.parent, MSG_STATUS, status_at(engine, 0),
+                    status_length(status_at(engine, 0)))
+
+
+cdef void on_answer(Engine* engine, int peer, const unsigned char* body,
+                    int64_t nbytes) noexcept nogil:
+    """From a child: of those who are reached through it."""
+    cdef int64_t ballot = (<const BallotBody*>body).ballot
+    cdef int i
+    if engine.rank == engine.tree.root:
+        if engine.stage != STAGE_ASKING or ballot != engine.ballot:
+            return
+    elif not engine.frozen or ballot != engine.promised or engine.accepting:
+        return
+    if engine.said:            # it came late: by itself
+        send_ballot(engine, engine.passing.parent, MSG_STATUS, body, nbytes)
+        return
+    for i in range(engine.passing.children):
+        if engine.passing.child[i] == peer:
+            keep_status(engine, i + 1 if engine.rank == engine.tree.root else 0, body, nbytes)
+    say(engine)
+
+
+cdef void on_accepted(Engine* engine, const AcceptedBody* body) noexcept nogil:
+    if engine.rank == engine.tree.root:
+        if engine.stage != STAGE_PROPOSING or body.ballot != engine.ballot:
+            return
+    elif not engine.frozen or body.ballot != engine.accepted:
+        return
+    if engine.said:
+        send_ballot(engine, engine.passing.parent, MSG_ACCEPTED, body, sizeof(AcceptedBody))
+        return
+    engine.acceptors = mask_or(&engine.acceptors, &body.who)
+    engine.answer_us = engine.now_us
+    say(engine)
+
+
+cdef void tell_cut(Engine* engine) noexcept nogil:
+    """A rank is gone through which the leader reaches us, or we reach others: whether it knows that
+    or not, it should go around it."""
+    cdef CutBody body
+    cdef int i, cut = -1, leader = ballot_rank(engine.promised)
+    if not engine.frozen or engine.cut_told or engine.rank == engine.tree.root:
+        return
+    if engine.passing.parent != leader and is_gone(engine, engine.passing.parent):
+        cut = engine.passing.parent
+    for i in range(engine.passing.children):
+        if is_gone(engine, engine.passing.child[i]) and is_interior(&engine.tree,
+                                                                    engine.passing.child[i]):
+            cut = engine.passing.child[i]
+    if cut < 0 or is_gone(engine, leader):
+        return
+    engine.cut_told = CUT_NEW
+    body.ballot = engine.promised
+    body.rank = cut
+    body.pad = 0
+    send_ballot(engine, leader, MSG_CUT, &body, sizeof(body))
+
+
+cdef void on_cut(Engine* engine, const CutBody* body) noexcept nogil:
+    """At the leader.  Where the rank is at the end of the tree already, no other tree is better: then
+    we have to hear of it ourselves."""
+    if body.ballot == engine.ballot and body.ballot == engine.promised and not engine.cut_told:
+        engine.cut_told = CUT_KNOWN if mask_has(&engine.tree.doubtful, body.rank) else CUT_NEW
+        mask_add(&engine.doubtful, body.rank)
+
+
+cdef bint is_told_cut(const Engine* engine) noexcept nogil:
+    """Whether somebody told us that our tree is cut, and another one would help."""
+    cdef Mask out
+    if engine.cut_told == CUT_KNOWN:
+        out = gone(engine)
+        return is_cut(&engine.tree, &out)
+    return engine.cut_told == CUT_NEW
 
 
 # ---- coordinating -------------------------------------------------------------------------
@@ -102,6 +244,8 @@ cdef bint ballot_due(const Engine* engine) noexcept nogil:
         return False
     if engine.frozen:
         return not waits_for_another(engine, engine.promised)
+    if engine.ballot == engine.promised and is_told_cut(engine):
+        return True            # a decision of ours has not reached everyone
     if engine.complaint and (not engine.poisoned or engine.settings.detect_us):
         return True
     if not mask_empty(&lost):
@@ -120,8 +264,7 @@ cdef void to_all(Engine* engine, const Mask* ranks, int type, const void* body,
 
 
 cdef void open_ballot(Engine* engine) noexcept nogil:
-    cdef Mask alive = living(engine)
-    cdef BallotBody body
+    cdef PrepareBody body
     engine.complaint = 0
     engine.stage = STAGE_ASKING
     engine.ballot_us = engine.now_us
@@ -133,10 +276,11 @@ cdef void open_ballot(Engine* engine) noexcept nogil:
     engine.ballots_seen += 1
     engine.counters.ballots += 1
     engine.ballot = ballot_of(engine.round, engine.rank)
-    engine.answered = mask_none()
-    answer(engine, engine.ballot)
+    memset(&body, 0, sizeof(body))
     body.ballot = engine.ballot
-    to_all(engine, &alive, MSG_PREPARE, &body, sizeof(body))
+    body.ranks = living(engine)
+    body.doubtful = mask_and(&engine.doubtful, &body.ranks)
+    answer(engine, &body)
 
 
 cdef bint is_late(const Engine* engine, int times) noexcept nogil:
@@ -179,10 +323,29 @@ cdef void give_up(Engine* engine, const Mask* missing) noexcept nogil:
     stop(engine, STOP_MINORITY, missing)
 
 
+cdef bint leads_astray(Engine* engine, const Mask* missing) noexcept nogil:
+    """Whether the tree does not lead to all of the missing: it goes through somebody who is gone,
+    or who does not answer, so that nobody can tell whether those behind it would."""
+    cdef Mask out = gone(engine), hidden, to_blame
+    if is_told_cut(engine) or (not mask_empty(missing) and is_cut(&engine.tree, &out)):
+        return True
+    if mask_empty(missing) or not is_late(engine, 1):
+        return False
+    hidden = hidden_in(&engine.tree, missing)
+    to_blame = mask_without(missing, &hidden)
+    if mask_empty(&hidden) or mask_within(&to_blame, &engine.tree.doubtful):
+        return False
+    engine.doubtful = mask_or(&engine.doubtful, &to_blame)
+    return True
+
+
 cdef bint has_answers(Engine* engine) noexcept nogil:
     """Whether the ballot can go on to a proposal; gives it up when it never will."""
     cdef Mask alive = living(engine)
     cdef Mask missing = mask_without(&alive, &engine.answered)
+    if leads_astray(engine, &missing) or is_mixed(engine, &alive):
+        open_ballot(engine)
+        return False
     if not mask_empty(&missing):
         if not is_late(engine, 1):
             return False
@@ -204,6 +367,9 @@ cdef bint has_acceptors(Engine* engine) noexcept nogil:
     missing = mask_without(&alive, &engine.acceptors)
     if engine.settings.sabotage & (BREAK_ACCEPT | BREAK_BALLOT):
         return True
+    if leads_astray(engine, &missing):
+        open_ballot(engine)
+        return False
     if not mask_empty(&missing) and not is_late(engine, 1):
         return False
     if is_enough(engine, &engine.acceptors):
@@ -219,30 +385,39 @@ cdef void coordinate(Engine* engine) noexcept nogil:
     """Opens a ballot when we lead and one is due, and brings it forward as answers come."""
     cdef Mask alive
     cdef BallotBody body
+    cdef int64_t ballot
     while not engine.broken and not engine.stopped:
         if engine.leaving:
             engine.stage = STAGE_NONE
+        tell_cut(engine)
+        say(engine)
         if engine.stage == STAGE_NONE:
             if not leads(engine) or not ballot_due(engine):
                 return
             open_ballot(engine)
         if engine.stage == STAGE_ASKING:
+            ballot = engine.ballot
             if not engine.settings.sabotage & BREAK_BALLOT and not has_answers(engine):
-                return
+                if engine.stage == STAGE_NONE or ballot == engine.ballot:
+                    return
+                continue
             alive = living(engine)
             if not engine.settings.sabotage & BREAK_BALLOT:
                 alive = mask_and(&alive, &engine.answered)
             propose(engine, &alive)
         if engine.stage == STAGE_PROPOSING:
+            ballot = engine.ballot
             if not has_acceptors(engine):
-                return
+                if engine.stage == STAGE_NONE or ballot == engine.ballot:
+                    return
+                continue
             engine.stage = STAGE_NONE
             engine.counters.decisions += 1
             alive = living(engine)
             if not engine.settings.sabotage & BREAK_BALLOT:
                 alive = mask_and(&alive, &engine.answered)
             body.ballot = engine.ballot
-            to_all(engine, &alive, MSG_DECIDE, &body, sizeof(body))
+            pass_on(engine, &alive, MSG_DECIDE, &body, sizeof(body))
             adopt(engine, engine.ballot)
 
 
@@ -250,29 +425,42 @@ cdef void propose(Engine* engine, const Mask* alive) noexcept nogil:
     cdef int64_t nbytes = write_proposal(engine, alive)
     engine.stage = STAGE_PROPOSING
     engine.ballot_us = engine.now_us
-    engine.acceptors = mask_none()
-    to_all(engine, alive, MSG_PROPOSE, engine.outbox, nbytes)
-    accept(engine, engine.rank, engine.outbox, nbytes)
+    accept(engine, alive, engine.outbox, nbytes)
 
 
 # ---- accepting ----------------------------------------------------------------------------
 
-cdef void accept(Engine* engine, int peer, const unsigned char* proposal,
+cdef void accept(Engine* engine, const Mask* to, const unsigned char* proposal,
                  int64_t nbytes) noexcept nogil:
-    """Keeps a proposal, so that every later ballot finds it."""
-    cdef BallotBody body
-    body.ballot = (<const ProposeBody*>proposal).ballot
-    if body.ballot < engine.promised and not (engine.settings.sabotage & BREAK_BALLOT_ORDER):
-        refuse(engine, body.ballot)
+    """Keeps a proposal, so that every later ballot finds it, and passes it on to its members."""
+    cdef int64_t ballot = (<const ProposeBody*>proposal).ballot
+    cdef PrepareBody alone
+    if ballot < engine.promised and not (engine.settings.sabotage & BREAK_BALLOT_ORDER):
+        refuse(engine, ballot)
         return
-    if body.ballot > engine.promised:
-        promise(engine, body.ballot)
-    engine.accepted = body.ballot
+    if ballot != engine.tree_ballot:       # we were not asked before: nobody is behind us
+        memset(&alone, 0, sizeof(alone))
+        alone.ballot = ballot
+        mask_add(&alone.ranks, ballot_rank(ballot))
+        mask_add(&alone.ranks, engine.rank)
+        take_place(engine, &alone)
+    if ballot > engine.promised:
+        promise(engine, ballot)
+    engine.accepted = ballot
     memcpy(engine.proposal, proposal, nbytes)
-    if peer == engine.rank:
-        mask_add(&engine.acceptors, peer)
-    else:
-        send_ballot(engine, peer, MSG_ACCEPTED, &body, sizeof(body))
+    pass_on(engine, to, MSG_PROPOSE, proposal, nbytes)
+    engine.acceptors = mask_none()
+    mask_add(&engine.acceptors, engine.rank)
+    engine.below_us = engine.now_us
+    engine.said = 0
+    engine.accepting = 1
+    say(engine)
+
+
+cdef Mask members_proposed(const Engine* engine, const unsigned char* proposal) noexcept nogil:
+    cdef int entries = (<const ProposeBody*>proposal).entries
+    return (<const Entry*>(proposal + sizeof(ProposeBody)))[entries - 1].members if entries \
+        else mask_full(engine.size)
 
 
 # ---- adopting -----------------------------------------------------------------------------
@@ -326,7 +514,6 @@ cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
     cdef const ProposeBody* body = <const ProposeBody*>engine.proposal
     cdef const Entry* history = <const Entry*>(engine.proposal + sizeof(ProposeBody))
     cdef const Stand* stands
-    cdef const Signature* groups
     cdef Mask members
     cdef int64_t seq
     cdef Operation* op
@@ -338,6 +525,7 @@ cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
     engine.frozen = 0
     engine.unsure = 0
     engine.silent = mask_none()
+    engine.doubtful = mask_none()
     engine.calling_us = 0
     engine.watched = -1
     if body.entries <= engine.epoch:
@@ -363,9 +551,8 @@ cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
             engine.poison_cut = engine.history[i].cut
     complain_again(engine)
     if body.groups:
-        groups = <const Signature*>(stands + body.holders)
-        memcpy(engine.groups, groups, body.groups * sizeof(Signature))
-        engine.grouped = body.grouped
+        memcpy(engine.groups, stands + body.holders, body.groups * sizeof(Group))
+        engine.groups_count = body.groups
         engine.quarrel = body.quarrel
     for seq in range(engine.done, engine.freed + engine.settings.ring):
         op = find_operation(engine, seq)
@@ -487,19 +674,23 @@ cdef void on_membership_message(Engine* engine, int peer, const Head* head,
     cdef int64_t ballot = (<const BallotBody*>body).ballot \
         if nbytes >= <int64_t>sizeof(BallotBody) else 0
     cdef Mask members = members_of(engine, engine.epoch)
+    cdef Mask to
     if head.type == MSG_PREPARE:
-        answer(engine, ballot)
+        answer(engine, <const PrepareBody*>body)
     elif head.type == MSG_STATUS:
-        if engine.stage == STAGE_ASKING and ballot == engine.ballot:
-            keep_status(engine, peer, body, nbytes)
+        on_answer(engine, peer, body, nbytes)
     elif head.type == MSG_PROPOSE:
-        accept(engine, peer, body, nbytes)
+        to = members_proposed(engine, body)
+        accept(engine, &to, body, nbytes)
     elif head.type == MSG_ACCEPTED:
-        if engine.stage == STAGE_PROPOSING and ballot == engine.ballot:
-            mask_add(&engine.acceptors, peer)
-            engine.answer_us = engine.now_us
+        on_accepted(engine, <const AcceptedBody*>body)
     elif head.type == MSG_DECIDE:
+        if ballot == engine.promised:
+            to = engine.tree.ranks
+            pass_on(engine, &to, MSG_DECIDE, body, nbytes)
         adopt(engine, ballot)
+    elif head.type == MSG_CUT:
+        on_cut(engine, <const CutBody*>body)
     elif head.type == MSG_REFUSED:
         if ballot > engine.rival:
             engine.rival = ballot

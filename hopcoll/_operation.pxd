@@ -12,5 +12,4 @@ cdef void copy_for_late(Engine* engine) noexcept nogil
 cdef void settle(Engine* engine) noexcept nogil
 cdef void abandon_former(Engine* engine) noexcept nogil
 cdef void enter_epoch(Engine* engine, int previous) noexcept nogil
-cdef void flush_watermark(Engine* engine) noexcept nogil
 cdef void stop_operations(Engine* engine) noexcept nogil

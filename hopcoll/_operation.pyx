@@ -13,10 +13,12 @@ from hopcoll._plan cimport ends_at_root, is_fold, is_from_root, is_private
 from hopcoll._records cimport (
     ask_again, claim, combine, complain, compare_signature, dispute, fate_of, free_records,
     refresh_attempt, release_memory, send_message)
+from hopcoll._flow cimport flow_anew, flush_due, know_others, update_stable
 from hopcoll._partial cimport (
     arrive, check_roll, forget_roll, has_late, is_late_for, is_lost_to_us, keep_for_late, keeper_of,
     miss, note_arrival, on_place, on_roll, prepare_carry, refuse_outlets, return_carry,
     settle_carry, take_carry)
+from hopcoll._tree cimport is_flat
 from hopcoll._small cimport (
     answer_fetch, fetch, land_small, on_contribution, store_contribution, try_small)
 from hopcoll._streams cimport attach_early, check_lengths
@@ -145,7 +147,9 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
     op.asked_us = 0
     op.result = result
     # Everything that can fail comes before the first message.
-    if flags & FLAG_CARRY and nbytes and not prepare_carry(engine, op, nbytes):
+    if sig.flags & FLAG_PARTIAL and not know_others(engine):
+        failed = START_NO_MEMORY
+    elif flags & FLAG_CARRY and nbytes and not prepare_carry(engine, op, nbytes):
         failed = START_NO_MEMORY
     elif op.small:
         op.nbytes = nbytes
@@ -369,6 +373,14 @@ cdef void record_flight(Engine* engine, const Operation* op) noexcept nogil:
     flight.status = op.status
 
 
+cdef void tell_all_done(Engine* engine) noexcept nogil:
+    cdef Mask out = gone(engine)
+    cdef int r
+    for r in range(engine.size):
+        if r != engine.rank and not mask_has(&out, r):
+            send_message(engine, r, MSG_WATERMARK, engine.done, NULL, NULL, 0)
+
+
 cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
     cdef Mask out
     cdef int r
@@ -391,13 +403,13 @@ cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
             memcpy(op.retained, op.base, op.nbytes)
             engine.retained_bytes += op.nbytes
     engine.done = op.seq + 1
-    engine.peer_done[engine.rank] = engine.done
+    if engine.peer_done != NULL:
+        engine.peer_done[engine.rank] = engine.done
     if op.status == STATUS_MISMATCH:
         # Others may have it, and wait until nobody needs it any more.
-        out = gone(engine)
-        for r in range(engine.size):
-            if r != engine.rank and not mask_has(&out, r):
-                send_message(engine, r, MSG_WATERMARK, engine.done, NULL, NULL, 0)
+        tell_all_done(engine)
+    if op.sig.flags & FLAG_PARTIAL and not is_flat(engine):
+        tell_all_done(engine)     # whose result others keep until we have it
     if not op.small:
         engine.watermark_due = 1
         engine.last_large = engine.done
@@ -502,44 +514,11 @@ cdef void check_rolls(Engine* engine) noexcept nogil:
             pump(engine, op)
 
 
-cdef void update_stable(Engine* engine) noexcept nogil:
-    cdef Mask members = members_of(engine, engine.epoch)
-    cdef int64_t low = engine.done
-    cdef int r
-    for r in range(engine.size):
-        if mask_has(&members, r) and not mask_has(&engine.left, r) and engine.peer_done[r] < low:
-            low = engine.peer_done[r]
-            if low <= engine.stable:
-                return
-    if low > engine.stable:
-        engine.stable = low
-
-
-cdef void flush_watermark(Engine* engine) noexcept nogil:
-    """Tells the coordinator how far we are; the coordinator tells all what is stable."""
-    cdef int coordinator = coordinator_of(engine)
-    cdef Mask out
-    cdef int r
-    engine.watermark_due = 0
-    engine.watermark_us = engine.now_us
-    if coordinator != engine.rank:
-        if engine.told_done < engine.done:
-            engine.told_done = engine.done
-            send_message(engine, coordinator, MSG_WATERMARK, engine.done, NULL, NULL, 0)
-    elif engine.told_stable < engine.stable:
-        engine.told_stable = engine.stable
-        out = gone(engine)
-        for r in range(engine.size):
-            if r != engine.rank and not mask_has(&out, r):
-                send_message(engine, r, MSG_WATERMARK, engine.stable, NULL, NULL, 0)
-
-
 cdef void settle(Engine* engine) noexcept nogil:
     """Completes, in order, what is complete; finishes and frees what may be."""
     cdef Operation* op
     cdef int64_t seq, stable = engine.stable
     cdef int64_t until
-    cdef int quarter = engine.settings.ring // 4
     if engine.rolls_due:
         check_rolls(engine)
     while True:
@@ -568,13 +547,7 @@ cdef void settle(Engine* engine) noexcept nogil:
         finish(engine, op)
         engine.finished += 1
     free_records(engine)
-    if coordinator_of(engine) == engine.rank:
-        if engine.told_stable < engine.stable and (
-                engine.told_stable < engine.last_large
-                or engine.stable - engine.told_stable >= quarter):
-            flush_watermark(engine)
-    elif engine.watermark_due or engine.done - engine.told_done >= quarter:
-        flush_watermark(engine)
+    flush_due(engine)
 
 
 # ---- the end of our part ------------------------------------------------------------------
@@ -633,6 +606,7 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
     cdef int64_t seq
     cdef int old
     cdef Operation* op
+    flow_anew(engine)
     end_streams(engine)
     for seq in range(engine.done, engine.freed + engine.settings.ring):
         op = find_operation(engine, seq)
@@ -642,6 +616,7 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
             continue
         old = op.attempt
         op.away = mask_none()
+        op.behind = -1
         op.asked_us = 0
         if op.status != STATUS_OK:
             op.complete = 0

@@ -5,6 +5,8 @@ from hopcoll._state cimport *
 
 cdef void send_message(Engine* engine, int dest, int type, int64_t seq, const Signature* sig,
                        const void* body, int64_t nbytes) noexcept nogil
+cdef void send_more(Engine* engine, int dest, int type, int more, int64_t seq,
+                    const Signature* sig, const void* body, int64_t nbytes) noexcept nogil
 cdef void merge_watermarks(Engine* engine, int peer, const Head* head) noexcept nogil
 cdef Operation* claim(Engine* engine, int64_t seq) noexcept nogil
 cdef void release_memory(Engine* engine, void* memory) noexcept nogil

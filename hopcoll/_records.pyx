@@ -15,9 +15,15 @@ from hopcoll._plan cimport is_for_root, is_from_root
 
 cdef void send_message(Engine* engine, int dest, int type, int64_t seq, const Signature* sig,
                        const void* body, int64_t nbytes) noexcept nogil:
+    send_more(engine, dest, type, MORE_NONE, seq, sig, body, nbytes)
+
+
+cdef void send_more(Engine* engine, int dest, int type, int more, int64_t seq,
+                    const Signature* sig, const void* body, int64_t nbytes) noexcept nogil:
     cdef Head head
     memset(&head, 0, sizeof(Head))
     head.type = type
+    head.more = more
     head.epoch = engine.epoch
     head.seq = seq
     if not engine.stopped:     # what fails with us is done nowhere else
@@ -30,12 +36,21 @@ cdef void send_message(Engine* engine, int dest, int type, int64_t seq, const Si
 
 
 cdef void merge_watermarks(Engine* engine, int peer, const Head* head) noexcept nogil:
-    if engine.settings.sabotage & BREAK_STABLE and head.seq > engine.peer_done[peer]:
-        engine.peer_done[peer] = head.seq
-    if head.done > engine.peer_done[peer]:
-        engine.peer_done[peer] = head.done
+    cdef int i
+    if engine.peer_done != NULL:
+        if engine.settings.sabotage & BREAK_STABLE and head.seq > engine.peer_done[peer]:
+            engine.peer_done[peer] = head.seq
+        if head.done > engine.peer_done[peer]:
+            engine.peer_done[peer] = head.done
     if head.stable > engine.stable:
         engine.stable = head.stable
+    if head.more == MORE_BELOW and head.epoch == engine.epoch:
+        for i in range(engine.flow.children):
+            if engine.flow.child[i] == peer and head.seq > engine.below_done[i]:
+                engine.below_done[i] = head.seq
+    elif head.more == MORE_AGAIN and head.epoch == engine.epoch and peer == engine.flow.parent:
+        engine.told_done = -1
+        engine.watermark_due = 1
 
 
 # ---- records ------------------------------------------------------------------------------
@@ -55,7 +70,7 @@ cdef Operation* claim(Engine* engine, int64_t seq) noexcept nogil:
     op.early = -1
     op.whole_told = -1
     op.place_attempt = -1
-    op.before = op.after = op.tail = -1
+    op.before = op.after = op.tail = op.behind = -1
     for i in range(BLOCKS_MAX):
         op.holder[i] = NOBODY
     return op
@@ -169,6 +184,7 @@ cdef void dispute(Engine* engine, Operation* op, const Signature* ours, int peer
     if engine.dispute.seq < 0 or op.seq < engine.dispute.seq:
         engine.dispute.seq = op.seq
         engine.dispute.peer = peer
+        engine.dispute.source = engine.rank
         engine.dispute.ours = ours[0]
         engine.dispute.theirs = theirs[0]
     complain(engine, op)

@@ -19,7 +19,7 @@ from hopcoll._engine cimport (
 from hopcoll._contexts cimport ContextHead
 from hopcoll._crank cimport (
     WAIT_DONE, clock_us, lock, pthread_mutex_init, sleep_us, start_crank, stop_crank, turn, unlock,
-    wait_for)
+    wait_for, wake_clock)
 from hopcoll._fence cimport Fence, fence_rank
 from hopcoll._late cimport awaited_of
 from hopcoll._lookout cimport close_lookout, flight_of, give_stack, late_report, look_out
@@ -142,6 +142,7 @@ cdef class Engine_:
         settings.retain_budget_bytes = 4 << 20
         settings.late_budget_bytes = config.late_bytes
         settings.ring = 128
+        settings.degree = DEGREE_MAX
         settings.active = 4
         settings.outlets_max = 128 * size
         settings.announce_us = 250000
@@ -298,7 +299,7 @@ cdef class Engine_:
                 f"{e.next_seq} done {e.done} finished {e.finished} stable {e.stable} freed "
                 f"{e.freed} outlets {e.outlets_used} dead {ranks_of(&e.dead, self.size)} left "
                 f"{ranks_of(&e.left, self.size)} answered {ranks_of(&e.answered, self.size)} "
-                f"peers {[e.peer_done[r] for r in range(self.size)]} broken {e.broken}")
+                f"stable {e.stable} broken {e.broken}")
 
     def give_stack(self, bytes text):
         """What the program is at, for those who asked."""
@@ -403,6 +404,7 @@ cdef class Engine_:
                 lock(&self.rt)
                 if not self.rt.home.threaded:
                     turn(&self.rt)      # a good-bye may be waiting: nothing is asked of who is gone
+                wake_clock(&self.rt)
                 if self.rt.trace != NULL:
                     trace_start(self.rt.trace, &sig, item_bytes, <const void*>send_address,
                                 <const void*>recv_address, flags, &layout)

@@ -56,7 +56,8 @@ SABOTAGES = {"freeze": BREAK_FREEZE, "ballot_order": BREAK_BALLOT_ORDER,
              "stand": BREAK_STAND, "stable": BREAK_STABLE, "own_raise": BREAK_OWN_RAISE,
              "drain": BREAK_DRAIN, "accept": BREAK_ACCEPT,
              "carry": BREAK_CARRY, "roll": BREAK_ROLL, "former": BREAK_FORMER,
-             "chain": BREAK_CHAIN}
+             "chain": BREAK_CHAIN, "merge": BREAK_MERGE, "speak": BREAK_SPEAK,
+             "cover": BREAK_COVER}
 DELAYS = {"none": DELAY_NONE, "eager": DELAY_EAGER, "late": DELAY_LATE, "any": DELAY_ANY}
 ORDERS = {"every": EVERY_ORDER, "lowest": LOWEST_FIRST, "turns": IN_TURNS}
 IN_PLACE = FLAG_IN_PLACE
@@ -412,6 +413,9 @@ cdef void fill_plan(World* plan, int size, script, dict options) except *:
     plan.settings.window = options.pop("window", 2)
     plan.settings.ring = options.pop("ring", 8)
     plan.settings.active = options.pop("active", 2)
+    plan.settings.degree = options.pop("degree", DEGREE_MAX)
+    if not 2 <= plan.settings.degree <= DEGREE_MAX:
+        raise ValueError(f"degree: {plan.settings.degree} is not in 2..{DEGREE_MAX}")
     plan.settings.outlets_max = options.pop(
         "outlets_max", 8 * size * (plan.settings.active + plan.depth) + 64)
     plan.settings.detect_us = options.pop("detect_us", 0)

@@ -8,97 +8,7 @@ from libc.stdint cimport int64_t, int32_t, int16_t, uint64_t, uint32_t, uint16_t
 from cython_kernels.transport cimport Transport
 from cython_kernels.stream cimport Grid, Sink, Spring
 from hopcoll._mask cimport *
-
-cdef enum:
-    FAULTS_MAX = 16
-    BLOCKS_MAX = 8            # of a result that all ranks get
-    NOBODY = 255 + 1          # "no holder" in a byte pair
-    TOKEN_IGNORED = 0
-    USER_OP = 12              # behind the operations of the kernels: the caller's own
-
-cdef enum Kind:
-    BCAST = 0
-    REDUCE = 1
-    ALLREDUCE = 2
-    BARRIER = 3
-    GATHER = 4
-    ALLGATHER = 5
-    SCATTER = 6
-    ALLTOALL = 7
-    REDUCE_SCATTER = 8
-    SCAN = 9
-    EXSCAN = 10
-
-cdef enum Flag:
-    FLAG_IN_PLACE = 1         # local: never part of a signature
-    FLAG_RAISE = 2
-    FLAG_VECTOR = 4           # blocks of different lengths
-    FLAG_ORDERED = 8          # a fold in the order of the ranks, whoever that suits
-    FLAG_PARTIAL = 16         # of those who come first, or in time; the root is the quorum
-    FLAG_CARRY = 32           # what came too late is added to the next one of this layout
-    FLAG_ARRIVAL = 64         # a fold in the order in which the ranks call it
-
-cdef enum Status:
-    STATUS_OK = 0
-    STATUS_ROOT_LOST = 1
-    STATUS_RANK_FAILED = 2
-    STATUS_MISMATCH = 3
-    STATUS_CLOSED = 4
-    STATUS_MPI_ERROR = 5
-    STATUS_STOPPED = 6        # this rank has no part in it any more; see Stop
-    STATUS_MISSED = 7         # this rank came so late that nobody keeps the result any more
-
-cdef enum Phase:
-    PARTIAL_PHASE = 0
-    FINAL_PHASE = 1
-
-cdef enum EntryKind:
-    ENTRY_DEATH = 0
-    ENTRY_MISMATCH = 1
-
-cdef enum Suspicion:
-    SUSPICION_NONE = 0
-    SUSPICION_NEW = 1
-    SUSPICION_TOLD = 2        # our status in the open ballot shows what we called
-
-cdef enum StartResult:
-    START_OK = 0
-    START_AGAIN = 1
-    START_NO_MEMORY = 2
-    START_STOPPED = 3
-
-cdef enum Stop:               # why a rank goes on no further
-    STOP_NONE = 0
-    STOP_OUT = 1              # the others took it for dead, and decided so
-    STOP_MINORITY = 2         # too few are within reach to decide anything
-
-cdef enum Stage:              # of a ballot, at the rank that leads it
-    STAGE_NONE = 0
-    STAGE_ASKING = 1          # until all have answered
-    STAGE_PROPOSING = 2       # until enough have accepted
-
-# Broken variants: each switches one rule off, so that the checkers can prove themselves awake.
-cdef enum Sabotage:
-    BREAK_FREEZE = 1
-    BREAK_BALLOT_ORDER = 2
-    BREAK_ORDERED_CUT = 4
-    BREAK_TAINT = 8
-    BREAK_VOIDS = 16
-    BREAK_RETENTION = 32
-    BREAK_SEAL = 64
-    BREAK_LOST = 128
-    BREAK_ASKED = 256
-    BREAK_MINORITY = 512      # a minority goes on
-    BREAK_BALLOT = 1024       # each decides by itself, as soon as it knows of a death
-    BREAK_STAND = 2048        # what once stood binds for ever
-    BREAK_STABLE = 4096       # what comes later makes stable
-    BREAK_OWN_RAISE = 8192    # a rank raises by what it knows alone
-    BREAK_DRAIN = 16384       # a region is granted again before the old grant has drained
-    BREAK_ACCEPT = 32768      # a proposal is decided before others have it
-    BREAK_CARRY = 65536       # a carry is consumed before the operation that takes it along
-    BREAK_ROLL = 131072       # a roll that was closed once binds for ever
-    BREAK_FORMER = 262144     # who has left in peace is waited for
-    BREAK_CHAIN = 524288      # who was only proposed as a member decides
+from hopcoll._words cimport *
 
 cdef struct Signature:        # what all ranks must agree on in one operation
     uint8_t kind
@@ -132,6 +42,7 @@ cdef struct Settings:
     int32_t ring
     int32_t active                # operations that move chunks at once
     int32_t outlets_max
+    int32_t degree            # of the control tree
     uint32_t sabotage
 
 cdef struct Entry:            # one membership: epoch i + 1 is history[i]
@@ -217,7 +128,7 @@ cdef struct Quarrel:          # two ranks take a block to be of different length
 cdef struct Dispute:          # a signature that is not ours, as it was seen: records do not last
     int64_t seq               # -1: none
     int32_t peer
-    int32_t pad
+    int32_t source            # who saw it
     Signature ours
     Signature theirs
 
@@ -262,7 +173,7 @@ cdef struct Operation:
     int32_t before            # us in that order; -1: nobody
     int32_t after             # ... -1: nobody yet
     int32_t last              # we are the last
-    int32_t pad
+    int32_t behind            # of a large Bcast: whom we were sent to; -1: nobody
     Mask wholes
     Mask asked                # of a large Bcast: who showed that they have called it
     Mask told                 # ... to whom we showed that we have
@@ -331,6 +242,24 @@ cdef struct Counters:
     int64_t late              # partial operations that had begun without us
     int64_t forgotten         # results that were kept for others, and had to go
     int64_t carried           # inputs that went into a later operation
+
+cdef struct Tree:             # who passes agreement on to whom; see _tree.pyx
+    Mask ranks
+    Mask doubtful             # those who are best left to the end of it
+    int32_t root
+    int32_t degree
+    int32_t count             # of `ranks`
+    int32_t pad
+
+cdef struct Passing:          # our place in a tree
+    int16_t parent            # -1: we are its root
+    int16_t children
+    uint32_t leaves           # bit i: nobody is reached through child i
+    int16_t child[DEGREE_MAX]
+
+cdef struct Group:            # ranks that called the same
+    Signature sig
+    Mask who
 
 cdef struct Late:             # at the coordinator: an operation in which somebody waits
     int64_t seq
@@ -406,12 +335,23 @@ cdef struct Engine:
     int64_t poison_cut
     Dispute dispute
     Mask answered
-    Mask acceptors
-    unsigned char* statuses   # size x status_bytes
+    Mask acceptors            # of those who are reached through us
+    Tree tree                 # of the ballot that we promised
+    Passing passing           # ... our place in it
+    Mask below                # ... and who is reached through us, ourselves included
+    int64_t below_us          # since when we wait for what they say
+    int64_t tree_ballot       # whose tree it is
+    int32_t said              # we passed that on
+    int32_t accepting         # they accept; before that they answer
+    int32_t cut_told          # we told the leader that the tree is cut; at the leader: we know
+    Mask doubtful             # at the leader: who is to be no rank's way to others
+    unsigned char* statuses   # of us, and of each child, with all who are reached through it
     int64_t status_bytes
     unsigned char* outbox     # room to write one control message
-    Signature* groups         # signatures at the mismatch, by rank
-    Mask grouped
+    Group groups[GROUPS_MAX]  # who called what, at the mismatch
+    int32_t groups_count
+    uint32_t rows             # which of the statuses are there, in this ballot
+    int32_t again             # our children are to tell us anew how far they are
     Quarrel quarrel           # ... or blocks that two ranks take to be of different lengths
     # operations
     Operation* ring
@@ -420,7 +360,9 @@ cdef struct Engine:
     int64_t finished          # operations below were given back
     int64_t freed             # records below are free
     int64_t stable            # operations below are done at every living rank
-    int64_t* peer_done
+    int64_t* peer_done        # by rank; NULL: there are too many, and the tree tells
+    Passing flow              # our place in the tree of the members, along which that is told
+    int64_t below_done[DEGREE_MAX]    # done at all who are reached through a child
     int64_t told_done
     int64_t told_stable
     int32_t watermark_due
@@ -474,46 +416,10 @@ cdef struct Engine:
 
 # ---- control messages ---------------------------------------------------------------------
 
-cdef enum MessageType:
-    MSG_EAGER = 1
-    MSG_GRANT = 2
-    MSG_CREDIT = 3
-    MSG_WATERMARK = 4
-    MSG_PREPARE = 5
-    MSG_STATUS = 6
-    MSG_DECIDE = 7
-    MSG_FETCH = 8
-    MSG_RELAY = 9
-    MSG_ANNOUNCE = 10
-    MSG_COMPLAIN = 11
-    MSG_BYE = 12
-    MSG_READY = 13
-    MSG_BYE_HEARD = 14
-    MSG_ROOT_DONE = 15
-    MSG_WHOLE = 16
-    MSG_SEAL = 17
-    MSG_CALLED = 18
-    MSG_PROPOSE = 19
-    MSG_ACCEPTED = 20
-    MSG_REFUSED = 21
-    MSG_BEAT = 22
-    MSG_SILENT = 23
-    MSG_FENCE = 24
-    MSG_OUT = 25
-    MSG_STOP = 26
-    MSG_ARRIVED = 27
-    MSG_ROLL = 28
-    MSG_GONE = 29
-    MSG_PLACE = 30
-    MSG_NEXT = 31
-    MSG_AWAY = 32
-    MSG_ASK = 40
-    MSG_WHERE = 41
-    MSG_STACK = 42
-
 cdef struct Head:
     uint8_t type
-    uint8_t pad[3]
+    uint8_t more              # More
+    uint8_t pad[2]
     int32_t epoch
     int64_t seq
     int64_t done
@@ -540,7 +446,7 @@ cdef struct CreditBody:
 
 cdef struct AwayBody:
     int32_t tag               # of the stream that was asked for
-    int32_t pad
+    int32_t behind            # who gives it instead; -1: whoever comes before us
 
 cdef struct FetchBody:
     Mask have                 # contributions that need not be sent
@@ -560,43 +466,67 @@ cdef struct PlaceBody:        # PLACE: who comes before us; NEXT: who comes afte
     int32_t last              # all have arrived
     int32_t pad
 
-cdef struct BallotBody:       # PREPARE, ACCEPTED, REFUSED and DECIDE
+cdef struct BallotBody:       # REFUSED and DECIDE
     int64_t ballot
+
+cdef struct PrepareBody:
+    int64_t ballot
+    Mask ranks                # the tree along which it goes
+    Mask doubtful
+
+cdef struct AcceptedBody:
+    int64_t ballot
+    Mask who
+
+cdef struct CutBody:          # who is reached through `rank` is not
+    int64_t ballot
+    int32_t rank
+    int32_t pad
 
 cdef struct RankBody:         # SILENT: of whom; FENCE: whom to kill
     int32_t rank
     int32_t pad
 
-cdef struct StatusBody:       # followed by Entry[entries], then OperationStatus[operations]
+# Of one rank, or of many.  Followed by Entry[entries], then OperationStatus[operations].
+cdef struct StatusBody:
     int64_t ballot
-    int64_t accepted          # the ballot that proposed these entries
-    int64_t next_seq
+    int64_t accepted          # the ballot that proposed these entries: the highest one
+    int64_t next_seq          # the highest, ...
+    int64_t next_low          # ... the lowest
+    int64_t done
+    int64_t done_low
     int32_t entries
     int32_t operations
     int32_t decided           # the first entries are decided
     int32_t pad
-    Dispute dispute
+    Dispute dispute           # of those of all, the first
+    Mask who                  # answers
 
-cdef struct OperationStatus:
+cdef struct OperationStatus:  # what ranks say of one attempt that they call alike
     int64_t seq
     Signature sig
     int32_t attempt
     int32_t small
-    int32_t complete          # 2: but its bytes are gone
-    int32_t whole             # our own part is there
-    Mask held                 # bit b: we have all of block b
-    Mask roll                 # of a partial operation; empty: not known here
+    int32_t complete          # a rank at which it is; -1: none
+    int32_t whole             # how many have their own part
+    int32_t keeper            # a rank that holds the blocks `kept`
+    int32_t pad
+    int16_t holder[BLOCKS_MAX]    # a rank that has all of a block
+    Mask who                  # has called it
+    Mask held                 # bit b: one of them has all of block b, ...
+    Mask common               # ... every one of them
+    Mask kept
+    Mask roll                 # of a partial operation; empty: not known to them
     Quarrel quarrel
 
-# Followed by Entry[entries], Stand[holders], Signature[groups].
+# Followed by Entry[entries], Stand[holders], Group[groups].
 cdef struct ProposeBody:
     int64_t ballot
     int64_t first_held        # holders start with this operation
     int32_t entries
     int32_t holders
-    int32_t groups            # 0 or size
+    int32_t groups
     int32_t pad
-    Mask grouped
     Quarrel quarrel
 
 # ---- signatures ---------------------------------------------------------------------------

@@ -56,19 +56,20 @@ cdef tuple ranks_of(const Mask* mask, int size):
 
 cdef str mismatch_text(const Engine* engine):
     """Who called what, where a mismatch was decided."""
-    cdef int r
+    cdef int r, i
     cdef const Quarrel* quarrel = &engine.quarrel
     groups = {}
     if quarrel.source >= 0:
         return (f"lengths differ between ranks in operation {engine.poison_cut} of "
-                f"this communicator ({kind_name(&engine.groups[quarrel.source])}): "
+                f"this communicator ({kind_name(&engine.groups[0].sig)}): "
                 f"rank {quarrel.source} has {quarrel.sent_bytes} bytes for rank "
                 f"{quarrel.dest}, which expects {quarrel.expected_bytes}. It cannot be used "
                 "any more")
     for r in range(engine.size):
-        if mask_has(&engine.grouped, r):
-            text = signature_text(&engine.groups[r], engine.poison_cut)
-            groups.setdefault(text, []).append(r)
+        for i in range(engine.groups_count):
+            if mask_has(&engine.groups[i].who, r):
+                text = signature_text(&engine.groups[i].sig, engine.poison_cut)
+                groups.setdefault(text, []).append(r)
     text = "; ".join(
         f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))} called {name}"
         for name, ranks in groups.items())

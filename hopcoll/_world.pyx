@@ -68,7 +68,7 @@ cdef World* make_world(const World* plan, int64_t* total) noexcept nogil:
     items *= n
     memset(&rooms, 0, sizeof(Rooms))
     rooms.region_bytes = (sizeof(Engine) + FLIGHTS * sizeof(Flight)
-                          + control_bytes_of(settings, n) * (n + 1)
+                          + control_bytes_of(settings, n) * (n + 3)
                           + (n + 4) * (sizeof(Entry) + 64)
                           + settings.ring * (sizeof(Operation)
                                              + n * (settings.eager_bytes + 48 + sizeof(Block)))

@@ -160,6 +160,7 @@ def forecast(
     chunk_bytes: int = 65536,
     window_chunks: int = 16,
     eager_bytes: int = 4096,
+    degree: int = 16,
     root: int = 0,
     order: str = "rank",
     events_max: int = _TURNS_MAX,
@@ -197,6 +198,9 @@ def forecast(
         Microseconds of the program between two of them.
     chunk_bytes, window_chunks, eager_bytes : int
         As for the communicator.
+    degree : int
+        Of the tree along which agreement goes, from 2 to 16; with no more than degree + 1 ranks all
+        are children of one.
     root : int
         Of the operation, where it has one.
     order : {"rank", "arrival"}
@@ -248,6 +252,7 @@ def forecast(
         eager_bytes=eager_bytes,
         root=root,
         flags=64 if order == "arrival" else 0,
+        degree=degree,
         turns_max=events_max,
     )
     nodes = found["nodes"]
@@ -406,6 +411,8 @@ class _Kill(click.ParamType):
 @click.option("--chunk-bytes", type=_Size(), default="64KiB", show_default=True)
 @click.option("--window", type=click.IntRange(1, 1024), default=16, show_default=True)
 @click.option("--eager-bytes", type=_Size(), default="4KiB", show_default=True)
+@click.option("--degree", type=click.IntRange(2, 16), default=16, show_default=True,
+              help="Of the tree along which agreement goes.")  # fmt: skip
 @click.option("--order", type=click.Choice(["rank", "arrival"]), default="rank", show_default=True)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path),
               help="Write it here.")
@@ -424,6 +431,7 @@ def command(
     chunk_bytes: int,
     window: int,
     eager_bytes: int,
+    degree: int,
     order: str,
     json_path: Path | None,
 ) -> None:
@@ -452,6 +460,7 @@ def command(
             chunk_bytes=chunk_bytes,
             window_chunks=window,
             eager_bytes=eager_bytes,
+            degree=degree,
             order=order,
         )
     except ValueError as error:

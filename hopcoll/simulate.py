@@ -92,6 +92,8 @@ def random_case(seed: int, *, size: int | None = None, mode: str | None = None) 
         "kill_every": rng.choice((10, 40, 100, 400)) * (1 if size <= 16 else size // 4),
         "sent": rng.choice(("none", "eager", "late", "any")),
         "lost": rng.choice(("none", "late", "any")),
+        # So that small worlds have a tree, too.
+        "degree": random.Random(f"degree/{seed}").choice((2, 2, 3, 16, 16)),
     }
     if mode == "ballots":
         case["size"] = size = max(size, 4) if size <= 8 else size
