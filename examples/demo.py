@@ -31,8 +31,8 @@ RANKS = 4
 STEPS = 160
 CHECKPOINT_EVERY = 20
 ACCURACY_MIN = 0.95
-#: Of the first step; those before it are for the store, and the start of the session.
-FIRST_OPERATION = 3
+#: Of the first step; before it come two for the store, and two for the session.
+FIRST_OPERATION = 4
 #: A job that takes longer has hung; an undisturbed one takes some 15 s on two cores.
 JOB_TIMEOUT_S = 200.0
 SCRIPT = Path(__file__).with_name("sgd_digits.py")

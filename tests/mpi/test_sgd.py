@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import recovery
+from examples import demo
 from tests import launch
 
 SCRIPT = launch.ROOT / "examples" / "sgd_digits.py"
 STEPS = 12
-#: The Allreduce of step 1. Before it come two for the store, and one for the session.
-FIRST_OPERATION = 3
+#: The Allreduce of step 1. Before it come two for the store, and two for the session.
+FIRST_OPERATION = demo.FIRST_OPERATION
 
 
 class Training:
