@@ -94,6 +94,16 @@ def without_rpath(words: list[str]) -> list[str]:
     return kept
 
 
+def ranks_max() -> list[str]:
+    """How many ranks a communicator may have: a multiple of 64 from the environment, or 256."""
+    given = os.environ.get("HOPCOLL_RANKS_MAX")
+    if given is None:
+        return []
+    if not given.isdecimal() or not 64 <= int(given) <= 16384 or int(given) % 64:
+        stop(f"HOPCOLL_RANKS_MAX is a multiple of 64 from 64 to 16384, not {given!r}")
+    return [f"-DHOPCOLL_RANKS_MAX={given}"]
+
+
 def extensions() -> list[Extension]:
     """One extension for every .pyx file of the packages."""
     found = []
@@ -124,7 +134,7 @@ class BuildKernels(build_ext):
         for extension in self.extensions:
             extension.include_dirs += [".", str(Path(extension.sources[0]).parent)]
             extension.include_dirs.append(mpi4py.get_include())
-            extension.extra_compile_args += COMPILE_FLAGS + compiling
+            extension.extra_compile_args += COMPILE_FLAGS + compiling + ranks_max()
             if "-g" not in os.environ.get("CFLAGS", "").split():
                 extension.extra_compile_args.append("-g0")
             extension.extra_link_args += linking

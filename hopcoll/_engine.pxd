@@ -14,3 +14,4 @@ cdef bint engine_may_go(const Engine* engine) noexcept nogil
 cdef void engine_ready(Engine* engine) noexcept nogil
 cdef Mask engine_awaited(const Engine* engine) noexcept nogil
 cdef bint engine_quiet(const Engine* engine) noexcept nogil
+cdef int engine_rows(const Engine* engine) noexcept nogil

@@ -12,6 +12,7 @@ from hopcoll._silence cimport watch
 from hopcoll._chunks cimport lose_patience, on_data_event, part_streams
 from hopcoll._operation cimport (
     abandon_former, copy_for_late, on_operation_message, settle)
+from hopcoll._fan cimport free_early
 from hopcoll._flow cimport flow_anew, flush_watermark
 from hopcoll._merge cimport items_max_of
 from hopcoll._tree cimport is_flat
@@ -19,9 +20,13 @@ from hopcoll._partial cimport free_carries
 from hopcoll._records cimport announce_stuck, merge_watermarks, send_message
 
 
+cdef int epochs_of(const Settings* settings, int size) noexcept nogil:
+    return settings.epochs_max if settings.epochs_max else size + 4
+
+
 cdef int64_t status_bytes_of(const Settings* settings, int size) noexcept nogil:
     """The longest answer, and the longest proposal."""
-    cdef int64_t entries = (size + 4) * sizeof(Entry)
+    cdef int64_t entries = epochs_of(settings, size) * sizeof(Entry)
     cdef int64_t answer = sizeof(StatusBody) + items_max_of(settings) * sizeof(OperationStatus)
     cdef int64_t proposal = (sizeof(ProposeBody) + (settings.ring // 2 + 1) * sizeof(Stand)
                              + GROUPS_MAX * sizeof(Group))
@@ -58,7 +63,7 @@ cdef Engine* engine_new(Transport* transport, const Settings* settings) noexcept
     engine.settings = settings[0]
     engine.rank = transport.rank
     engine.size = size
-    engine.history_max = size + 4
+    engine.history_max = epochs_of(settings, size)
     engine.status_bytes = status_bytes_of(settings, size)
     engine.last_raise = -1
     engine.watched = -1
@@ -67,17 +72,19 @@ cdef Engine* engine_new(Transport* transport, const Settings* settings) noexcept
     engine.dispute.seq = -1
     engine.told_done = 0
     engine.history = <Entry*>zeroed(transport, engine.history_max * sizeof(Entry))
-    engine.proposal = <unsigned char*>zeroed(transport, control_bytes_of(settings, size))
     engine.ring = <Operation*>zeroed(transport, settings.ring * sizeof(Operation))
     if is_flat(engine):
         engine.peer_done = <int64_t*>zeroed(transport, size * sizeof(int64_t))
     # Written before they are read: an engine that needs few of these pages has few.  The explorer
-    # counts on the order of these four, and on what is behind them.
+    # counts on the order of the last three, and on what is behind them.
+    engine.proposal = <unsigned char*>transport.allocate(transport.self,
+                                                         control_bytes_of(settings, size))
     engine.outlets = <Outlet*>transport.allocate(transport.self,
                                                  settings.outlets_max * sizeof(Outlet))
     engine.statuses = <unsigned char*>transport.allocate(transport.self,
                                                          rows * engine.status_bytes)
-    engine.outbox = <unsigned char*>zeroed(transport, control_bytes_of(settings, size))
+    engine.outbox = <unsigned char*>transport.allocate(transport.self,
+                                                       control_bytes_of(settings, size))
     engine.flight = <Flight*>zeroed(transport, FLIGHTS * sizeof(Flight))
     if (engine.history == NULL or engine.statuses == NULL or engine.outbox == NULL
             or engine.proposal == NULL or engine.ring == NULL or engine.outlets == NULL
@@ -94,6 +101,18 @@ cdef Engine* engine_new(Transport* transport, const Settings* settings) noexcept
     flow_anew(engine)
     engine.again = 0
     return engine
+
+
+cdef int engine_rows(const Engine* engine) noexcept nogil:
+    """What is kept here for other ranks one by one, besides sets of ranks."""
+    cdef int rows = rows_of(&engine.settings, engine.size) + engine.flow.children
+    cdef const Early* early = engine.early
+    rows += engine.size if engine.peer_done != NULL else 0
+    rows += engine.size if engine.wheres != NULL else 0
+    while early != NULL:
+        rows += 1
+        early = early.next
+    return rows
 
 
 cdef void no_fence(void* context, int rank) noexcept nogil:
@@ -121,6 +140,7 @@ cdef void engine_free(Engine* engine) noexcept nogil:
                 release(t, op.states)
                 release(t, op.block)
     free_carries(engine)
+    free_early(engine)
     release(t, engine.history)
     release(t, engine.statuses)
     release(t, engine.outbox)

@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, int32_t, uint64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 from cython_kernels.stream cimport Sink
 from hopcoll._state cimport *
+from hopcoll._fan cimport fans
 from hopcoll._merge cimport status_at, status_length
 from hopcoll._plan cimport is_from_root
 from hopcoll._network cimport (
@@ -332,7 +333,10 @@ cdef uint64_t mix_operation(Explorer* x, uint64_t h, int rank, const Engine* eng
             h = mix_bytes(h, op.undo, op.undo_bytes)
         if op.retained != NULL:
             h = mix_bytes(h, op.retained, op.nbytes)
-        if op.inbox != NULL:
+        if op.inbox != NULL and fans(engine, op):
+            for b in range(engine.settings.degree + 2):
+                h = mix_bytes(h, op.inbox + b * op.nbytes, op.nbytes)
+        elif op.inbox != NULL:
             h = mix_bytes(h, op.inbox, op.nbytes * (
                 1 if is_from_root(op.sig.kind) else engine.size))
     if op.states != NULL:
@@ -359,6 +363,7 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     cdef int64_t whole = <const unsigned char*>&engine.faults - <const unsigned char*>engine
     cdef const ProposeBody* proposal
     cdef const Carry* carry
+    cdef const Early* early
     cdef int64_t seq
     cdef int r
     memcpy(&copy, engine, whole)
@@ -376,6 +381,7 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     copy.outlets = NULL
     copy.outlet_free = copy.next_tag = 0
     copy.carries = NULL
+    copy.early = NULL
     copy.roll_us = copy.patience_us = copy.parted_us = 0
     copy.watermark_us = waited(engine.watermark_us, engine.now_us, engine.settings.flush_us)
     copy.now_us = 0
@@ -400,6 +406,11 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
         proposal = <const ProposeBody*>engine.proposal
         h = mix_bytes(h, proposal, sizeof(ProposeBody) + proposal.entries * sizeof(Entry)
                       + proposal.holders * sizeof(Stand))
+    early = engine.early
+    while early != NULL:
+        h = mix(h, early.peer)
+        h = mix_bytes(h, early + 1, sizeof(Head) + early.nbytes)
+        early = early.next
     carry = engine.carries
     while carry != NULL:
         h = mix(h, <uint64_t>carry.seq << 2 | (carry.data != NULL) << 1 | (carry.more != NULL))

@@ -18,9 +18,13 @@ from cython_kernels.transport cimport (
 from hopcoll._state cimport *
 from hopcoll._state cimport Engine as EngineState
 from hopcoll._engine cimport (
-    control_bytes_of, engine_event, engine_free, engine_new, engine_tick)
+    control_bytes_of, engine_event, engine_free, engine_new, engine_rows, engine_tick)
 from hopcoll._operation cimport start_operation
-from hopcoll._texts cimport ranks_of
+
+cdef extern from "malloc.h" nogil:
+    enum:
+        M_MMAP_THRESHOLD
+    int mallopt(int parameter, int value)
 
 cdef enum:
     TICK_NS = 1000000         # between two looks of an idle progress thread
@@ -28,6 +32,8 @@ cdef enum:
     FLOAT64 = 11
     NO_OP = 11
     HEADER_BYTES = 64         # of a message on the wire, besides its own
+    FEW = 256                 # ranks, each of which has room for whatever may come
+    MMAP_FROM = 1 << 25       # so many engines would need more mappings than there may be
 
 cdef enum What:
     WHAT_ARRIVE = 1           # its first byte is at the receiver's link
@@ -88,6 +94,8 @@ cdef struct Node:             # a rank
     int64_t messages          # that it sent
     int64_t inbox_most
     int64_t posted_most
+    int32_t rows_most         # of its engine's tables
+    int32_t pad
     Mask detected
     Result* results
     int64_t* begun_ns
@@ -107,7 +115,9 @@ cdef struct Fabric:
     Node* nodes
     Link* links               # by host
     int32_t* host
-    int64_t* latency_ns       # from host to host
+    int64_t* latency_ns       # from host to host; or one for all
+    int32_t alike             # ... that
+    int32_t pad2
     int64_t near_latency_ns   # between ranks of one host
     double near_ns            # a byte, ...
     int64_t* send_ns          # by rank
@@ -203,7 +213,7 @@ cdef int64_t push_out(Node* node, Packet* packet, int64_t nbytes) noexcept nogil
         return node.now_ns + took
     start = node.now_ns if node.now_ns > link.out_free_ns else link.out_free_ns
     took = <int64_t>(wire * link.out_ns)
-    latency = f.latency_ns[here * f.hosts + there]
+    latency = f.latency_ns[0 if f.alike else here * f.hosts + there]
     link.out_free_ns = start + took
     plan_at(f, start + latency, WHAT_ARRIVE, packet.dest, start + took + latency, packet)
     return start + took
@@ -391,6 +401,8 @@ cdef void end_turn(Fabric* f, Node* node) noexcept nogil:
     if node.now_ns // 1000 > node.engine.now_us:
         engine_tick(node.engine, node.now_ns // 1000)
     node.free_ns = node.now_ns
+    if engine_rows(node.engine) > node.rows_most:
+        node.rows_most = engine_rows(node.engine)
     look_at_results(f, node)
     if node.engine.broken:
         f.failed = 3
@@ -554,9 +566,7 @@ cdef bint make_nodes(Fabric* f, const Settings* settings) noexcept nogil:
         node.engine.user = combine_nothing
         for k in range(f.steps):
             node.ended_ns[k] = -1
-        for k in range(f.size):
-            node.engine.host[k] = 0       # landing slots would only copy what has no content
-    return True
+    return True                   # all on host 0: landing slots would only copy no content
 
 
 def forecast(int size, str kind, int64_t nbytes, *, hosts, rates, delays_ns, kills, int64_t steps,
@@ -581,7 +591,11 @@ def forecast(int size, str kind, int64_t nbytes, *, hosts, rates, delays_ns, kil
     settings.retain_bytes_max, settings.retain_budget_bytes = 32768, 4 << 20
     settings.late_budget_bytes = 64 << 20
     settings.ring, settings.active, settings.degree = 128, 4, degree
-    settings.outlets_max = 128 * size
+    if size > FEW:             # memory for the engines of all; so much is never open here
+        settings.ring = 8
+        mallopt(M_MMAP_THRESHOLD, MMAP_FROM)
+    settings.outlets_max = settings.ring * (size if size < FEW else FEW)
+    settings.epochs_max = len(kills) + 4
     settings.announce_us, settings.flush_us, settings.patience_us = 250000, 1000, 2000
     settings.report_us = 10000000
     f.size, f.steps, f.hosts = size, steps, len(rates)
@@ -594,7 +608,9 @@ def forecast(int size, str kind, int64_t nbytes, *, hosts, rates, delays_ns, kil
         f.buffer = <unsigned char*>calloc(1, f.count * ITEM_BYTES * blocks + 64)
         f.links = <Link*>calloc(f.hosts, sizeof(Link))
         f.host = <int32_t*>calloc(size, sizeof(int32_t))
-        f.latency_ns = <int64_t*>calloc(f.hosts * f.hosts, sizeof(int64_t))
+        f.alike = len(latency_ns) == 1
+        pairs = len(latency_ns)
+        f.latency_ns = <int64_t*>calloc(pairs, sizeof(int64_t))
         f.send_ns = <int64_t*>calloc(size, sizeof(int64_t))
         f.event_ns = <int64_t*>calloc(size, sizeof(int64_t))
         f.detect_ns = <int64_t*>calloc(size, sizeof(int64_t))
@@ -602,7 +618,7 @@ def forecast(int size, str kind, int64_t nbytes, *, hosts, rates, delays_ns, kil
                 or f.send_ns == NULL or f.event_ns == NULL or f.detect_ns == NULL
                 or not make_nodes(&f, &settings)):
             raise MemoryError("forecast: no memory for the network")
-        for k in range(f.hosts * f.hosts):
+        for k in range(pairs):
             f.latency_ns[k] = latency_ns[k]
         for k in range(f.hosts):
             f.links[k].out_ns, f.links[k].in_ns = rates[k]
@@ -628,15 +644,20 @@ def forecast(int size, str kind, int64_t nbytes, *, hosts, rates, delays_ns, kil
                 "dead": bool(f.nodes[r].dead),
                 "begun_ns": [f.nodes[r].begun_ns[k] for k in range(steps)],
                 "ended_ns": [f.nodes[r].ended_ns[k] for k in range(steps)],
-                "contributors": [ranks_of(&f.nodes[r].results[k].contributors, size)
-                                 for k in range(steps)],
                 "controls": f.nodes[r].controls, "messages": f.nodes[r].messages,
+                "controls_sent": f.nodes[r].engine.counters.controls_sent,
+                "rows": f.nodes[r].rows_most,
                 "data_bytes": f.nodes[r].data_bytes, "inbox_most": f.nodes[r].inbox_most,
                 "posted_most": f.nodes[r].posted_most,
             })
         return {"events": turns, "through": f.unfinished == 0, "now_ns": f.now_ns, "nodes": nodes}
     finally:
         free_fabric(&f)
+
+
+def ranks_max():
+    """How many ranks this build has room for."""
+    return RANKS_MAX
 
 
 KIND_NUMBERS = {"bcast": BCAST, "reduce": REDUCE, "allreduce": ALLREDUCE, "barrier": BARRIER,

@@ -11,6 +11,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memset
 from hopcoll._state cimport *
 from cython_kernels.stream cimport sink_idle
+from hopcoll._fan cimport fans, place_of
 from hopcoll._records cimport send_message
 
 cdef enum:
@@ -102,8 +103,17 @@ cdef Mask awaited_of(Engine* engine, int64_t seq) noexcept nogil:
     what it waits for."""
     cdef const Operation* op = find_operation(engine, seq)
     cdef Mask out = mask_none(), members
+    cdef Passing place
     cdef int b, phase
     if op == NULL or not op.called or op.complete:
+        return out
+    if fans(engine, op):
+        place = place_of(engine, op)
+        for b in range(place.children):
+            if not mask_has(&op.have, place.child[b]):
+                mask_add(&out, place.child[b])
+        if mask_empty(&out) and place.parent >= 0:
+            mask_add(&out, place.parent)
         return out
     if op.small:
         members = attempt_members(engine, op)

@@ -2,9 +2,17 @@
 """Sets of ranks."""
 from libc.stdint cimport uint64_t
 
-cdef enum:
-    RANKS_MAX = 256
-    MASK_WORDS = 4
+# How wide a set is, is said when the package is built: HOPCOLL_RANKS_MAX (setup.py).
+cdef extern from *:
+    """
+    #ifndef HOPCOLL_RANKS_MAX
+    #define HOPCOLL_RANKS_MAX 256
+    #endif
+    #define HOPCOLL_MASK_WORDS (HOPCOLL_RANKS_MAX / 64)
+    """
+    enum:
+        RANKS_MAX "HOPCOLL_RANKS_MAX"
+        MASK_WORDS "HOPCOLL_MASK_WORDS"
 
 cdef extern from *:
     int popcount "__builtin_popcountll"(unsigned long long word) noexcept nogil
@@ -23,13 +31,19 @@ cdef inline void mask_drop(Mask* mask, int rank) noexcept nogil:
     mask.word[rank >> 6] &= ~((<uint64_t>1) << (rank & 63))
 
 cdef inline bint mask_equal(const Mask* a, const Mask* b) noexcept nogil:
-    return (a.word[0] == b.word[0] and a.word[1] == b.word[1]
-            and a.word[2] == b.word[2] and a.word[3] == b.word[3])
+    cdef uint64_t differ = 0
+    cdef int i
+    for i in range(MASK_WORDS):
+        differ |= a.word[i] ^ b.word[i]
+    return differ == 0
 
 cdef inline bint mask_within(const Mask* a, const Mask* b) noexcept nogil:
     """Whether every rank of a is in b."""
-    return ((a.word[0] & ~b.word[0]) | (a.word[1] & ~b.word[1])
-            | (a.word[2] & ~b.word[2]) | (a.word[3] & ~b.word[3])) == 0
+    cdef uint64_t beyond = 0
+    cdef int i
+    for i in range(MASK_WORDS):
+        beyond |= a.word[i] & ~b.word[i]
+    return beyond == 0
 
 cdef inline Mask mask_without(const Mask* a, const Mask* b) noexcept nogil:
     cdef Mask out
@@ -53,7 +67,11 @@ cdef inline Mask mask_and(const Mask* a, const Mask* b) noexcept nogil:
     return out
 
 cdef inline bint mask_empty(const Mask* a) noexcept nogil:
-    return (a.word[0] | a.word[1] | a.word[2] | a.word[3]) == 0
+    cdef uint64_t any = 0
+    cdef int i
+    for i in range(MASK_WORDS):
+        any |= a.word[i]
+    return any == 0
 
 cdef inline int mask_count(const Mask* mask) noexcept nogil:
     cdef int i, count = 0
@@ -83,14 +101,18 @@ cdef inline int mask_nth(const Mask* mask, int n) noexcept nogil:
         n -= here
     return -1
 
-cdef inline Mask mask_full(int size) noexcept nogil:
+cdef inline Mask mask_none() noexcept nogil:
     cdef Mask out
     cdef int i
     for i in range(MASK_WORDS):
         out.word[i] = 0
-    for i in range(size):
-        mask_add(&out, i)
     return out
 
-cdef inline Mask mask_none() noexcept nogil:
-    return mask_full(0)
+cdef inline Mask mask_full(int size) noexcept nogil:
+    cdef Mask out = mask_none()
+    cdef int i
+    for i in range(size >> 6):
+        out.word[i] = ~<uint64_t>0
+    if size & 63:
+        out.word[size >> 6] = (<uint64_t>1 << (size & 63)) - 1
+    return out

@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, int32_t
 from libc.string cimport memcpy, memset
 from cython_kernels.stream cimport sink_idle
 from hopcoll._state cimport *
-from hopcoll._plan cimport ends_at_root, is_fold, is_from_root, is_private
+from hopcoll._plan cimport ends_at_root, final_giver, is_fold, is_from_root, is_private
 from hopcoll._records cimport (
     ask_again, claim, combine, complain, compare_signature, dispute, fate_of, free_records,
     refresh_attempt, release_memory, send_message)
@@ -18,7 +18,11 @@ from hopcoll._partial cimport (
     arrive, check_roll, forget_roll, has_late, is_late_for, is_lost_to_us, keep_for_late, keeper_of,
     miss, note_arrival, on_place, on_roll, prepare_carry, refuse_outlets, return_carry,
     settle_carry, take_carry)
+from hopcoll._seal cimport check_whole, note_whole
 from hopcoll._tree cimport is_flat
+from hopcoll._fan cimport (
+    answer_neighbour, ask_neighbours, fan_anew, fans, has_landed, is_early, is_fanned, keep_message,
+    land, on_fan, pass_down, store_own, take_fan, try_fan)
 from hopcoll._small cimport (
     answer_fetch, fetch, land_small, on_contribution, store_contribution, try_small)
 from hopcoll._streams cimport attach_early, check_lengths
@@ -133,6 +137,7 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
         release_memory(engine, op.inbox)
         op.inbox = NULL
         op.have = op.arrived = mask_none()
+        op.up_attempt = op.landed_attempt = -1
         op.rolled = 0
     op.small = goes_small(engine, &sig, nbytes)
     op.sig = sig
@@ -164,8 +169,11 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
                 input += engine.rank * nbytes
         if op.carry != NULL:
             input = take_carry(engine, op, input, nbytes)
-        if contributes(engine, &sig) and not store_contribution(engine, op, engine.rank, input,
-                                                                nbytes):
+        if is_fanned(engine, &sig):
+            if not store_own(engine, op, input, nbytes):
+                failed = START_NO_MEMORY
+        elif contributes(engine, &sig) and not store_contribution(engine, op, engine.rank, input,
+                                                                  nbytes):
             failed = START_NO_MEMORY
     else:
         op.nbytes = nbytes * engine.size if sig.kind == ALLGATHER else nbytes
@@ -189,13 +197,13 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
     elif mismatch:
         dispute(engine, op, &op.sig, other_from, &other)
     # Whatever the status: a later epoch may take an error back.
-    if op.small and contributes(engine, &sig):
+    if op.small and contributes(engine, &sig) and not fans(engine, op):
         out = gone(engine)
         for r in range(engine.size):
             if r != engine.rank and not mask_has(&out, r):
                 send_message(engine, r, MSG_EAGER, seq, &op.sig, input, nbytes)
     if mismatch and op.small:
-        ask_again(engine, op)
+        ask_for_more(engine, op)
     if sig.flags & FLAG_ARRIVAL:
         arrive(engine, op)
     if sig.flags & FLAG_PARTIAL:
@@ -214,9 +222,18 @@ cdef int start_operation(Engine* engine, const Signature* called, int64_t item_b
 
 # ---- moving on ----------------------------------------------------------------------------
 
+cdef void ask_for_more(Engine* engine, Operation* op) noexcept nogil:
+    if fans(engine, op):
+        ask_neighbours(engine, op)
+    else:
+        ask_again(engine, op)
+
+
 cdef void pump(Engine* engine, Operation* op) noexcept nogil:
     """Moves whatever of an operation can be moved now."""
-    if op.small:
+    if fans(engine, op):
+        try_fan(engine, op)
+    elif op.small:
         try_small(engine, op)
     else:
         pump_chunks(engine, op)
@@ -224,75 +241,10 @@ cdef void pump(Engine* engine, Operation* op) noexcept nogil:
 
 cdef void check_root_done(Engine* engine, Operation* op) noexcept nogil:
     if op.called and not op.complete and not op.small and awaits_root(engine, op):
-        if op.root_done:
+        if op.root_done or has_landed(engine, op):
             op.complete = 1
-        else:
+        elif is_flat(engine):
             fetch(engine, op)
-
-
-# ---- the seal: what is private is complete once everyone has it ----------------------------
-
-cdef void tell_whole(Engine* engine, Operation* op) noexcept nogil:
-    """Our part is there: the coordinator of this epoch hears of it."""
-    cdef int coordinator = coordinator_of(engine)
-    if op.whole_told == coordinator and op.whole_epoch == engine.epoch:
-        return
-    op.whole_told = coordinator
-    op.whole_epoch = engine.epoch
-    if coordinator == engine.rank:
-        note_whole(op, engine.rank, engine.epoch)
-    else:
-        send_message(engine, coordinator, MSG_WHOLE, op.seq, &op.sig, NULL, 0)
-
-
-cdef void note_whole(Operation* op, int peer, int epoch) noexcept nogil:
-    if epoch > op.wholes_epoch:
-        op.wholes_epoch = epoch
-        op.wholes = mask_none()
-    if epoch == op.wholes_epoch:
-        mask_add(&op.wholes, peer)
-
-
-cdef void send_seal(Engine* engine, const Operation* op, const Mask* to) noexcept nogil:
-    cdef int r
-    for r in range(engine.size):
-        if r != engine.rank and mask_has(to, r):
-            send_message(engine, r, MSG_SEAL, op.seq, &op.sig, NULL, 0)
-
-
-cdef void seal(Engine* engine, Operation* op) noexcept nogil:
-    """At the coordinator: completes an operation, for all, of which everyone has their part."""
-    cdef Mask members = members_of(engine, engine.epoch), out
-    if op.wholes_epoch != engine.epoch or op.status != STATUS_OK:
-        return
-    if op.complete:               # it was sealed before: by another coordinator, or in time
-        send_seal(engine, op, &op.wholes)
-        op.wholes = mask_none()
-        return
-    if engine.frozen or not op.whole or not mask_within(&members, &op.wholes):
-        return
-    op.complete = 1
-    out = gone(engine)
-    members = mask_without(&members, &out)
-    send_seal(engine, op, &members)
-    op.wholes = mask_none()
-
-
-cdef void check_whole(Engine* engine) noexcept nogil:
-    """Tells of what became whole, and seals what is whole everywhere."""
-    cdef Operation* op
-    cdef int64_t seq
-    if not engine.wholes_due:
-        return
-    engine.wholes_due = 0
-    for seq in range(engine.freed, engine.next_seq):
-        op = find_operation(engine, seq)
-        if op == NULL or not op.called or op.small or not is_private(op.sig.kind):
-            continue
-        if op.whole:
-            tell_whole(engine, op)
-        if coordinator_of(engine) == engine.rank:
-            seal(engine, op)
 
 
 # ---- messages -----------------------------------------------------------------------------
@@ -313,7 +265,13 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
     if head.type == MSG_FETCH:
         op = find_operation(engine, head.seq)
         if op != NULL and op.called and compare_signature(engine, op, peer, &head.sig):
-            answer_fetch(engine, op, peer, <const FetchBody*>body)
+            if fans(engine, op):
+                answer_neighbour(engine, op, peer)
+            else:
+                answer_fetch(engine, op, peer, <const FetchBody*>body)
+        return
+    if is_early(engine, head, <const FanBody*>body):
+        engine.broken |= not keep_message(engine, peer, head, nbytes)
         return
     if head.seq < engine.freed:
         return
@@ -323,6 +281,10 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
         return
     if head.type == MSG_ROLL or head.type == MSG_PLACE or head.type == MSG_NEXT:
         caller = NOBODY            # a keeper speaks of what others called
+    elif head.type == MSG_DOWN and head.sig.kind == BCAST:
+        caller = head.sig.root     # whoever passed it on
+    elif head.type == MSG_DOWN and not (<const FanBody*>body).called:
+        caller = NOBODY
     if not compare_signature(engine, op, caller, &head.sig):
         return
     if head.type == MSG_ANNOUNCE:
@@ -351,6 +313,8 @@ cdef void on_operation_message(Engine* engine, int peer, const Head* head,
     elif head.type == MSG_SEAL:
         if op.whole and head.epoch == engine.epoch:
             op.complete = 1
+    elif head.type == MSG_UP or head.type == MSG_DOWN:
+        on_fan(engine, op, peer, head, <const FanBody*>body, nbytes)
     elif head.type == MSG_EAGER:
         if op.sig.flags & FLAG_PARTIAL:
             note_arrival(engine, op, peer, 0)
@@ -373,6 +337,18 @@ cdef void record_flight(Engine* engine, const Operation* op) noexcept nogil:
     flight.status = op.status
 
 
+cdef void tell_root_done(Engine* engine, Operation* op) noexcept nogil:
+    cdef Mask out = gone(engine)
+    cdef int r
+    if not is_flat(engine):
+        land(engine, op)
+        pass_down(engine, op)
+        return
+    for r in range(engine.size):
+        if r != engine.rank and not mask_has(&out, r):
+            send_message(engine, r, MSG_ROOT_DONE, op.seq, &op.sig, NULL, 0)
+
+
 cdef void tell_all_done(Engine* engine) noexcept nogil:
     cdef Mask out = gone(engine)
     cdef int r
@@ -389,6 +365,8 @@ cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
     record_flight(engine, op)
     if op.status != STATUS_OK:
         op.keeps_nothing = 1
+    elif fans(engine, op):
+        take_fan(engine, op)
     elif op.small:
         land_small(engine, op)
     elif ends_at_root(&op.sig) or is_private(op.sig.kind):
@@ -414,10 +392,7 @@ cdef void mark_done(Engine* engine, Operation* op) noexcept nogil:
         engine.watermark_due = 1
         engine.last_large = engine.done
         if ends_at_root(&op.sig) and op.sig.root == engine.rank and op.status == STATUS_OK:
-            out = gone(engine)
-            for r in range(engine.size):
-                if r != engine.rank and not mask_has(&out, r):
-                    send_message(engine, r, MSG_ROOT_DONE, op.seq, &op.sig, NULL, 0)
+            tell_root_done(engine, op)
 
 
 cdef bint may_finish(const Engine* engine, const Operation* op) noexcept nogil:
@@ -568,13 +543,12 @@ cdef void stop_operations(Engine* engine) noexcept nogil:
 
 cdef void tell_called(Engine* engine, const Operation* op) noexcept nogil:
     """Who has all of a Bcast asks nobody for it any more: its new neighbour hears of it so."""
-    cdef Mask out = gone(engine)
-    cdef int r
+    cdef int before
     if op.small or op.sig.kind != BCAST or op.awaited:
         return
-    for r in range(engine.size):
-        if r != engine.rank and not mask_has(&out, r):
-            send_message(engine, r, MSG_CALLED, op.seq, &op.sig, NULL, 0)
+    before = final_giver(engine, op, 0)
+    if before >= 0 and not is_gone(engine, before):
+        send_message(engine, before, MSG_CALLED, op.seq, &op.sig, NULL, 0)
 
 
 cdef void abandon_former(Engine* engine) noexcept nogil:
@@ -626,12 +600,13 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
             op.whole = 0
             refresh_attempt(engine, op)
             engine.counters.reruns += 1
+            fan_anew(engine, op)
             rerun_chunks(engine, op, old)      # also where it fails now: it may not later
             count_awaited(engine, op)
         elif not op.complete:
             refresh_attempt(engine, op)
         if op.complained and op.small and not op.complete:
-            ask_again(engine, op)
+            ask_for_more(engine, op)
         if not op.complete:
             check_lengths(engine, op)
         arrive(engine, op)
@@ -649,4 +624,21 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
                 miss(engine, op)
             tell_called(engine, op)
             pump(engine, op)
+        if op != NULL:
+            pass_down(engine, op)
+    hear_early(engine)
     settle(engine)
+
+
+cdef void hear_early(Engine* engine) noexcept nogil:
+    """What came before its epoch."""
+    cdef Early* all = engine.early
+    cdef Early* one
+    cdef const Head* head
+    engine.early = NULL
+    while all != NULL:
+        one = all
+        all = one.next
+        head = <const Head*>(one + 1)
+        on_operation_message(engine, one.peer, head, <const unsigned char*>(head + 1), one.nbytes)
+        release_memory(engine, one)

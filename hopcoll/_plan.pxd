@@ -21,3 +21,4 @@ cdef int partial_source(const Engine* engine, const Operation* op, int block) no
 cdef int final_source(const Engine* engine, const Operation* op, int block) noexcept nogil
 cdef int final_taker(const Engine* engine, const Operation* op, int block) noexcept nogil
 cdef bint is_finalizer(const Engine* engine, const Operation* op, int block) noexcept nogil
+cdef int final_giver(const Engine* engine, const Operation* op, int block) noexcept nogil

@@ -189,6 +189,13 @@ cdef int final_taker(const Engine* engine, const Operation* op, int block) noexc
                        op.holder[block] if op.standing else op.block[block].start, engine.rank)
 
 
+cdef int final_giver(const Engine* engine, const Operation* op, int block) noexcept nogil:
+    """Whose taker we are along a copy's chain; -1: nobody's."""
+    cdef Mask members = members_of(engine, engine.epoch if op.standing else op.attempt)
+    return chain_before(&members, engine.size,
+                        op.holder[block] if op.standing else op.block[block].start, engine.rank)
+
+
 cdef bint is_finalizer(const Engine* engine, const Operation* op, int block) noexcept nogil:
     cdef Mask members
     if not is_fold(op.sig.kind) or op.standing or not is_wanted(engine, op, block):

@@ -70,6 +70,7 @@ cdef Operation* claim(Engine* engine, int64_t seq) noexcept nogil:
     op.early = -1
     op.whole_told = -1
     op.place_attempt = -1
+    op.up_attempt = op.landed_attempt = -1
     op.before = op.after = op.tail = op.behind = -1
     for i in range(BLOCKS_MAX):
         op.holder[i] = NOBODY

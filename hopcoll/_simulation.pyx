@@ -57,7 +57,7 @@ SABOTAGES = {"freeze": BREAK_FREEZE, "ballot_order": BREAK_BALLOT_ORDER,
              "drain": BREAK_DRAIN, "accept": BREAK_ACCEPT,
              "carry": BREAK_CARRY, "roll": BREAK_ROLL, "former": BREAK_FORMER,
              "chain": BREAK_CHAIN, "merge": BREAK_MERGE, "speak": BREAK_SPEAK,
-             "cover": BREAK_COVER}
+             "cover": BREAK_COVER, "attempt": BREAK_ATTEMPT}
 DELAYS = {"none": DELAY_NONE, "eager": DELAY_EAGER, "late": DELAY_LATE, "any": DELAY_ANY}
 ORDERS = {"every": EVERY_ORDER, "lowest": LOWEST_FIRST, "turns": IN_TURNS}
 IN_PLACE = FLAG_IN_PLACE

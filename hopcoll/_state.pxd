@@ -43,6 +43,7 @@ cdef struct Settings:
     int32_t active                # operations that move chunks at once
     int32_t outlets_max
     int32_t degree            # of the control tree
+    int32_t epochs_max        # 0: as many as there are ranks to lose, and some more
     uint32_t sabotage
 
 cdef struct Entry:            # one membership: epoch i + 1 is history[i]
@@ -59,6 +60,12 @@ cdef struct Stand:            # a decision about one operation: it stands
     int32_t known             # whether somebody told us so
     int32_t pad
     int16_t holder[BLOCKS_MAX]
+
+cdef struct Early:            # a message of an epoch that we have not entered, as it came
+    Early* next
+    int64_t nbytes
+    int32_t peer
+    int32_t pad
 
 cdef struct Carry:            # input that came too late for its operation, of one kind of call
     Carry* next
@@ -164,6 +171,12 @@ cdef struct Operation:
     int32_t late_kept         # `retained` is for ranks that are late
     int32_t forgotten         # ... and had to go
     int32_t takes_carry       # our input has an earlier one along
+    int32_t have_attempt      # of a small one that goes along a tree: of which `have` tells
+    int32_t up_attempt        # ... in which our part went up
+    int32_t landed_attempt    # ... of which its result is here; -1: none
+    int32_t down_epoch        # epoch + 1 in which we passed that on
+    int32_t spread_epoch      # epoch + 1 in which it stands, and goes out from a holder
+    int32_t spread_from       # ... that one
     Mask roll                 # those are
     Mask arrived              # at the keeper: who has called it
     Mask placed               # ... and has a place in the order of arrival
@@ -374,6 +387,7 @@ cdef struct Engine:
     int64_t retained_bytes
     int64_t late_bytes
     Carry* carries
+    Early* early              # what is of an epoch that we have not entered
     int64_t patience_us       # when our patience with a late rank is over, or others' with us
     int64_t roll_us           # when the first deadline is over for which we keep the roll; 0: none
     int32_t rolls_due         # somebody arrived, or is gone
@@ -450,6 +464,12 @@ cdef struct AwayBody:
 
 cdef struct FetchBody:
     Mask have                 # contributions that need not be sent
+
+cdef struct FanBody:          # UP and DOWN, followed by a partial or the final value
+    int32_t attempt
+    int32_t small             # else it says only that the root has its result
+    int32_t called            # by who sends it
+    int32_t pad
 
 cdef struct RelayBody:        # followed by the contribution of
     int32_t rank

@@ -102,7 +102,7 @@ cdef Mask hidden_in(const Tree* tree, const Mask* missing) noexcept nogil:
     """Those of the missing that are behind another one: perhaps only that one is to blame."""
     cdef Mask out = mask_none()
     cdef int r
-    for r in range(RANKS_MAX):
+    for r in range(RANKS_MAX if not mask_empty(missing) else 0):
         if mask_has(missing, r) and mask_has(&tree.ranks, r) and r != tree.root \
                 and mask_has(missing, parent_in(tree, r)):
             mask_add(&out, r)

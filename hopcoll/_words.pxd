@@ -96,6 +96,7 @@ cdef enum Sabotage:
     BREAK_MERGE = 1048576     # an answer for many forgets what one of them said
     BREAK_SPEAK = 2097152     # a rank answers for others that have not promised
     BREAK_COVER = 4194304     # a rank tells how far others are that it has not heard of
+    BREAK_ATTEMPT = 8388608   # what went up or down a tree counts in another attempt
 
 cdef enum Cut:                # somebody told that the tree of a ballot is cut
     CUT_NONE = 0
@@ -141,6 +142,8 @@ cdef enum MessageType:
     MSG_NEXT = 31
     MSG_AWAY = 32
     MSG_CUT = 33
+    MSG_UP = 34
+    MSG_DOWN = 35
     MSG_ASK = 40
     MSG_WHERE = 41
     MSG_STACK = 42

@@ -25,7 +25,7 @@ KINDS = tuple(_forecast.KIND_NUMBERS)
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _RATES = {"bit": 1 / 8, "kbit": 125.0, "mbit": 125e3, "gbit": 125e6}
 _TURNS_MAX = 2_000_000_000
-_SIZE_MAX = 256
+_SIZE_MAX = _forecast.ranks_max()
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Forecast:
     ended_seconds: tuple[float, ...]
     through: bool
     controls_most: int
+    handled_most: int
+    rows_most: int
     messages_most: int
     data_bytes: int
     resent_bytes: int
@@ -220,10 +222,11 @@ def forecast(
     hosts = -(-size // max(per_host, 1))
     rates = _each("rate", rate, hosts, "hosts")
     if not isinstance(latency_us, Sequence):
-        latency_us = [[latency_us] * hosts] * hosts
-    if [len(row) for row in latency_us] != [hosts] * hosts:
+        latencies_ns = [int(latency_us * 1e3)]
+    elif [len(row) for row in latency_us] != [hosts] * hosts:
         raise ValueError(f"latency_us must have a row and a column for each of {hosts} hosts")
-    latencies_ns = [int(one * 1e3) for row in latency_us for one in row]
+    else:
+        latencies_ns = [int(one * 1e3) for row in latency_us for one in row]
     _check(kind, nbytes, size, per_host, rates, order, root, operations)
     moved = -(-nbytes // 8) * 8 if kind != "barrier" else 0
     late = [int(delay * 1e9) for delay in delays_s][:size]
@@ -284,6 +287,10 @@ def forecast(
         ),
         through=found["through"],
         controls_most=-(-max(node["controls"] for node in nodes) // operations),
+        handled_most=-(
+            -max(node["controls"] + node["controls_sent"] for node in nodes) // operations
+        ),
+        rows_most=max(node["rows"] for node in nodes),
         messages_most=-(-max(node["messages"] for node in nodes) // operations),
         data_bytes=data_bytes,
         resent_bytes=0 if needed is None else data_bytes - needed,

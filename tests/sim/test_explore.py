@@ -103,7 +103,9 @@ def test_two_roots():
     ids=lambda step: f"{step[0]}-{step[1]}",
 )
 def test_five_ranks_in_one_order(step):
-    exhaust(5, [step], deaths=2, order="lowest", outlets_max=32, **SMALL)
+    exhaust(
+        5, [step], deaths=2, order="lowest", outlets_max=32, states_max=5_000_000, **SMALL
+    )
 
 
 def test_allreduce_in_chunks_of_five_ranks_in_one_order():
