@@ -212,7 +212,7 @@ class Job:
         # tick of the kernel at most; the recovery looks slower for it, never faster.
         time_ns = record_path.stat().st_mtime_ns
         lines = self.lines()
-        later = [line for line in lines if line["time_ns"] > time_ns]
+        later = [line for line in lines if line["time_ns"] > time_ns and line["step"] >= step]
         earlier = [line for line in lines if line["step"] < step]
         if not later or not earlier:
             raise DemoError("the log has no steps on both sides of the kill")

@@ -59,7 +59,7 @@ def test_a_kill_is_read_from_record_and_log(tmp_path: Path) -> None:
     everyone, survivors = [0, 1, 2, 3], [0, 1, 3]
     lines = [
         line(1, 10_000_000, everyone),
-        line(2, 40_000_000, everyone),
+        line(2, 51_000_000, everyone),  # a survivor was late with it
         line(3, 62_500_000, survivors),
         line(4, 70_000_000, survivors),
         {**line(demo.STEPS, 80_000_000, survivors), "accuracy": 1.0},
