@@ -14,7 +14,8 @@ BUSY = {
     f"test_{name}"
     for name in (
         *("chaos", "checkpoint", "family_faults", "collectives", "family", "mpi4py_suite"),
-        *("objects", "pipeline", "sgd", "trace", "transport", "user_ops", "wrong_use"),
+        *("objects", "pipeline", "ranks_powercut", "sgd", "store", "trace", "transport"),
+        *("user_ops", "wrong_use"),
         *("powercut", "store_powercut"),
     )
 }
