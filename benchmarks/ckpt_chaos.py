@@ -39,6 +39,8 @@ PROGRAM = "benchmarks.ckpt_chaos_job"
 HOSTS = 4
 #: Shards, partner copies and slots of a save make about so many disk calls, twice each.
 _AT_MAX = 90
+#: How often the moment is not drawn among all calls.
+_LINKS = 0.3
 _JOB_TIMEOUT_S = 60.0
 _POLL_S = 0.005
 
@@ -47,12 +49,15 @@ def plan_of(rng: random.Random, hosts: list[str], lab: bool, sabotage: str) -> d
     """Decide who is lost, where, and how."""
     count = 2 * HOSTS if lab else rng.randint(len(hosts), 6)
     names = sorted(hosts[i % len(hosts)] for i in range(count))
+    victim, at = rng.randrange(count), rng.randint(1, _AT_MAX)
+    if rng.random() < _LINKS:  # a committer beside its link
+        victim, at = names.index(names[victim]), [rng.choice(["before", "after"]), "link", "slots"]
     return {
         "hosts": names,
-        "victim": rng.randrange(count),
+        "victim": victim,
         "loss": "lab" if lab else rng.choice(["rank", "host"]),
         "all": not lab and rng.random() < 0.5,
-        "at": rng.randint(1, _AT_MAX),
+        "at": at,
         "after": rng.randint(1, 4),
         "steps": 6,
         "every": rng.choice([1, 2, 3]),

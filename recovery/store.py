@@ -329,8 +329,8 @@ class CheckpointStore:
             ticket.done, ticket.durable = True, durable
             if verdict.errors:
                 first, *others = verdict.errors
-                for other in others:
-                    first.add_note(f"and also: {other}")
+                # As add_note does it, which Python 3.10 does not have.
+                first.__notes__ = [f"and also: {other}" for other in others]
                 self._errors.append((ticket, first))
             if durable:
                 self.durable_step = job.step
