@@ -118,7 +118,8 @@ cdef StatusBody* base_of(Engine* engine) noexcept nogil:
     cdef StatusBody* base = status_at(engine, 0)
     cdef int row
     for row in range(1, engine.passing.children + 1):
-        if counts(engine, row, &engine.answered) and status_at(engine, row).accepted > base.accepted:
+        if (counts(engine, row, &engine.answered)
+                and status_at(engine, row).accepted > base.accepted):
             base = status_at(engine, row)
     return base
 

@@ -27,7 +27,7 @@ cdef int epochs_of(const Settings* settings, int size) noexcept nogil:
 cdef int64_t status_bytes_of(const Settings* settings, int size) noexcept nogil:
     """The longest answer, and the longest proposal."""
     cdef int64_t entries = epochs_of(settings, size) * sizeof(Entry)
-    cdef int64_t answer = sizeof(StatusBody) + items_max_of(settings) * sizeof(OperationStatus)
+    cdef int64_t answer = sizeof(StatusBody) + items_max_of(settings, size) * sizeof(OperationStatus)
     cdef int64_t proposal = (sizeof(ProposeBody) + (settings.ring // 2 + 1) * sizeof(Stand)
                              + GROUPS_MAX * sizeof(Group))
     return entries + (answer if answer > proposal else proposal)
@@ -245,7 +245,9 @@ cdef void engine_tick(Engine* engine, int64_t now_us) noexcept nogil:
     if engine.roll_us and now_us >= engine.roll_us:
         engine.rolls_due = 1
         settle(engine)
-    if engine.done < engine.next_seq or engine.settings.detect_us:
+    # What is done is stable only when the tree of the members says so, and one of it may have left.
+    if (engine.done < engine.next_seq or engine.settings.detect_us
+            or (engine.stable < engine.next_seq and not is_flat(engine))):
         coordinate(engine)
 
 

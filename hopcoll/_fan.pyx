@@ -156,7 +156,9 @@ cdef void land(Engine* engine, Operation* op) noexcept nogil:
 
 # ---- moving -------------------------------------------------------------------------------
 
-cdef bint has_children(const Engine* engine, const Operation* op, const Passing* place) noexcept nogil:
+cdef bint has_children(const Engine* engine, const Operation* op,
+                       const Passing* place) noexcept nogil:
+    """Whether what is below us has come."""
     cdef int i
     if op.have_attempt != op.attempt and place.children \
             and not engine.settings.sabotage & BREAK_ATTEMPT:
@@ -196,7 +198,8 @@ cdef void pass_down(Engine* engine, Operation* op) noexcept nogil:
     """Passes on what has landed, once in an epoch."""
     cdef Passing place
     cdef int i
-    if op.down_epoch == engine.epoch + 1 or not has_landed(engine, op) or not comes_down(engine, op):
+    if (op.down_epoch == engine.epoch + 1 or not has_landed(engine, op)
+            or not comes_down(engine, op)):
         return
     op.down_epoch = engine.epoch + 1
     place = place_of(engine, op)
@@ -209,8 +212,9 @@ cdef void try_fan(Engine* engine, Operation* op) noexcept nogil:
     """Sends our part up when all below is here, makes the result, passes it on."""
     cdef Passing place
     cdef Mask members
-    if fans(engine, op) and op.sig.kind != BCAST and op.called and not op.complete \
-            and not has_landed(engine, op) and op.spread_epoch != engine.epoch + 1 and op.up_attempt != op.attempt:
+    if (fans(engine, op) and op.sig.kind != BCAST and op.called and not op.complete
+            and not has_landed(engine, op) and op.spread_epoch != engine.epoch + 1
+            and op.up_attempt != op.attempt):
         place = place_of(engine, op)
         if has_children(engine, op, &place):
             op.up_attempt = op.attempt
@@ -313,6 +317,8 @@ cdef void spread(Engine* engine, Operation* op, int holder) noexcept nogil:
     if holder != NOBODY:
         op.spread_epoch = engine.epoch + 1
         op.spread_from = holder
+        op.down_epoch = 0
+        pass_down(engine, op)
 
 
 cdef void fan_anew(Engine* engine, Operation* op) noexcept nogil:

@@ -30,8 +30,8 @@ cdef void flow_anew(Engine* engine) noexcept nogil:
 
 
 cdef bint know_others(Engine* engine) noexcept nogil:
-    """From now on how far each other rank is done is kept here; False when memory is short.  Results
-    of partial operations are kept for ranks that are late: each of them counts."""
+    """From now on how far each other rank is done is kept here; False when memory is short.
+    Results of partial operations are kept for ranks that are late: each of them counts."""
     cdef int r
     if engine.peer_done == NULL:
         engine.peer_done = <int64_t*>engine.transport.allocate(engine.transport.self,

@@ -15,10 +15,10 @@ what was decided is found again by every later ballot, whoever leads it.  Where 
 epoch that was proposed and perhaps never decided, a ballot goes on from it, and needs enough of
 the epoch before it as well.
 
-All this goes along a tree (`hopcoll._tree`) over those who may be alive: PREPARE, PROPOSE and DECIDE
-down, the answers up, put together on the way.  No rank hears of more than its parent and its
-children.  A rank of the tree that is gone, or silent, cuts off those behind it: the leader opens
-the ballot anew, along a tree that does not lead through it.
+All this goes along a tree (`hopcoll._tree`) over those who may be alive: PREPARE, PROPOSE and
+DECIDE down, the answers up, put together on the way.  No rank hears of more than its parent and
+its children.  A rank of the tree that is gone, or silent, cuts off those behind it: the leader
+opens the ballot anew, along a tree that does not lead through it.
 
 The leader is the lowest rank that is neither gone nor silent.  Two ranks may believe that they
 are: the higher ballot wins, and the other learns of it (REFUSED).  Who does not answer within
@@ -40,7 +40,7 @@ from hopcoll._decisions cimport is_enough, is_mixed, keep_status, write_proposal
 from hopcoll._passing cimport (
     is_told_cut, on_accepted, on_answer, on_cut, pass_on, promise, refuse, say, send_ballot,
     take_place, tell_cut)
-from hopcoll._tree cimport hidden_in, is_cut
+from hopcoll._tree cimport hidden_in, is_cut, is_flat
 from hopcoll._silence cimport leads, living
 
 
@@ -358,6 +358,22 @@ cdef int spreader(const Stand* stand) noexcept nogil:
     return stand.holder[0]
 
 
+cdef void spread_stands(Engine* engine, const ProposeBody* body,
+                        const Stand* stands) noexcept nogil:
+    """What stands goes out from its holders: through all who adopt this ballot, also those who have
+    had it for long, or have adopted the same epoch in an earlier ballot."""
+    cdef int64_t seq
+    cdef Operation* op
+    cdef int i
+    if is_flat(engine):
+        return
+    for i in range(body.holders):
+        seq = body.first_held + i
+        op = find_operation(engine, seq) if seq < engine.done else claim(engine, seq)
+        if op != NULL:
+            spread(engine, op, spreader(&stands[i]))
+
+
 cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
     """What was decided becomes our history."""
     cdef const ProposeBody* body = <const ProposeBody*>engine.proposal
@@ -377,13 +393,15 @@ cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
     engine.doubtful = mask_none()
     engine.calling_us = 0
     engine.watched = -1
+    stands = <const Stand*>(history + body.entries)
     if body.entries <= engine.epoch:
         complain_again(engine)
         engine.wholes_due = 1
         engine.rolls_due = 1
+        if body.entries == engine.epoch:
+            spread_stands(engine, body, stands)
         settle(engine)         # nothing had changed
         return
-    stands = <const Stand*>(history + body.entries)
     memcpy(engine.history, history, body.entries * sizeof(Entry))
     engine.epoch = body.entries
     members = members_of(engine, engine.epoch)
@@ -410,9 +428,6 @@ cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
     for i in range(body.holders):
         seq = body.first_held + i
         if seq < engine.done:
-            op = find_operation(engine, seq)
-            if op != NULL:
-                spread(engine, op, spreader(&stands[i]))
             continue
         op = claim(engine, seq)
         if op == NULL:
@@ -423,12 +438,12 @@ cdef void adopt(Engine* engine, int64_t ballot) noexcept nogil:
         if stands[i].known:
             compare_signature(engine, op, NOBODY, &stands[i].sig)
         op.standing = 1
-        spread(engine, op, spreader(&stands[i]))
         engine.counters.stands += 1
         for b in range(BLOCKS_MAX):
             op.holder[b] = stands[i].holder[b]
         if not mask_empty(&stands[i].roll):
             set_roll(engine, op, &stands[i].roll, attempt_of(engine, seq))
+    spread_stands(engine, body, stands)
     enter_epoch(engine, previous)
 
 

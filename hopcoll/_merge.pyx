@@ -28,10 +28,10 @@ cdef int64_t status_length(StatusBody* status) noexcept nogil:
     return <unsigned char*>(first_operation(status) + status.operations) - <unsigned char*>status
 
 
-cdef int items_max_of(const Settings* settings) noexcept nogil:
-    """How many operations an answer has room for: those that may be open, and some again that are
-    called otherwise, or in another attempt."""
-    return settings.ring // 2 + 3 * GROUPS_MAX
+cdef int items_max_of(const Settings* settings, int size) noexcept nogil:
+    """How many operations an answer has room for: those that may be open, and, of many ranks, some
+    again that are called otherwise, or in another attempt."""
+    return settings.ring // 2 + (1 if size - 1 <= settings.degree else 3 * GROUPS_MAX)
 
 
 cdef OperationStatus* alike(StatusBody* status, const OperationStatus* item) noexcept nogil:
@@ -82,7 +82,7 @@ cdef OperationStatus* room_for(Engine* engine, StatusBody* status, int64_t seq) 
     cdef OperationStatus* items = first_operation(status)
     cdef OperationStatus* first = items
     cdef int i
-    if status.operations < items_max_of(&engine.settings):
+    if status.operations < items_max_of(&engine.settings, engine.size):
         status.operations += 1
         return &items[status.operations - 1]
     for i in range(status.operations):

@@ -153,8 +153,8 @@ cdef void tell_cut(Engine* engine) noexcept nogil:
 
 
 cdef void on_cut(Engine* engine, const CutBody* body) noexcept nogil:
-    """At the leader.  Where the rank is at the end of the tree already, no other tree is better: then
-    we have to hear of it ourselves."""
+    """At the leader.  Where the rank is at the end of the tree already, no other tree is better:
+    then we have to hear of it ourselves."""
     if body.ballot == engine.ballot and body.ballot == engine.promised and not engine.cut_told:
         engine.cut_told = CUT_KNOWN if mask_has(&engine.tree.doubtful, body.rank) else CUT_NEW
         mask_add(&engine.doubtful, body.rank)

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Runs of simulated worlds: by random numbers, and every order that there is."""
-from libc.stdint cimport int64_t, int32_t, uint64_t, uint32_t
+from libc.stdint cimport int64_t, int16_t, int32_t, uint64_t, uint32_t
 from libc.stdlib cimport malloc, calloc, free
 from libc.string cimport memset
 from hopcoll._state cimport *
@@ -10,6 +10,8 @@ from hopcoll._script cimport *
 from hopcoll._checks cimport check_end
 from hopcoll._describe cimport describe
 from hopcoll._explorer cimport *
+from hopcoll._fan cimport place_in
+from hopcoll._tree cimport children_in, parent_in
 from hopcoll._plan cimport block_count, block_start, chain_before, chain_after
 
 cdef enum:
@@ -647,6 +649,36 @@ def chain(int size, members, int start):
         mask_add(&mask, rank)
     return [(rank, chain_before(&mask, size, start, rank), chain_after(&mask, size, start, rank))
             for rank in members]
+
+
+cdef Mask mask_of(ranks) except *:
+    cdef Mask mask = mask_none()
+    for rank in ranks:
+        mask_add(&mask, rank)
+    return mask
+
+
+def control_tree(ranks, doubtful, int root, int degree):
+    """(parent, children) of each rank in the tree along which agreement goes; -1: no parent."""
+    cdef Tree tree
+    cdef int16_t children[DEGREE_MAX]
+    tree.ranks = mask_of(ranks)
+    tree.doubtful = mask_of(doubtful)
+    tree.root, tree.degree, tree.count = root, degree, len(ranks)
+    return {rank: (parent_in(&tree, rank),
+                   [children[i] for i in range(children_in(&tree, rank, children))])
+            for rank in ranks}
+
+
+def fan_tree(ranks, int first, int degree):
+    """(parent, children) of each rank in the tree of a small operation; -1: no parent."""
+    cdef Mask members = mask_of(ranks)
+    cdef Passing place
+    out = {}
+    for rank in ranks:
+        place = place_in(&members, first, degree, rank)
+        out[rank] = (place.parent, [place.child[i] for i in range(place.children)])
+    return out
 
 
 def block_starts(kind, int size, int root):

@@ -46,6 +46,24 @@ def test_chains_of_many_ranks():
     assert forecast("allreduce", 64 * MIB, 64).multiple < 1.2
 
 
+@pytest.mark.parametrize("kind", ["barrier", "bcast", "reduce", "allreduce"])
+def test_no_rank_of_many_handles_many_messages(kind):
+    """Neither in an operation nor in a death that cuts the tree do they grow with the ranks."""
+    nbytes = 0 if kind == "barrier" else 8
+    few, many = (
+        forecast(kind, nbytes, size, rate=25e9, latency_us=2, kills=[(1, 1e-6)], detect_ms=0.1)
+        for size in (64, 256)
+    )
+    calm = forecast(kind, nbytes, 256, rate=25e9, latency_us=2)
+    assert few.through
+    assert many.through
+    assert calm.handled_most <= 34
+    assert many.handled_most <= few.handled_most + 16 < 256
+    assert many.rows_most <= 33
+    # The root's links are the bound of a flat one: 255 messages, one after the other.
+    assert calm.seconds[0] < (5e-6 if kind == "bcast" else 10e-6)
+
+
 def test_the_same_call_gives_the_same_figures():
     one = forecast("allreduce", 3 * MIB, 7, kills=[(3, 0.02)], event_us=3.0)
     assert one == forecast("allreduce", 3 * MIB, 7, kills=[(3, 0.02)], event_us=3.0) or (

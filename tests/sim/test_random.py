@@ -29,6 +29,8 @@ CAUGHT_WITHIN = {
     "carry": ("partial", 500),
     "roll": ("partial", 200),
     "former": ("silence", 2000),
+    "cover": ("plain", 100),
+    "attempt": ("ballots", 2000),
 }
 
 
@@ -130,9 +132,50 @@ def test_decisions_before_others_accepted_are_caught():
     assert decide_and_part(seed)["violation"] is None
 
 
+def agree_along_a_tree(seed, sabotage=()):
+    """Two operations of seven ranks in a binary tree, one of which dies in the middle of a step."""
+    return simulate_one(
+        7,
+        [("allreduce", 1, 0, 0)] * 2,
+        seed,
+        kill_every=15,
+        aim_percent=0,
+        deaths=1,
+        degree=2,
+        sabotage=sabotage,
+    )
+
+
+@pytest.mark.parametrize("rule", ["merge", "speak"])
+def test_a_broken_answer_for_many_is_caught(rule):
+    """A rank forgets what one of those below it said, or speaks for those that said nothing."""
+    caught = (s for s in range(2000) if agree_along_a_tree(s, (rule,))["violation"])
+    seed = next(caught, None)
+    assert seed is not None
+    assert agree_along_a_tree(seed)["violation"] is None
+
+
+@pytest.mark.parametrize("degree", [2, 3])
+def test_many_ranks_along_narrow_trees(degree):
+    """Deaths of 40 ranks, most of which pass agreement on to others."""
+    script = [("allreduce", 1, 0, 0), ("bcast", 1, 39, 0), ("reduce", 9, 1, 0)]
+    for seed in range(12):
+        found = simulate_one(
+            40,
+            [*script, ("barrier", 0, 0, 0)],
+            seed,
+            kill_every=400,
+            aim_percent=30,
+            deaths=20,
+            degree=degree,
+        )
+        assert found["violation"] is None, (seed, found["violation"])
+        assert found["deaths"] > 0
+
+
 def test_every_rule_has_its_broken_variant():
     # The one of two roots is found by exploring them, that of the proposals by a seed of the soak.
-    others = {"ballot_order", "accept", "asked", "chain"}
+    others = {"ballot_order", "accept", "asked", "chain", "merge", "speak"}
     assert set(CAUGHT_WITHIN) | others == set(SABOTAGES)
 
 
