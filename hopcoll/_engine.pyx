@@ -27,7 +27,8 @@ cdef int epochs_of(const Settings* settings, int size) noexcept nogil:
 cdef int64_t status_bytes_of(const Settings* settings, int size) noexcept nogil:
     """The longest answer, and the longest proposal."""
     cdef int64_t entries = epochs_of(settings, size) * sizeof(Entry)
-    cdef int64_t answer = sizeof(StatusBody) + items_max_of(settings, size) * sizeof(OperationStatus)
+    cdef int64_t answer = (sizeof(StatusBody)
+                           + items_max_of(settings, size) * sizeof(OperationStatus))
     cdef int64_t proposal = (sizeof(ProposeBody) + (settings.ring // 2 + 1) * sizeof(Stand)
                              + GROUPS_MAX * sizeof(Group))
     return entries + (answer if answer > proposal else proposal)
