@@ -24,7 +24,8 @@ cdef void flow_anew(Engine* engine) noexcept nogil:
     engine.flow.children = children_in(&tree, engine.rank, engine.flow.child)
     engine.flow.leaves = 0
     for i in range(engine.flow.children):
-        engine.flow.leaves |= not is_interior(&tree, engine.flow.child[i]) << i
+        if not is_interior(&tree, engine.flow.child[i]):
+            engine.flow.leaves |= 1 << i
         engine.below_done[i] = 0
     engine.again = 1
 
