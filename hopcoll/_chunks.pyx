@@ -427,8 +427,8 @@ cdef void on_arrival(Engine* engine, const Event* event, Operation* op, int part
         if (event.kind == EVENT_LOST and landing == NULL and state[0] != CHUNK_FINAL
                 and not engine.settings.sabotage & BREAK_LOST):
             state[0] = CHUNK_NONE      # where it was to land, anything may have been written
-        sink.broken = not (mask_has(&op.away, sink.source)
-                           or (op.behind >= 0 and op.behind != sink.source))
+        # Asked again it would say the same; another, to whom it sent us, is asked.
+        sink.broken = op.sig.kind != BCAST or final_source(engine, op, b) == sink.source
         close_sink(engine, op, b, phase)
     if sink.open and sink.arrived == sink.end:
         sink.open = 0

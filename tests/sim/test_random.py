@@ -159,6 +159,7 @@ def test_a_broken_answer_for_many_is_caught(rule):
 def test_many_ranks_along_narrow_trees(degree):
     """Deaths of 40 ranks, most of which pass agreement on to others."""
     script = [("allreduce", 1, 0, 0), ("bcast", 1, 39, 0), ("reduce", 9, 1, 0)]
+    deaths = 0
     for seed in range(12):
         found = simulate_one(
             40,
@@ -170,7 +171,8 @@ def test_many_ranks_along_narrow_trees(degree):
             degree=degree,
         )
         assert found["violation"] is None, (seed, found["violation"])
-        assert found["deaths"] > 0
+        deaths += found["deaths"]
+    assert deaths > 12
 
 
 def test_every_rule_has_its_broken_variant():
