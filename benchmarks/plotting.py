@@ -11,7 +11,7 @@ matplotlib.use("Agg")  # a benchmark has no window to draw in
 
 from matplotlib import pyplot
 
-__all__ = ["plot_collectives"]
+__all__ = ["plot_checkpoints", "plot_collectives"]
 
 _COLOURS = {"mpi4py": "#8a8f98", "hopcoll": "#c2410c"}
 
@@ -60,6 +60,60 @@ def plot_collectives(report: dict[str, Any], path: Path) -> None:
         ratios.set_xlabel("bytes")
         ratios.grid(alpha=0.3)
     figure.suptitle(f"{report['ranks']} ranks on one host, {report['machine']['mpi']}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def plot_checkpoints(report: dict[str, Any], path: Path) -> None:
+    """Draw a report of `benchmarks.checkpoint`: each time as a dot, the medians as bars.
+
+    Parameters
+    ----------
+    report : dict
+        What the benchmark wrote as JSON.
+    path : Path
+        The PNG file; its folder is made.
+    """
+    panels = {
+        "Until it is durable": [
+            *("hopcoll save_sync", "hopcoll save", "h5py + fsync", "np.savez + fsync"),
+            *("torch save", "torch async_save"),
+        ],
+        "Until an asynchronous save returns": ["hopcoll save stall", "torch async_save stall"],
+        "Until it is read": ["hopcoll restore", "plain read"],
+    }
+    shown = {
+        title: [name for name in names if name in report["times_s"]]
+        for title, names in panels.items()
+    }
+    figure, axes = pyplot.subplots(
+        len(shown),
+        1,
+        figsize=(8, 6),
+        height_ratios=[len(names) + 0.8 for names in shown.values()],
+        layout="constrained",
+    )
+    for axis, (title, names) in zip(axes, shown.items(), strict=True):
+        for row, name in enumerate(names):
+            colour = _COLOURS["hopcoll" if name.startswith("hopcoll") else "mpi4py"]
+            times_ms = [1000 * value for value in report["times_s"][name]]
+            median_ms = 1000 * report["medians_s"][name]
+            axis.barh(row, median_ms, color=colour, alpha=0.55)
+            axis.plot(times_ms, [row] * len(times_ms), "|", color=colour, markersize=9)
+            axis.annotate(
+                f"{median_ms:.0f}", (median_ms, row), (4, 0), textcoords="offset points",
+                va="center", fontweight="bold",
+            )
+        axis.set_yticks(range(len(names)), [name.removesuffix(" stall") for name in names])
+        axis.invert_yaxis()
+        axis.set_title(title, loc="left")
+        everything = sorted(1000 * value for name in names for value in report["times_s"][name])
+        medians_ms = [1000 * report["medians_s"][name] for name in names]
+        axis.set_xlim(0, max(1.15 * max(medians_ms), everything[int(0.95 * (len(everything) - 1))]))
+        axis.grid(axis="x", alpha=0.3)
+    axes[-1].set_xlabel("ms (bars: medians; ticks: each time)")
+    figure.suptitle(f"{report['nbytes'] >> 20} MiB of state, one process, local disk")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
 import os
 import random
@@ -32,6 +31,8 @@ RANKS = 4
 STEPS = 160
 CHECKPOINT_EVERY = 20
 ACCURACY_MIN = 0.95
+#: Of the first step; before it come two for the store, and two for the session.
+FIRST_OPERATION = 4
 #: A job that takes longer has hung; an undisturbed one takes some 15 s on two cores.
 JOB_TIMEOUT_S = 200.0
 SCRIPT = Path(__file__).with_name("sgd_digits.py")
@@ -74,8 +75,7 @@ def demo(output: Path, draw: random.Random, seed: int) -> int:
     victim, chunk = draw.randrange(RANKS), draw.randint(4, 20)
     headline(f"2. Rank {victim} gets SIGKILL in the Allreduce of step {step}, after {chunk} chunks")
     survived = Job(output, "survived")
-    # Operation 0 is the one by which the ranks agree where to start; then there is one a step.
-    survived.run(fault=f"rank={victim},op={step},chunk={chunk}")
+    survived.run(fault=f"rank={victim},op={FIRST_OPERATION + step - 1},chunk={chunk}")
     kill = survived.kill(victim, step)
 
     step = draw.randint(STEPS // 2, STEPS * 3 // 4)
@@ -85,12 +85,12 @@ def demo(output: Path, draw: random.Random, seed: int) -> int:
     killed_step = max(resumed.steps())
     if killed_step >= STEPS:
         raise DemoError("the job was over before it could be killed")
-    headline("   ... and the job is resumed from its last checkpoint")
+    headline("   ... and the job is resumed from its last commit")
     resumed.run("--resume")
 
     summary = {
-        "accuracy": survived.finish()["accuracy"],
-        "accuracy_undisturbed": undisturbed.finish()["accuracy"],
+        "accuracy": survived.accuracy(),
+        "accuracy_undisturbed": undisturbed.accuracy(),
         "contributors_before": kill.contributors_before,
         "contributors_after": kill.contributors_after,
         "recovery_ms": round(kill.recovery_ms, 2),
@@ -101,8 +101,8 @@ def demo(output: Path, draw: random.Random, seed: int) -> int:
         "killed_after_bytes": kill.record["moved_bytes"],
         "of_bytes": kill.record["total_bytes"],
         "resumed_killed_after_step": killed_step,
-        "resumed_from_step": resumed.finish()["first"],
-        "resumed_accuracy": resumed.finish()["accuracy"],
+        "resumed_from_step": recovery.History.read(resumed.checkpoints).eras[-1].first - 1,
+        "resumed_accuracy": resumed.accuracy(),
         "seed": seed,
         "seconds": round(time.monotonic() - begin_s, 1),
     }
@@ -135,6 +135,7 @@ class Job:
         self.checkpoints = output / name
         self.log = output / f"{name}.jsonl"
         self.record = output / f"{name}-fault"
+        self.lost: list[dict[str, Any]] = []  # what the log said when the job was killed
         # What an earlier demo left; nothing else, as the folder may be anybody's.
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         for path in (self.log, *output.glob(f"{name}-fault.*")):
@@ -181,6 +182,7 @@ class Job:
                 raise DemoError(f"job '{self.name}' ended by itself, with {returncode}")
         finally:
             kill_job(process)
+        self.lost = self.lines()
 
     def lines(self) -> list[dict[str, Any]]:
         """Return what the log says; a line that is still being written does not count."""
@@ -190,15 +192,15 @@ class Job:
         return [json.loads(line) for line in whole.splitlines()]
 
     def steps(self) -> dict[int, dict[str, Any]]:
-        """Return the log's line of each step; if there are two of a step, the later one counts."""
-        return {line["step"]: line for line in self.lines() if "step" in line}
+        """Return the log's line of each step."""
+        return {line["step"]: line for line in self.lines()}
 
-    def finish(self) -> dict[str, Any]:
-        """Return the log's last line, by which the job says that it is done."""
+    def accuracy(self) -> float:
+        """Return the accuracy that the log's last line has, by which the job is done."""
         last = self.lines()[-1]
-        if "finished" not in last:
+        if last["step"] != STEPS or "accuracy" not in last:
             raise DemoError(f"job '{self.name}' did not say that it finished")
-        return last
+        return float(last["accuracy"])
 
     def kill(self, victim: int, step: int) -> Kill:
         """Return how the death went that this job was given."""
@@ -209,8 +211,8 @@ class Job:
         # The victim wrote the record right before its SIGKILL. The file system's clock lags by a
         # tick of the kernel at most; the recovery looks slower for it, never faster.
         time_ns = record_path.stat().st_mtime_ns
-        lines = [line for line in self.lines() if "step" in line]
-        later = [line for line in lines if line["time_ns"] > time_ns]
+        lines = self.lines()
+        later = [line for line in lines if line["time_ns"] > time_ns and line["step"] >= step]
         earlier = [line for line in lines if line["step"] < step]
         if not later or not earlier:
             raise DemoError("the log has no steps on both sides of the kill")
@@ -267,9 +269,13 @@ def find_processes(sessions: set[int]) -> list[int]:
 
 def identical(left: Job, right: Job) -> bool:
     """Tell whether two jobs ended with the same bytes, and had the same loss in every step."""
-    a, b = (recovery.load_latest(job.checkpoints) for job in (left, right))
-    same = a.step == b.step == STEPS and a.arrays.keys() == b.arrays.keys()
-    same = same and all(a.arrays[name].tobytes() == b.arrays[name].tobytes() for name in a.arrays)
+    ends = []
+    for job in (left, right):
+        with recovery.CheckpointStore(job.checkpoints, readonly=True) as store:
+            ends.append(store.restore())
+    steps, states = [end.step for end in ends], [end.state["state"] for end in ends]
+    same = steps == [STEPS, STEPS] and states[0].keys() == states[1].keys()
+    same = same and all(a.tobytes() == states[1][name].tobytes() for name, a in states[0].items())
     losses = [{step: line["loss"] for step, line in job.steps().items()} for job in (left, right)]
     return same and losses[0] == losses[1]
 
@@ -287,7 +293,7 @@ def find_problems(summary: dict[str, Any]) -> list[str]:
         "not all ranks contributed before the kill": summary["contributors_before"] == everyone,
         "not just the survivors contributed in the end":
             summary["contributors_after"] == survivors,
-        "the resumed job did not start from a checkpoint":
+        "the resumed job did not start from a commit":
             0 < summary["resumed_from_step"] <= summary["resumed_killed_after_step"],
         "the resumed job's result differs from the undisturbed one": summary["resumed_identical"],
     }  # fmt: skip
@@ -312,19 +318,19 @@ def plot(path: Path, undisturbed: Job, survived: Job, resumed: Job, kill: Kill) 
         (survived, f"rank {kill.record['rank']} killed", "tab:red", "-", 1.5),
     ]
     for job, label, colour, line_style, width in styles:
-        lines = [line for line in job.lines() if "step" in line]
+        begun = recovery.History.read(job.checkpoints).eras[-1].first if job.lost else 1
+        lines = job.lost + [line for line in job.lines() if line["step"] >= begun]
         begin_ns = lines[0]["time_ns"]
         seconds = np.array([(line["time_ns"] - begin_ns) / 1e9 for line in lines])
         loss = np.array([line["loss"] for line in lines])
         ranks = np.array([len(line["contributors"]) for line in lines], float)
         killed_s = (kill.time_ns - begin_ns) / 1e9
-        for k, (before, after) in enumerate(itertools.pairwise(lines), 1):
-            if after["step"] <= before["step"]:
-                # Resumed: the next job's start takes longer than all the training, and no line
-                # leads from one job to the other.
-                seconds[k:] -= seconds[k] - seconds[k - 1] - gap_s
-                killed_s = seconds[k - 1]
-                seconds, loss, ranks = (np.insert(a, k, np.nan) for a in (seconds, loss, ranks))
+        if k := len(job.lost):
+            # Resumed: the next job's start takes longer than all the training, and no line leads
+            # from one job to the other.
+            seconds[k:] -= seconds[k] - seconds[k - 1] - gap_s
+            killed_s = seconds[k - 1]
+            seconds, loss, ranks = (np.insert(a, k, np.nan) for a in (seconds, loss, ranks))
         top.semilogy(seconds, loss, line_style, color=colour, label=label, linewidth=1.2)
         bottom.step(seconds, ranks, line_style, where="post", color=colour, linewidth=width)
         if job is not undisturbed:

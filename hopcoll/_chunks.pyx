@@ -16,7 +16,8 @@ from hopcoll._state cimport *
 from hopcoll._plan cimport (
     block_at, chain_prefix, ends_at_root, final_source, final_taker, is_finalizer, is_fold,
     is_private, is_scan, is_wanted, partial_source)
-from hopcoll._detours cimport awaits_us, is_over, send_around, wait_patiently
+from hopcoll._detours cimport (
+    awaits_us, is_asked, is_over, send_around, send_behind, wait_patiently)
 from hopcoll._partial cimport refuse_outlets
 from hopcoll._records cimport (
     claim, combine, compare_signature, send_message)
@@ -295,7 +296,8 @@ cdef void pump_block(Engine* engine, Operation* op, int b) noexcept nogil:
 
 
 cdef void on_away(Engine* engine, int peer, const Head* head, const AwayBody* body) noexcept nogil:
-    """A rank that is late for a Bcast: whoever comes before it has the bytes as well."""
+    """The rank that we asked for a Bcast is late for it, and who comes before it has the bytes as
+    well; or we are, and it has given them to another, who gives them to us."""
     cdef Operation* op = find_operation(engine, head.seq)
     cdef Sink* sink
     if op == NULL or not op.called or op.small or op.complete or head.epoch != engine.epoch:
@@ -304,7 +306,9 @@ cdef void on_away(Engine* engine, int peer, const Head* head, const AwayBody* bo
     if op.sig.kind != BCAST or sink.source != peer or sink.tag != body.tag:
         return
     engine.counters.detours += 1
-    mask_add(&op.away, peer)
+    op.behind = body.behind
+    if body.behind < 0:
+        mask_add(&op.away, peer)
     sink.broken = 0
     close_sink(engine, op, 0, FINAL_PHASE)
     pump_block(engine, op, 0)
@@ -331,14 +335,6 @@ cdef void lose_patience(Engine* engine) noexcept nogil:
                 mask_add(&op.told, taker)
                 send_message(engine, taker, MSG_CALLED, op.seq, &op.sig, NULL, 0)
             check_complete(engine, op)
-
-
-cdef bint is_asked(const Engine* engine, const Operation* op) noexcept nogil:
-    """Whether the next rank of a Bcast has shown that it called the same, or is late, and will see
-    what we called.  A root needs nothing of others: without this, two of them would never notice
-    each other."""
-    cdef int taker = final_taker(engine, op, 0)
-    return taker < 0 or mask_has(&op.asked, taker) or mask_has(&op.told, taker)
 
 
 cdef void check_complete(Engine* engine, Operation* op) noexcept nogil:
@@ -431,7 +427,8 @@ cdef void on_arrival(Engine* engine, const Event* event, Operation* op, int part
         if (event.kind == EVENT_LOST and landing == NULL and state[0] != CHUNK_FINAL
                 and not engine.settings.sabotage & BREAK_LOST):
             state[0] = CHUNK_NONE      # where it was to land, anything may have been written
-        sink.broken = not mask_has(&op.away, sink.source)
+        # Asked again it would say the same; another, to whom it sent us, is asked.
+        sink.broken = op.sig.kind != BCAST or final_source(engine, op, b) == sink.source
         close_sink(engine, op, b, phase)
     if sink.open and sink.arrived == sink.end:
         sink.open = 0
@@ -533,6 +530,9 @@ cdef void on_grant(Engine* engine, int peer, const Head* head,
         wait_patiently(engine, op)
         if is_over(engine, op):
             send_around(engine, op)
+        return
+    if send_behind(engine, op, index):
+        check_complete(engine, op)
         return
     if engine.outlets[index].attached:
         if op.forgotten and op.finished:

@@ -47,6 +47,7 @@ cdef int64_t clock_us() noexcept nogil
 cdef void sleep_us(int64_t us) noexcept nogil
 cdef void lock(Runtime* rt) noexcept nogil
 cdef void unlock(Runtime* rt) noexcept nogil
+cdef void wake_clock(Runtime* caller) noexcept nogil
 cdef int turn(Runtime* caller) noexcept nogil
 cdef int wait_for(Runtime* rt, const Result* result, int64_t until_us) noexcept nogil
 cdef bint start_crank(Runtime* rt) noexcept nogil

@@ -46,6 +46,7 @@ cdef enum:
     NAP_US = 1800             # an answer takes no longer than 2 ms
     SLEEP_US = 20000          # when whoever needs us rings
     SPINS_BEFORE_YIELD = 200
+    STALE_US = 100            # an older clock would take what just came for long overdue
 
 
 cdef int64_t clock_us() noexcept nogil:
@@ -73,18 +74,33 @@ cdef void unlock(Runtime* rt) noexcept nogil:
     pthread_mutex_unlock(&rt.home.mutex)
 
 
+cdef void tick(Runtime* rt, int64_t now) noexcept nogil:
+    if now == rt.engine.now_us:
+        return
+    rt.hub.now_us = now
+    if rt.trace != NULL:
+        trace_tick(rt.trace, now)
+    engine_tick(rt.engine, now)
+    if rt.hub.count:
+        hub_follow(&rt.hub, rt.engine)
+        hub_tick(&rt.hub, now)
+
+
+cdef void wake_clock(Runtime* caller) noexcept nogil:
+    """After a nap: the time, before what has come meanwhile, or is called now, is dated by it; and
+    that we were away, before anything completes.  The lock is held."""
+    cdef int64_t now = clock_us()
+    if now - caller.home.engine.now_us > STALE_US:
+        tick(caller.home, now)
+
+
 cdef int turn(Runtime* caller) noexcept nogil:
     """Handles what has come, for whomever; the lock is held.  Returns the number of events."""
     cdef Runtime* rt = caller.home
     cdef Event event
     cdef int count = 0
     cdef int64_t now
-    if rt.engine.settings.detect_us and not rt.engine.stopped:
-        now = clock_us()
-        if now - rt.engine.now_us > rt.engine.settings.detect_us // 2:
-            if rt.trace != NULL:
-                trace_tick(rt.trace, now)
-            engine_tick(rt.engine, now)      # we were away: know it before anything completes
+    wake_clock(rt)
     while count < EVENTS_A_TURN and rt.transport.poll(rt.transport.self, &event):
         if not hub_event(&rt.hub, &event):
             if rt.trace != NULL:
@@ -94,14 +110,7 @@ cdef int turn(Runtime* caller) noexcept nogil:
     now = clock_us()
     if count:
         rt.last_event_us = now
-    if now != rt.engine.now_us:
-        rt.hub.now_us = now
-        if rt.trace != NULL:
-            trace_tick(rt.trace, now)
-        engine_tick(rt.engine, now)
-        if rt.hub.count:
-            hub_follow(&rt.hub, rt.engine)
-            hub_tick(&rt.hub, now)
+    tick(rt, now)
     if rt.faults.timed:
         check_timed_faults(&rt.faults, rt.engine, now)
     return count

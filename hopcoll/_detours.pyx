@@ -3,11 +3,15 @@
 
 Each rank asks the one before it in the chain.  One that has not called the operation, and does not
 within `patience_us`, says so (AWAY), and is gone around: who asked it asks the one before it.  It
-asks for the bytes itself when it comes.  The rank before it does not wait to be asked, either: it
-shows what it called (CALLED), and is complete.
+asks for the bytes itself when it comes; whoever gives them to somebody already sends it on to that
+one, so that it ends up behind the last of them and no link carries the bytes twice (Hoplite: a
+location serves one receiver at a time).  It has given nobody anything by then, so that no circle
+can close.  The rank before it does not wait to be asked, either: it shows what it called (CALLED),
+and is complete.
 """
 from libc.stdint cimport int32_t
 from hopcoll._state cimport *
+from hopcoll._plan cimport final_taker
 from hopcoll._records cimport send_message
 from hopcoll._streams cimport close_outlet
 
@@ -24,24 +28,56 @@ cdef bint is_over(const Engine* engine, const Operation* op) noexcept nogil:
     return op.asked_us and engine.now_us - op.asked_us >= engine.settings.patience_us
 
 
+cdef bint is_asked(const Engine* engine, const Operation* op) noexcept nogil:
+    """Whether the next rank of a Bcast has shown that it called the same, or is late, and will see
+    what we called.  A root needs nothing of others: without this, two of them would never notice
+    each other."""
+    cdef int taker = final_taker(engine, op, 0)
+    return taker < 0 or mask_has(&op.asked, taker) or mask_has(&op.told, taker)
+
+
 cdef bint awaits_us(const Engine* engine, const Operation* op) noexcept nogil:
     """Whether others wait in a Bcast of another root for us to call it."""
     return (not op.called and op.early >= 0 and op.sig_from >= 0 and op.sig.kind == BCAST
             and op.sig.root != engine.rank)
 
 
+cdef void tell_away(Engine* engine, Operation* op, int32_t index, int behind) noexcept nogil:
+    """The stream that was asked for is given by another rank."""
+    cdef const Outlet* outlet = &engine.outlets[index]
+    cdef AwayBody body
+    body.tag = outlet.spring.tag
+    body.behind = behind
+    send_message(engine, outlet.spring.dest, MSG_AWAY, op.seq, &outlet.sig, &body, sizeof(body))
+    close_outlet(engine, op, index)
+
+
+cdef bint send_behind(Engine* engine, Operation* op, int32_t index) noexcept nogil:
+    """Sends who came late to the rank that we are giving our bytes to, if there is one."""
+    cdef const Outlet* late = &engine.outlets[index]
+    cdef const Outlet* other
+    cdef int32_t i
+    if (op.sig.kind != BCAST or not late.attached or late.phase != FINAL_PHASE
+            or late.epoch != engine.epoch):
+        return False
+    i = op.block[late.block].outlets[<int>FINAL_PHASE]
+    while i >= 0:
+        other = &engine.outlets[i]
+        if (other.spring.dest != late.spring.dest and other.epoch == engine.epoch
+                and other.spring.next < other.spring.end):
+            tell_away(engine, op, index, other.spring.dest)
+            return True
+        i = other.next
+    return False
+
+
 cdef void send_around(Engine* engine, Operation* op) noexcept nogil:
     """Others ask us for a Bcast that we have not called: they had better ask somebody else."""
     cdef int32_t index = op.early, next
     cdef const Outlet* outlet
-    cdef AwayBody body
     while index >= 0:
         outlet = &engine.outlets[index]
         next = outlet.next
         if outlet.epoch == engine.epoch and outlet.phase == FINAL_PHASE:
-            body.tag = outlet.spring.tag
-            body.pad = 0
-            send_message(engine, outlet.spring.dest, MSG_AWAY, op.seq, &outlet.sig, &body,
-                         sizeof(body))
-            close_outlet(engine, op, index)
+            tell_away(engine, op, index, -1)
         index = next

@@ -590,6 +590,7 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
             continue
         old = op.attempt
         op.away = mask_none()
+        op.behind = -1
         op.asked_us = 0
         if op.status != STATUS_OK:
             op.complete = 0

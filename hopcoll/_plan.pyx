@@ -160,6 +160,8 @@ cdef int final_source(const Engine* engine, const Operation* op, int block) noex
         else attempt_members(engine, op)
     if op.rolled and (op.standing or not mask_has(&members, engine.rank)):
         return late_source(engine, op, block, &members)
+    if op.behind >= 0:
+        return op.behind
     members = mask_without(&members, &op.away)
     if is_fold(kind) or kind == BCAST:
         if op.standing:

@@ -71,7 +71,7 @@ cdef Operation* claim(Engine* engine, int64_t seq) noexcept nogil:
     op.whole_told = -1
     op.place_attempt = -1
     op.up_attempt = op.landed_attempt = -1
-    op.before = op.after = op.tail = -1
+    op.before = op.after = op.tail = op.behind = -1
     for i in range(BLOCKS_MAX):
         op.holder[i] = NOBODY
     return op

@@ -19,7 +19,7 @@ from hopcoll._engine cimport (
 from hopcoll._contexts cimport ContextHead
 from hopcoll._crank cimport (
     WAIT_DONE, clock_us, lock, pthread_mutex_init, sleep_us, start_crank, stop_crank, turn, unlock,
-    wait_for)
+    wait_for, wake_clock)
 from hopcoll._fence cimport Fence, fence_rank
 from hopcoll._late cimport awaited_of
 from hopcoll._lookout cimport close_lookout, flight_of, give_stack, late_report, look_out
@@ -404,6 +404,7 @@ cdef class Engine_:
                 lock(&self.rt)
                 if not self.rt.home.threaded:
                     turn(&self.rt)      # a good-bye may be waiting: nothing is asked of who is gone
+                wake_clock(&self.rt)
                 if self.rt.trace != NULL:
                     trace_start(self.rt.trace, &sig, item_bytes, <const void*>send_address,
                                 <const void*>recv_address, flags, &layout)

@@ -186,7 +186,7 @@ cdef struct Operation:
     int32_t before            # us in that order; -1: nobody
     int32_t after             # ... -1: nobody yet
     int32_t last              # we are the last
-    int32_t pad
+    int32_t behind            # of a large Bcast: whom we were sent to; -1: nobody
     Mask wholes
     Mask asked                # of a large Bcast: who showed that they have called it
     Mask told                 # ... to whom we showed that we have
@@ -460,7 +460,7 @@ cdef struct CreditBody:
 
 cdef struct AwayBody:
     int32_t tag               # of the stream that was asked for
-    int32_t pad
+    int32_t behind            # who gives it instead; -1: whoever comes before us
 
 cdef struct FetchBody:
     Mask have                 # contributions that need not be sent

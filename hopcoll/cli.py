@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 import click
 
-from hopcoll import __version__, launcher
+from hopcoll import __version__, launcher, restarts
 from hopcoll.chaos import check_place
 
 __all__ = ["main"]
@@ -24,22 +26,31 @@ _LAZY = {
 }
 
 
+def _further() -> dict[str, EntryPoint]:
+    """Return the commands that packages above this one bring along."""
+    return {entry.name: entry for entry in entry_points(group="hopcoll.commands")}
+
+
 class _Commands(click.Group):
-    """A group that imports some of its commands late."""
+    """A group that imports some of its commands late, and finds those of other packages."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted([*super().list_commands(context), *_LAZY])
+        return sorted({*super().list_commands(context), *_LAZY, *_further()})
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name in _LAZY:
             module, attribute, _ = _LAZY[name]
             command: click.Command = getattr(importlib.import_module(module), attribute)
             return command
+        if name not in self.commands and name in (further := _further()):
+            command = further[name].load()
+            return command
         return super().get_command(context, name)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, command.get_short_help_str()) for name, command in self.commands.items()]
         rows += [(name, summary) for name, (_, _, summary) in _LAZY.items()]
+        rows += [(name, entry.load().get_short_help_str()) for name, entry in _further().items()]
         with formatter.section("Commands"):
             formatter.write_dl(sorted(rows))
 
@@ -86,6 +97,19 @@ def main() -> None:
     help="Which mpirun. Without it: the one of this Python environment, then that on PATH.",
 )
 @click.option("--mpirun-args", metavar="WORDS", help="Further switches for mpirun, quoted as one.")
+@click.option(
+    "--restarts",
+    "restart_count",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="When a host or mpirun is lost, or every rank dies: start again, N times at the most.",
+)
+@click.option(
+    "--restart-failures",
+    is_flag=True,
+    help="With --restarts: start again after a failure of the script, too.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the command, and why each switch is there.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED, required=True)
 def run(
@@ -96,6 +120,8 @@ def run(
     export: tuple[str, ...],
     mpirun: str | None,
     mpirun_args: str | None,
+    restart_count: int,
+    restart_failures: bool,
     dry_run: bool,
     program: tuple[str, ...],
 ) -> None:
@@ -107,32 +133,44 @@ def run(
     \b
     hopcoll run -n 4 train.py --epochs 3
     hopcoll run --host n1:8,n2:8 train.py
+    hopcoll run --host n1:8,n2:8 --restarts 5 train.py
     hopcoll run -n 4 --dry-run train.py
 
+    With --restarts, a job that was lost is started again on those hosts that answer (the launch
+    agent runs 'true' there within 15 s), after 1 s, 2 s, 4 s and so on. The script finds how
+    often in HOPCOLL_RESTART, and has to go on from its newest checkpoint by itself. No restart
+    follows when the newest durable step, in the file HOPCOLL_PROGRESS_FILE, is that of the loss
+    before, and no host has gone.
+
     Exit code: 0 if the job ended well, even though ranks died on the way; else that of the script;
-    128 plus its number if a signal ended the job; 1 if every rank died.
+    128 plus its number if a signal ended the job; 1 if every rank died or a host was lost.
     """
     try:
         words = shlex.split(mpirun_args or "")
     except ValueError as error:
         raise click.BadParameter(f"{mpirun_args!r}: {error}", param_hint="--mpirun-args") from error
+    how: dict[str, Any] = {
+        "ranks": ranks,
+        "hosts": [host for word in hosts for host in word.split(",")],
+        "hostfile": hostfile,
+        "oversubscribe": oversubscribe,
+        "export": export,
+        "mpirun": mpirun,
+        "mpirun_args": words,
+    }
+    if restart_failures and not restart_count:
+        raise click.UsageError("--restart-failures says what --restarts N is for: how often?")
     try:
-        job = launcher.plan(
-            program,
-            ranks=ranks,
-            hosts=[host for word in hosts for host in word.split(",")],
-            hostfile=hostfile,
-            oversubscribe=oversubscribe,
-            export=export,
-            mpirun=mpirun,
-            mpirun_args=words,
-        )
+        if dry_run:
+            click.echo(launcher.plan(program, **how).describe())
+        elif restart_count:
+            sys.exit(
+                restarts.run(program, restarts=restart_count, failures=restart_failures, **how)
+            )
+        else:
+            sys.exit(launcher.run(launcher.plan(program, **how)))
     except launcher.LauncherError as error:
         raise click.UsageError(str(error)) from error
-    if dry_run:
-        click.echo(job.describe())
-    else:
-        sys.exit(launcher.run(job))
 
 
 @main.command(short_help="Prove that fault tolerance is real on this machine.")

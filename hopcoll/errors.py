@@ -7,7 +7,8 @@ Everything else is in this tree, and the class says whose fault it was::
     HopcollError
     ├── MpiError                 the MPI library returned an error that is no failure of a rank
     ├── RankFailedError          the world: a rank died, and the result went with it
-    │   └── MinorityError            too few ranks are within reach to go on
+    │   ├── MinorityError            too few ranks are within reach to go on
+    │   └── TooFewRanksError         fewer are left than the program wants
     ├── MissedError             the world: this rank came too late, and nobody keeps the result
     ├── StaleEpochError          the world: this rank was silent, and the others went on without it
     ├── DivergedError            replicas that must be alike are not: memory, or a user's operation
@@ -16,6 +17,7 @@ Everything else is in this tree, and the class says whose fault it was::
     ├── ProtocolError            nobody's but ours: a bug, or a peer that sends nonsense
     └── CheckpointError          a file of a checkpoint
         ├── CheckpointCorruptError       its bytes are not those that were written
+        ├── CheckpointFencedError        another process took the store over
         ├── CheckpointMismatchError      it is sound, but it belongs to another job or layout
         └── CheckpointNotFoundError      there is none (also a FileNotFoundError)
 
@@ -31,6 +33,7 @@ from typing import Any, ClassVar
 __all__ = [
     "CheckpointCorruptError",
     "CheckpointError",
+    "CheckpointFencedError",
     "CheckpointMismatchError",
     "CheckpointNotFoundError",
     "ClosedError",
@@ -42,6 +45,7 @@ __all__ = [
     "ProtocolError",
     "RankFailedError",
     "StaleEpochError",
+    "TooFewRanksError",
     "TransferTimeoutError",
 ]
 
@@ -125,6 +129,22 @@ class MinorityError(RankFailedError):
         These ranks, numbered as at the start.
     epoch : int, optional
         The last epoch of which this rank was a member.
+    """
+
+
+class TooFewRanksError(RankFailedError):
+    """Fewer ranks are left than the program wants (``min_ranks``), so it stops.
+
+    Raised at all survivors alike. The result of the operation stands, with fewer contributors.
+
+    Parameters
+    ----------
+    message : str
+        How many are left, and which were lost in which steps.
+    ranks : iterable of int, optional
+        Those that were lost last, numbered as at the start.
+    epoch : int, optional
+        The epoch in which the survivors are.
     """
 
 
@@ -263,6 +283,10 @@ class CheckpointError(HopcollError):
 
 class CheckpointCorruptError(CheckpointError):
     """The file is there, but its bytes are not those that were written."""
+
+
+class CheckpointFencedError(CheckpointError):
+    """Another process took the store over, and this one can commit nothing any more."""
 
 
 class CheckpointMismatchError(CheckpointError):

@@ -35,7 +35,18 @@ from typing import IO
 
 from hopcoll._rank import END_MARK
 
-__all__ = ["EAGER_LIMIT_BYTES", "LauncherError", "Mpirun", "Plan", "find_mpirun", "plan", "run"]
+__all__ = [
+    "EAGER_LIMIT_BYTES",
+    "Ended",
+    "Ending",
+    "LauncherError",
+    "Mpirun",
+    "Plan",
+    "attend",
+    "find_mpirun",
+    "plan",
+    "run",
+]
 
 #: A message above the transport's eager limit goes by rendezvous, at less than half the speed of a
 #: pipelined chunk; Open MPI's own limit for TCP, 64 KiB with the header, is below one chunk.
@@ -46,6 +57,14 @@ GRACE_S = 8.0
 
 #: Exit code when every rank died and nobody was left to end well.
 NOBODY_SURVIVED = 1
+
+#: What Open MPI 5 says before it ends a job because one of its daemons is gone, or never came.
+HOST_LOST = (
+    b"PRTE has lost communication with a remote daemon",
+    b"A daemon failed to report back after being spawned",
+    b"was unable to reliably start one or more daemons",
+    b"PRTE daemon has unexpectedly failed after launch",
+)
 
 #: Seconds between two looks at whether mpirun still runs.
 _TICK_S = 0.1
@@ -188,6 +207,7 @@ def plan(
     export: Sequence[str] = (),
     mpirun: str | None = None,
     mpirun_args: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide on the command line of a job.
 
@@ -211,6 +231,8 @@ def plan(
         See `find_mpirun`.
     mpirun_args : sequence of str
         Further words for mpirun. They come last, so they win.
+    variables : mapping of str to str, optional
+        Added to the environment of mpirun; those named ``HOPCOLL_*`` reach all ranks.
 
     Returns
     -------
@@ -230,7 +252,7 @@ def plan(
     if ranks is not None:
         switches.append((["-n", str(ranks)], "as many ranks as asked for"))
     note = ""
-    environment = {**_home(), "HOPCOLL_LAUNCHER": "1"}
+    environment = {**_home(), "HOPCOLL_LAUNCHER": "1", **(variables or {})}
     if not found.fault_tolerant:
         environment["HOPCOLL_QUIET"] = "1"  # the note says it, and once is enough
     if found.vendor == "Open MPI":
@@ -359,6 +381,23 @@ def _home() -> dict[str, str]:
         return {"HOME": tempfile.gettempdir()}
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended.
+
+    Parameters
+    ----------
+    code : int
+        See `run`.
+    lost : str
+        What took the job with it, in words: a host, mpirun, every rank. Empty if the job ended by
+        itself or by a signal to this process.
+    """
+
+    code: int
+    lost: str = ""
+
+
 def run(job: Plan) -> int:
     """Start a job, wait for its end and return its exit code.
 
@@ -375,7 +414,27 @@ def run(job: Plan) -> int:
     int
         0 if the job ended well, whether or not ranks died on the way; else the code of the first
         rank that failed by itself; 128 plus the signal's number if a signal ended the job;
-        `NOBODY_SURVIVED` if every rank died.
+        `NOBODY_SURVIVED` if every rank died, or a host was lost.
+    """
+    with Ending() as ending:
+        ended = attend(job, ending)
+    if ended.lost:
+        print(f"hopcoll run: {ended.lost} (--restarts N starts it again)", file=sys.stderr)
+    return ended.code
+
+
+def attend(job: Plan, ending: Ending) -> Ended:
+    """Start a job and wait for its end, which signals may bring about; see `run`.
+
+    Parameters
+    ----------
+    job : Plan
+    ending : Ending
+        Of this process; it may have had its signal already.
+
+    Returns
+    -------
+    Ended
     """
     if job.note:
         print(f"hopcoll run: {job.note}", file=sys.stderr, flush=True)
@@ -402,68 +461,89 @@ def run(job: Plan) -> int:
     )
     assert mpirun.stderr is not None
     relay = _Relay(mpirun.stderr)
-    with _Ending(mpirun) as ending:
-        orphans = _Orphans(mpirun.pid)
-        while mpirun.poll() is None:
-            relay.pass_on(_TICK_S)
-            ending.enforce()
-            orphans.look()
-        code = mpirun.wait()
-        _kill_descendants()
-        _forget_session(mpirun.pid)
-        # A process that hides from us may hold the other end open for ever.
-        deadline_s = time.monotonic() + GRACE_S
-        while relay.is_open and time.monotonic() < deadline_s:
-            relay.pass_on(_TICK_S)
+    ending.watch(mpirun)
+    orphans = _Orphans(mpirun.pid)
+    while mpirun.poll() is None:
+        relay.pass_on(_TICK_S)
+        ending.enforce()
+        orphans.look()
+    code = mpirun.wait()
+    ending.watch(None)
+    _kill_descendants()
+    _forget_session(mpirun.pid)
+    # A process that hides from us may hold the other end open for ever.
+    deadline_s = time.monotonic() + GRACE_S
+    while relay.is_open and time.monotonic() < deadline_s:
+        relay.pass_on(_TICK_S)
+    relay.source.close()
     if ending.number is not None:
-        return 128 + ending.number
+        return Ended(128 + ending.number)
+    if relay.host_lost:
+        return Ended(max(code, NOBODY_SURVIVED), "a host was lost")
     if code == 0 and job.marks and job.mpirun.fault_tolerant and not relay.marks:
-        print("hopcoll run: every rank died; nobody was left to go on", file=sys.stderr)
-        return NOBODY_SURVIVED
-    return code if code >= 0 else 128 - code
+        return Ended(NOBODY_SURVIVED, "every rank died")
+    if code < 0:
+        return Ended(128 - code, f"mpirun was killed by signal {-code}")
+    return Ended(code)
 
 
-class _Ending:
-    """The signals of a job: a first one ends it in good order, a second one at once."""
+class Ending:
+    """The signals of a launcher: a first one ends the job in good order, a second one at once.
+
+    Attributes
+    ----------
+    number : int or None
+        The signal that came first.
+    """
 
     ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 
-    def __init__(self, mpirun: subprocess.Popen[bytes]) -> None:
-        self.mpirun = mpirun
+    def __init__(self) -> None:
+        self.mpirun: subprocess.Popen[bytes] | None = None
         self.number: int | None = None
         self.deadline_s = math.inf
 
-    def __enter__(self) -> _Ending:
+    def __enter__(self) -> Ending:
         self.before = {number: signal.getsignal(number) for number in self.ENDS + self.PASSED_ON}
         for number in self.ENDS:
             if self.before[number] != signal.SIG_IGN:  # as nohup leaves SIGHUP
-                signal.signal(number, self.end)
+                signal.signal(number, self._end)
         for number in self.PASSED_ON:
-            signal.signal(number, lambda number, _: self.mpirun.send_signal(number))
+            signal.signal(number, self._pass_on)
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def end(self, number: int, _: object) -> None:
+    def watch(self, mpirun: subprocess.Popen[bytes] | None) -> None:
+        """Pass signals on to this mpirun from now on; one that has come already, too."""
+        self.mpirun = mpirun
+        if mpirun is not None and self.number is not None:
+            mpirun.send_signal(signal.SIGTERM)
+
+    def _pass_on(self, number: int, _: object) -> None:
+        if self.mpirun is not None:
+            self.mpirun.send_signal(number)
+
+    def _end(self, number: int, _: object) -> None:
         if self.number is None:
             self.number = number
             self.deadline_s = time.monotonic() + GRACE_S
-            self.mpirun.send_signal(signal.SIGTERM)
+            self._pass_on(signal.SIGTERM, None)
         else:
             self.deadline_s = -math.inf
 
     def enforce(self) -> None:
         """Kill mpirun when it was told to end and does not."""
         # Its ranks, orphaned, come to this process, which kills them when mpirun is gone.
-        if time.monotonic() > self.deadline_s:
+        if self.mpirun is not None and time.monotonic() > self.deadline_s:
             self.mpirun.kill()
 
 
 class _Relay:
-    """Passes mpirun's stderr on, and keeps the ranks' marks back.
+    """Passes mpirun's stderr on, and keeps the ranks' marks back; hears mpirun lose a host.
 
     No thread: when a process of two threads is killed, the kernel may tell its child twice that
     the parent died, and at the second SIGTERM mpirun flees and leaves its ranks behind.
@@ -473,7 +553,9 @@ class _Relay:
         self.source = source
         self.marks = 0
         self.is_open = True
+        self.host_lost = False
         self.held = b""
+        self._tail = b""
 
     def pass_on(self, within_s: float) -> None:
         """Wait for some text, for so long at the most, and pass it on."""
@@ -484,6 +566,7 @@ class _Relay:
             return
         block = self.source.read(1 << 16)
         self.is_open = bool(block)
+        self._listen(block)
         text = self.held + block
         self.marks += text.count(END_MARK)
         text = text.replace(END_MARK, b"")
@@ -498,6 +581,11 @@ class _Relay:
                 select.select([], [2], [])
             except OSError:  # nobody reads it any more; the job goes on
                 return
+
+    def _listen(self, block: bytes) -> None:
+        heard = self._tail + block
+        self.host_lost |= any(words in heard for words in HOST_LOST)
+        self._tail = heard[-max(map(len, HOST_LOST)) :]
 
 
 class _Orphans:

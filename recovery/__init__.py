@@ -1,13 +1,46 @@
 """What outlives a job: checkpoints on disk. The only package here that imports h5py.
 
-The layout::
+The layout, from the bottom up::
 
-    checkpoint.py   one file a step: written aside, made durable, then renamed; checked when read
-
-Nothing in here talks to other ranks. Which rank writes, and which file all of them resume from, is
-decided by the program (examples/sgd_digits.py shows how, with two collectives).
+    disk.py         the calls that change the disk
+    log.py          numbered slots: what is committed, and who may commit
+    shards.py       the arrays, in HDF5, with a hash for every byte
+    state.py        a state as a tree of JSON and its arrays
+    level.py        one directory: written, committed, read, cleaned, verified
+    cuts.py         arrays that are cut over ranks: who has what. Pure
+    group.py        the ranks that share a store, and their rounds
+    places.py       the levels as they are declared and found; which commit is newest
+    copies.py       shards sent to a partner host
+    index.py        a commit's cut arrays in one file, for people
+    saving.py       a save by all ranks
+    restoring.py    a restore by all ranks
+    levels.py       all levels of a store
+    store.py        the store: asynchronous saves, restore
+    history.py      who contributed to each step
+    interval.py     how often to save. Pure
+    live.py         a state in use, taken and put back
+    metrics.py      the log of a session
+    replays.py      a job run again by its history
+    training.py     the session: a loop that goes on
+    cli.py          hopcoll ckpt
 """
 
-from recovery.checkpoint import AsyncWriter, Checkpoint, load, load_latest, save
+from recovery.cuts import Cut
+from recovery.disk import Disk
+from recovery.history import History
+from recovery.level import Problem
+from recovery.places import Level
+from recovery.store import CheckpointStore, Restored, Ticket
+from recovery.training import TrainingSession
 
-__all__ = ["AsyncWriter", "Checkpoint", "load", "load_latest", "save"]
+__all__ = [
+    "CheckpointStore",
+    "Cut",
+    "Disk",
+    "History",
+    "Level",
+    "Problem",
+    "Restored",
+    "Ticket",
+    "TrainingSession",
+]

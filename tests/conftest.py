@@ -13,8 +13,9 @@ from tests.launch import SETTINGS_PREFIX
 BUSY = {
     f"test_{name}"
     for name in (
-        *("chaos", "checkpoint", "family_faults", "collectives", "family", "mpi4py_suite"),
+        *("chaos", "family_faults", "training", "collectives", "family", "mpi4py_suite"),
         *("objects", "pipeline", "sgd", "trace", "transport", "user_ops", "wrong_use"),
+        *("powercut", "store", "store_powercut", "ranks_powercut"),
     )
 }
 

@@ -76,11 +76,16 @@ def _rate(word: str) -> str | None:
 @main.command(context_settings=_AS_GIVEN)
 @click.option("-n", "--ranks", type=click.IntRange(min=1), help="How many; one a host by default.")
 @click.option("--mpirun-args", default="", metavar="WORDS", help="As for 'hopcoll run'.")
+@click.option("--restarts", type=int, default=0, metavar="N", help="As for 'hopcoll run'.")
 @_named
 @click.argument("program", nargs=-1, type=click.UNPROCESSED, required=True)
-def run(ranks: int | None, mpirun_args: str, name: str, program: tuple[str, ...]) -> NoReturn:
+def run(
+    ranks: int | None, mpirun_args: str, restarts: int, name: str, program: tuple[str, ...]
+) -> NoReturn:
     """Run PROGRAM by 'hopcoll run' over all hosts; the exit code is the job's."""
-    _become(Lab.opened(name).command(_bare(program), ranks, shlex.split(mpirun_args)))
+    options = ["--restarts", str(restarts)]
+    lab = Lab.opened(name)
+    _become(lab.command(_bare(program), ranks, shlex.split(mpirun_args), options))
 
 
 @main.command()

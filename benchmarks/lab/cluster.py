@@ -25,7 +25,8 @@ _AGENT = """\
 # mpirun calls it instead of ssh: ADDRESS COMMAND...
 host=$1; shift
 name={name}-${{host##*.}}
-exec ip netns exec $name unshare --uts sh -c "hostname $name; $*"
+reached='read carrier < /sys/class/net/eth0/carrier && test $carrier = 1 || exit 255'
+exec ip netns exec $name unshare --uts sh -c "$reached; hostname $name; $*"
 """
 
 
@@ -197,7 +198,11 @@ class Lab:
         return ",".join(hosts), agent + sessions
 
     def command(
-        self, program: Sequence[str], ranks: int | None = None, mpirun_args: Sequence[str] = ()
+        self,
+        program: Sequence[str],
+        ranks: int | None = None,
+        mpirun_args: Sequence[str] = (),
+        options: Sequence[str] = (),
     ) -> list[str]:
         """Return the command line of `hopcoll run` over the hosts, from inside the first.
 
@@ -209,6 +214,8 @@ class Lab:
             One a host by default. Ranks that follow each other share a host.
         mpirun_args : sequence of str
             Further words for mpirun.
+        options : sequence of str
+            Further options of ``hopcoll run``.
         """
         ranks = len(self.hosts) if ranks is None else ranks
         hosts, words = self.mpirun_words(ranks)
@@ -217,20 +224,28 @@ class Lab:
             run += ["--oversubscribe"]  # the hosts share the processors
         run += [word for name in ("PYTHONPATH",) if name in os.environ for word in ("-x", name)]
         run += ["--mpirun-args", shlex.join([*words, *mpirun_args])]
-        return self.inside(self.hosts[0], *run, *program)
+        return self.inside(self.hosts[0], *run, *options, *program)
 
-    def start(self, *program: str, ranks: int | None = None, **how: Any) -> subprocess.Popen[str]:
+    def start(
+        self,
+        *program: str,
+        ranks: int | None = None,
+        options: Sequence[str] = (),
+        **how: Any,
+    ) -> subprocess.Popen[str]:
         """Start `command` in a session of its own; the caller ends it.
 
         Parameters
         ----------
         *program : str
         ranks : int, optional
+        options : sequence of str
+            Further options of ``hopcoll run``.
         **how
             Of `subprocess.Popen`.
         """
         how = {"stdin": subprocess.DEVNULL, "text": True, "start_new_session": True, **how}
-        return subprocess.Popen(self.command(program, ranks), **how)
+        return subprocess.Popen(self.command(program, ranks, options=options), **how)
 
     def cable(self, host: int, plugged: bool) -> None:
         """Pull a host's cable, or plug it in again. Connections outlive a short while of it."""
@@ -246,7 +261,8 @@ class Lab:
 
         Its connections are closed, as when a host is rebooted; with its cable pulled before, other
         ranks hear nothing of it. mpirun notices either way, by its agent's end, where a real ssh to
-        a host without power would linger. The host is there again at once, with nothing running.
+        a host without power would linger. The host is there again at once, with nothing running;
+        the launch agent does not reach it while its cable is pulled.
 
         Returns
         -------

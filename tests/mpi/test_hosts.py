@@ -5,10 +5,12 @@ They need root and iproute2; a job then starts as it would over ssh, with anothe
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -28,10 +30,11 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
-def start(lab: Lab, *program: str) -> subprocess.Popen[str]:
+def start(lab: Lab, *program: str, options: Sequence[str] = ()) -> subprocess.Popen[str]:
     return lab.start(
         *program,
         ranks=RANKS,
+        options=options,
         cwd=launch.ROOT,
         env=launch.environment(),
         stdout=subprocess.PIPE,
@@ -65,8 +68,10 @@ def test_a_survived_death_ends_with_code_0(lab: Lab, victims: tuple[int, ...]) -
     assert len({line["host"] for line in said.values()}) == len({r // 2 for r in survivors})
 
 
-def test_ctrl_c_leaves_no_process_on_any_host(lab: Lab) -> None:
-    job = start(lab, "-m", "tests.mpi.programs.endings", "wait", *map(str, range(RANKS)))
+@pytest.mark.parametrize("options", [(), ("--restarts", "9")])
+def test_ctrl_c_leaves_no_process_on_any_host(lab: Lab, options: Sequence[str]) -> None:
+    program = ("-m", "tests.mpi.programs.endings", "wait", *map(str, range(RANKS)))
+    job = start(lab, *program, options=options)
     try:
         assert job.stdout is not None
         ranks = [int(job.stdout.readline()) for _ in range(RANKS)]
@@ -76,3 +81,38 @@ def test_ctrl_c_leaves_no_process_on_any_host(lab: Lab) -> None:
         launch.end(job)
     assert job.returncode == 128 + signal.SIGINT
     assert launch.ended_processes(ranks)
+
+
+def lose_host(lab: Lab) -> None:
+    assert lab.lose(HOSTS) >= 3  # the daemon and two ranks
+    lab.cable(HOSTS, plugged=False)
+
+
+def lose_mpirun(lab: Lab) -> None:
+    names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in lab.pids(1)}
+    (mpirun,) = [pid for pid, name in names.items() if name in ("mpirun", "prterun")]
+    os.kill(mpirun, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("lose", "hosts"), [(lose_host, HOSTS - 1), (lose_mpirun, HOSTS)])
+def test_a_lost_job_goes_on_where_it_was(lab: Lab, tmp_path: Path, lose, hosts: int) -> None:
+    file = tmp_path / "steps"
+    job = start(lab, "-m", "tests.mpi.programs.restarted", str(file), options=("--restarts", "2"))
+    try:
+        assert job.stdout is not None
+        assert json.loads(job.stdout.readline()) == {"runs": True}
+        lose(lab)
+        stdout, stderr = job.communicate(timeout=60)
+    finally:
+        launch.end(job)
+        lab.cable(HOSTS, plugged=True)
+    ended = launch.Ended(job.returncode, stdout, stderr, 0.0)
+    assert ended.code == 0, str(ended)
+    (said,) = ended.said
+    assert said["restart"] == 1 and said["right"], str(ended)
+    assert said["began"] >= 20 and said["ended"] == said["began"] + 10, str(ended)
+    assert said["hosts"] == [lab.layout.namespace(host) for host in range(1, hosts + 1)]
+    assert said["ranks"] == 2 * hosts
+    assert "restart 1 of 2 in 1 s" in stderr
+    assert ("which did not answer" in stderr) == (lose is lose_host), stderr
+    assert [lab.pids(host) for host in lab.hosts] == [[], [], []]

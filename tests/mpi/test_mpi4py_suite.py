@@ -23,7 +23,7 @@ NAME = f"mpi4py-{VERSION}"
 
 def download() -> bytes:
     """The source distribution, from the package index that pip is told to use."""
-    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/") + "/mpi4py/"
+    index = (os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple").rstrip("/") + "/mpi4py/"
     certificates = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
     context = ssl.create_default_context(cafile=certificates)
     with urllib.request.urlopen(index, timeout=30, context=context) as page:

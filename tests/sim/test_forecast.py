@@ -115,6 +115,18 @@ def test_a_late_rank_delays_nobody_who_does_not_need_it():
     assert by_arrival.seconds[0] <= by_rank.seconds[0]
 
 
+@pytest.mark.parametrize(
+    ("delays_s", "multiple"),
+    [([0, 0, 0, 0.005], 1.1), ([0, 0.005, 0.004, 0, 0, 0.006], 1.2), ([0, 0.1, 0.05], 1.5)],
+)
+def test_who_comes_late_is_served_by_who_serves_nobody(delays_s, multiple):
+    """By the rank that the others pass it by, the bytes would leave that one twice."""
+    found = forecast("bcast", 32 * MIB, 8, delays_s=delays_s)
+    assert found.through
+    assert found.multiple < multiple
+    assert found.resent_bytes == 0
+
+
 def test_queues_are_bounded():
     """By the window, whatever the message's length."""
     short, long = (forecast("allreduce", nbytes, 8) for nbytes in (32 * MIB, 256 * MIB))

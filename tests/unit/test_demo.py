@@ -59,10 +59,10 @@ def test_a_kill_is_read_from_record_and_log(tmp_path: Path) -> None:
     everyone, survivors = [0, 1, 2, 3], [0, 1, 3]
     lines = [
         line(1, 10_000_000, everyone),
-        line(2, 40_000_000, everyone),
+        line(2, 51_000_000, everyone),  # a survivor was late with it
         line(3, 62_500_000, survivors),
         line(4, 70_000_000, survivors),
-        {"finished": 4, "first": 0, "accuracy": 1.0, "contributors": survivors},
+        {**line(demo.STEPS, 80_000_000, survivors), "accuracy": 1.0},
     ]
     write_log(job, lines)
     with open(job.log, "a") as log:
@@ -70,15 +70,15 @@ def test_a_kill_is_read_from_record_and_log(tmp_path: Path) -> None:
     kill = job.kill(2, 3)
     assert kill.recovery_ms == 12.5
     assert (kill.contributors_before, kill.contributors_after) == (everyone, survivors)
-    assert sorted(job.steps()) == [1, 2, 3, 4]
-    assert job.finish()["accuracy"] == 1.0
+    assert sorted(job.steps()) == [1, 2, 3, 4, demo.STEPS]
+    assert job.accuracy() == 1.0
     with pytest.raises(demo.DemoError, match="did not fire"):
         job.kill(1, 3)
     write_log(job, lines[:2])
     with pytest.raises(demo.DemoError, match="both sides"):
         job.kill(2, 3)
     with pytest.raises(demo.DemoError, match="did not say"):
-        job.finish()
+        job.accuracy()
 
 
 @pytest.mark.parametrize("difference", ["none", "state", "step", "loss"])
@@ -90,7 +90,8 @@ def test_identical_means_every_bit(tmp_path: Path, difference: str) -> None:
         if other and difference == "state":
             state[3] = -0.0  # equal, but not the same bits
         step = demo.STEPS - (other and difference == "step")
-        recovery.save(job.checkpoints, step, {"parameters": state})
+        with recovery.CheckpointStore(job.checkpoints) as store:
+            store.save_sync(step, {"state": {"parameters": state}, "session": {}})
         write_log(job, [line(1, 1, [0], loss=2.0 if other and difference == "loss" else 1.0)])
     assert demo.identical(*jobs) is (difference == "none")
 
@@ -130,6 +131,6 @@ def test_every_broken_promise_is_a_problem(name: str, value: Any) -> None:
 def test_an_earlier_demo_is_cleared_away_and_nothing_else(tmp_path: Path) -> None:
     for name in ("survived.jsonl", "survived-fault.2", "thesis.txt"):
         (tmp_path / name).write_text("old")
-    recovery.save(tmp_path / "survived", 1, {})
+    recovery.CheckpointStore(tmp_path / "survived").close()
     demo.Job(tmp_path, "survived")
     assert os.listdir(tmp_path) == ["thesis.txt"]

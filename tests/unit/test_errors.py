@@ -13,6 +13,7 @@ EXAMPLES = [
     (errors.MpiError("text", 75, 3), {"error_class": 75, "peer": 3}),
     (errors.RankFailedError("text", [2, 5], 4), {"ranks": (2, 5), "epoch": 4}),
     (errors.MinorityError("text", [1, 2], 3), {"ranks": (1, 2), "epoch": 3}),
+    (errors.TooFewRanksError("text", [1, 2], 3), {"ranks": (1, 2), "epoch": 3}),
     (errors.MissedError("text", 7), {"seq": 7}),
     (errors.DivergedError("text", [[0, 1], [2]]), {"groups": ((0, 1), (2,))}),
     (errors.StaleEpochError("text", 3), {"epoch": 3}),
@@ -21,6 +22,7 @@ EXAMPLES = [
     (errors.ProtocolError("text"), {}),
     (errors.CheckpointError("text", "a/b"), {"path": "a/b"}),
     (errors.CheckpointCorruptError("text", "a/b"), {"path": "a/b"}),
+    (errors.CheckpointFencedError("text", "a/b"), {"path": "a/b"}),
     (errors.CheckpointMismatchError("text", "a/b"), {"path": "a/b"}),
     (errors.CheckpointNotFoundError("text", "a/b"), {"path": "a/b"}),
 ]

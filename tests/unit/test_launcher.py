@@ -185,7 +185,7 @@ def test_an_mpirun_that_is_no_program(tmp_path):
 def test_a_signal_that_nohup_leaves_out_stays_out():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with launcher._Ending(None):
+        with launcher.Ending():
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
