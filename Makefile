@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 BUILD_REQUIREMENTS := "setuptools>=70" "Cython>=3.1,<4" "mpi4py>=4.1"
 FAULTS ?= 200
 PYTEST_ARGS ?=
-# Jobs of real ranks stay with one of them, one after the other.
-WORKERS ?= 2
+# Jobs of real ranks stay with two of them, one after the other; the third has all the rest.
+WORKERS ?= 3
 
 # The environment's own programs (mpicc, mpirun) come before those of the system, and nothing of
 # another Python environment leaks in.
