@@ -609,12 +609,14 @@ class TrainingSession:
             actions.append(self._metrics.close)
         if self._owns_store and self.store is not None:
             actions.append(self.store.close)
+        first: Exception | None = None
         for action in actions:
             try:
                 action()
-            except Exception:
-                if well:  # else the error that ended the block is on its way
-                    raise
+            except Exception as error:  # what is behind it is closed all the same
+                first = first or error
+        if well and first is not None:  # else the error that ended the block is on its way
+            raise first
 
 
 class _Saves:
