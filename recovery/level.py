@@ -29,7 +29,6 @@ import numpy as np
 from hopcoll.errors import (
     CheckpointCorruptError,
     CheckpointError,
-    CheckpointFencedError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
 )
@@ -292,6 +291,9 @@ class Level:
     ) -> Record:
         """Commit what was written; when this returns, it is durable. `clean` is to follow.
 
+        After an error the new shards are still there. Whether they may go is for all to say that
+        could commit them.
+
         Parameters
         ----------
         step, save, parent, retain
@@ -304,11 +306,10 @@ class Level:
         Raises
         ------
         PrunedError
-            Nothing was committed: a shard that is not new is no longer there for it. The new ones
-            are removed, as after every error unless it says that the step may be committed.
+            Nothing was committed: a shard that is not new is no longer there for it.
         CheckpointFencedError
         CheckpointError
-            The disk refused.
+            The disk refused; the step may be committed where the cause is an `UncertainError`.
         """
         old = set(manifest["shards"]) - set(fresh)
 
@@ -318,19 +319,15 @@ class Level:
                 raise PrunedError(lost)
             return manifest
 
-        try:
-            with self._explained(f"step {step} cannot be saved"):
-                record = self.log.commit(step, save, parent, build, retain)
-        except BaseException as error:
-            refused = isinstance(error.__cause__, OSError)
-            uncertain = isinstance(error.__cause__, UncertainError)
-            if isinstance(error, (PrunedError, CheckpointFencedError)) or (
-                refused and not uncertain
-            ):
-                self.discard(fresh)  # no slot names them
-            raise
+        with self._explained(f"step {step} cannot be saved"):
+            record = self.log.commit(step, save, parent, build, retain)
         self._used[record.number] = frozenset(manifest["shards"])
         return record
+
+    def abort(self, save: int) -> bool:
+        """Keep a save from being committed later, by whoever tried it; see `Log.abort`."""
+        with self._explained(f"save {save} cannot be given up"):
+            return self.log.abort(save)
 
     def prune(self, retain: Callable[[list[Commit]], list[Commit]]) -> Record | None:
         """Let commits die and remove what only they need; also beside an owner that goes on."""

@@ -3,10 +3,11 @@
 A slot is a file ``slots/0000000042.json``, one JSON object with a hash of itself. It is written
 aside, fsynced, and linked to its name, which the file system gives to one file only; then the
 folder is fsynced. So slot n is filled once, by one process, whatever stops or wakes up meanwhile.
-The kinds: ``open`` (an incarnation takes the store over), ``commit``, ``prune``. **The highest slot
-tells all**; each repeats what holds from it on:
+The kinds: ``open`` (an incarnation takes the store over), ``commit``, ``prune``, ``abort`` (a save
+is given up). **The highest slot tells all**; each repeats what holds from it on:
 
-* ``owner``: the incarnation that may commit; ``save``: the number of its last committed save.
+* ``owner``: the incarnation that may commit; ``save``: the number of its last save that was
+  committed, or given up.
 * ``alive``: the commits that count, oldest first, as (slot, step). They are the living chain: each
   is the parent of the next, the last is what a restore gives. A commit that goes on from an older
   one leaves the others out, and these are dead from then on.
@@ -242,6 +243,36 @@ class Log:
 
         return self._append(document)
 
+    def abort(self, save: int) -> bool:
+        """Let nobody commit a save any more who has not yet.
+
+        Returns
+        -------
+        bool
+            False where it is committed.
+
+        Raises
+        ------
+        CheckpointFencedError
+            The store was taken over, and whether the save was committed before is not known.
+        OSError, CheckpointError
+            As for `commit`.
+        """
+
+        def build(head: Record | None) -> dict[str, Any]:
+            self._check_owner()
+            assert head is not None
+            if head.save >= save:
+                raise _TooLateError
+            return {"kind": "abort", "owner": head.owner, "save": save, "alive": _alive(head)}
+
+        self.refresh()
+        try:
+            self._append(build)
+        except _TooLateError:
+            return False
+        return True
+
     def prune(
         self, retain: Callable[[list[Commit]], list[Commit]], examine: Callable[[Record], None]
     ) -> Record | None:
@@ -337,6 +368,10 @@ class Log:
             self.head = self.read(number)
         except FileNotFoundError:
             self.refresh()
+
+
+class _TooLateError(Exception):
+    """What is to be given up is committed."""
 
 
 class UncertainError(OSError):
