@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointStore", "Restored", "Ticket"]
 
 _ALIGN_BYTES = 64
+#: What one thread copies at a time, and how many do.
+_COPY_BYTES, _COPIERS = 4 << 20, 2
 
 
 class Restored(NamedTuple):
@@ -579,12 +582,30 @@ class _Staging:
         for array, place in zip(arrays, places, strict=True):
             if array.nbytes:
                 room = self.memory[place : place + array.nbytes]
-                copy = room.view(array.dtype).reshape(array.shape)
-                np.copyto(copy, array)
+                copies.append(room.view(array.dtype).reshape(array.shape))
             else:
-                copy = np.empty(array.shape, array.dtype)
-            copies.append(copy)
+                copies.append(np.empty(array.shape, array.dtype))
+        _copy(copies, arrays)
         return copies
+
+
+def _copy(copies: list[np.ndarray], arrays: list[np.ndarray]) -> None:
+    """Copy arrays, large ones by two threads: one core alone cannot move what the memory can."""
+    parts = []
+    for copy, array in zip(copies, arrays, strict=True):
+        count = min(-(-array.nbytes // _COPY_BYTES), array.shape[0] if array.shape else 1)
+        if count > 1:
+            parts += zip(np.array_split(copy, count), np.array_split(array, count), strict=True)
+        else:
+            parts.append((copy, array))
+    if len(parts) > len(arrays) and len(os.sched_getaffinity(0)) > 1:
+        with contextlib.suppress(RuntimeError):  # the interpreter ends, and starts no more threads
+            with ThreadPoolExecutor(_COPIERS, "hopcoll-copy") as pool:
+                for done in [pool.submit(np.copyto, *part) for part in parts]:
+                    done.result()
+            return
+    for copy, array in parts:
+        np.copyto(copy, array)
 
 
 def _checked_retention(
