@@ -496,19 +496,22 @@ class Level:
             except FileNotFoundError:
                 yield Problem(self.root / "STORE.json", None, "is missing")
             numbers = self.log.numbers()
+            unread: dict[int, Problem] = {}
             for number in numbers:
                 try:
                     slots[number] = self.log.read(number)
                 except FileNotFoundError:
                     continue  # pruned meanwhile
                 except CheckpointError as error:
-                    yield _problem(self.log.path(number), error)
-            if not slots:
+                    unread[number] = _problem(self.log.path(number), error)
+            head = slots[max(slots)] if slots else None
+            yield from (unread[n] for n in unread if head is None or head.counts(n))
+            if head is None:
                 return
             # Where the highest slot cannot be read, what those below it name may be gone by right.
-            certain = max(slots) == numbers[-1]
+            certain = head.number == numbers[-1]
             seen = set()
-            for commit in slots[max(slots)].alive:
+            for commit in head.alive:
                 if commit.slot not in slots:
                     if certain and not self.log.path(commit.slot).exists():
                         yield Problem(self.log.path(commit.slot), None, "is missing")

@@ -47,9 +47,10 @@ import json
 import os
 import re
 import secrets
+import shlex
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,10 @@ class Record:
     def newest(self) -> Commit | None:
         """The commit that a restore gives."""
         return self.alive[-1] if self.alive else None
+
+    def counts(self, number: int) -> bool:
+        """Whether another slot is not void from this one on."""
+        return number >= self.floor or any(one.slot == number for one in self.alive)
 
     def commit_of(self, step: int) -> Commit | None:
         """The living commit of a step."""
@@ -170,6 +175,12 @@ class Log:
                 self.head = self.read(numbers[-1])
             except FileNotFoundError:
                 continue  # it became old while the folder was listed
+            except CheckpointCorruptError as error:
+                raise CheckpointCorruptError(
+                    f"{error}; a person may have the store go on from the slot before it by "
+                    f"`hopcoll ckpt repair {shlex.quote(str(self.root))}`",
+                    error.path,
+                ) from None
             return self.head
         raise CheckpointError(f"{self.folder} changes too fast to be read", self.folder)
 
@@ -273,6 +284,38 @@ class Log:
             return False
         return True
 
+    def pass_by(self, highest: Record, alive: Sequence[Commit]) -> Record | None:
+        """Take the store over behind slots that cannot be read; see repairs.py.
+
+        Parameters
+        ----------
+        highest : Record
+            What is taken for the highest slot, with its number.
+        alive : sequence of Commit
+
+        Returns
+        -------
+        Record or None
+            None where another process has filled the next slot.
+        """
+
+        def build(head: Record | None) -> dict[str, Any]:
+            if head != highest:
+                raise _TooLateError
+            return {
+                "kind": "open",
+                "owner": self.incarnation,
+                "save": 0,
+                "floor": highest.number + 1,
+                "alive": [[one.slot, one.step] for one in alive],
+            }
+
+        self.head = highest
+        try:
+            return self._append(build)
+        except _TooLateError:
+            return None
+
     def prune(
         self, retain: Callable[[list[Commit]], list[Commit]], examine: Callable[[Record], None]
     ) -> Record | None:
@@ -298,8 +341,7 @@ class Log:
 
     def void_slots(self, record: Record) -> list[int]:
         """Return the numbers of the slots that are void from `record` on and still there."""
-        alive = {commit.slot for commit in record.alive}
-        return [n for n in self.numbers() if n < record.floor and n not in alive]
+        return [n for n in self.numbers() if not record.counts(n)]
 
     def _check_owner(self) -> None:
         head = self.head
@@ -341,7 +383,7 @@ class Log:
         try:
             newest = self.refresh()
             if newest is not None and newest.number >= number:
-                if number >= newest.floor or any(one.slot == number for one in newest.alive):
+                if newest.counts(number):
                     return True
                 with contextlib.suppress(FileNotFoundError):
                     self._disk.unlink(self.path(number))  # it was a hole in the past
@@ -371,7 +413,7 @@ class Log:
 
 
 class _TooLateError(Exception):
-    """What is to be given up is committed."""
+    """Another slot was filled first, and that decides."""
 
 
 class UncertainError(OSError):

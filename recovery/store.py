@@ -153,8 +153,7 @@ class CheckpointStore:
     CheckpointMismatchError
         The directory holds something else, or a store of a newer version.
     CheckpointCorruptError
-        The newest slot is corrupt. Where that slot is lost, removing its file makes the store go on
-        from the one before it.
+        The newest slot is corrupt; `hopcoll ckpt repair` makes the store go on from the one before.
     CheckpointError
         The directory cannot be written to, or its file system is not fit; or the ranks did not
         all come in time. With a communicator all of these are raised at all ranks.
