@@ -19,7 +19,6 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ from hopcoll.errors import (
 from recovery import shards
 from recovery.disk import Disk
 from recovery.log import Commit, Log, Record, UncertainError, publish, read_sealed
-from recovery.state import dtype_from_json
 
 __all__ = ["Level", "Problem", "PrunedError", "Written", "retention"]
 
@@ -45,7 +43,6 @@ _SHARD = re.compile(r"([0-9a-f]+)-(\d+)-[\w.]+\.h5")
 _TEMPORARY = re.compile(r"([0-9a-f]+)-.*")
 #: A shard is referred to, instead of written anew, where at least this much of it is used.
 _REUSED_MIN = 0.3
-_READERS = 2
 _OPENINGS_MAX = 5
 
 
@@ -433,43 +430,6 @@ class Level:
         except FileNotFoundError:
             path = self.log.path(commit.slot)
             raise self._missing(path, commit) from None
-
-    def read_arrays(self, record: Record) -> list[np.ndarray]:
-        """Read all arrays of a commit, and check every byte of them.
-
-        Raises
-        ------
-        CheckpointCorruptError
-            Names the file, and the dataset in it.
-        CheckpointNotFoundError
-            It was pruned meanwhile.
-        """
-        arrays = [
-            np.empty(tuple(entry["shape"]), dtype_from_json(entry["dtype"], self.root))
-            for entry in record.body["arrays"]
-        ]
-
-        def read(i: int) -> None:
-            piece = record.body["arrays"][i]["piece"]
-            if piece:
-                name, index = piece
-                path = self.root / "shards" / name
-                shards.read_range(path, record.body["shards"][name]["ranges"][index], arrays[i])
-
-        largest_first = sorted(range(len(arrays)), key=lambda i: -arrays[i].nbytes)
-        commit = Commit(record.number, record.body["step"])
-        try:
-            with (
-                self._explained(f"step {commit.step} cannot be read", but=(FileNotFoundError,)),
-                ThreadPoolExecutor(_READERS, "hopcoll-read") as readers,
-            ):
-                list(readers.map(read, largest_first))
-        except FileNotFoundError as error:
-            raise self._missing(Path(error.filename), commit) from None
-        return [
-            np.asfortranarray(array) if entry.get("order") == "F" else array
-            for array, entry in zip(arrays, record.body["arrays"], strict=True)
-        ]
 
     def _missing(self, path: Path, commit: Commit) -> CheckpointError:
         head = self.log.refresh()

@@ -105,10 +105,6 @@ class Record:
         """Whether another slot is not void from this one on."""
         return number >= self.floor or any(one.slot == number for one in self.alive)
 
-    def commit_of(self, step: int) -> Commit | None:
-        """The living commit of a step."""
-        return next((commit for commit in self.alive if commit.step == step), None)
-
 
 class Log:
     """The slots of one store. Local; every call blocks for the disk.
