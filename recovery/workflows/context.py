@@ -1,0 +1,100 @@
+"""What a task can ask for: its parameter ``ctx``."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from hopcoll import Communicator
+
+__all__ = ["Done", "NotDoneError", "TaskContext"]
+
+
+class Done:
+    """What a ``verify`` function returns for an effect that was done, with what it had returned."""
+
+    def __init__(self, value: Any = None) -> None:
+        self.value = value
+
+
+class NotDoneError(Exception):
+    """Raised by an external task that knows that nothing has happened outside.
+
+    The attempt then counts as failed, and may be tried again; after any other exception it is not
+    known whether the effect was done.
+    """
+
+
+class TaskContext:
+    """The surroundings of one call of a task. Belongs to that call alone.
+
+    Attributes
+    ----------
+    workflow_id, task_id : str
+    attempt : int
+        1 for the first.
+    comm : Communicator or None
+        Of the ranks of a gang; None elsewhere.
+    """
+
+    def __init__(
+        self,
+        workflow_id: str,
+        task_id: str,
+        attempt: int,
+        uuid: str,
+        recall: Callable[[int, Callable[[], Any]], Any],
+        cancelled: threading.Event | None = None,
+        key: bool | str = False,
+        comm: Communicator | None = None,
+    ) -> None:
+        self.workflow_id = workflow_id
+        self.task_id = task_id
+        self.attempt = attempt
+        self.comm = comm
+        self._uuid = uuid
+        self._key = key
+        self._recall = recall
+        self._recalled = 0
+        self._cancelled = cancelled
+        self._rng: np.random.Generator | None = None
+
+    @property
+    def idempotency_key(self) -> str:
+        """A text for this effect of this workflow, the same in every attempt."""
+        if isinstance(self._key, str):
+            return self._key
+        return f"{self._uuid}/{self.task_id}"
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """Random numbers that are the same in every attempt: a generator of this task's own."""
+        if self._rng is None:
+            seed = hashlib.sha256(f"{self._uuid}/{self.task_id}".encode()).digest()
+            self._rng = np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "big")))
+        return self._rng
+
+    def now(self) -> float:
+        """Return the time (seconds since 1970), as it was when this call was first made."""
+        import time
+
+        return float(self.recall(time.time))
+
+    def recall(self, ask: Callable[[], Any]) -> Any:
+        """Return what `ask()` returned when this call was first made: something JSON can carry.
+
+        For what a deterministic task learns from outside. Calls are told apart by their order.
+        """
+        number = self._recalled
+        self._recalled += 1
+        return self._recall(number, ask)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the workflow is to end; a long task may look, and return early by raising."""
+        return self._cancelled is not None and self._cancelled.is_set()
