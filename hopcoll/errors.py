@@ -15,11 +15,13 @@ Everything else is in this tree, and the class says whose fault it was::
     ├── TransferTimeoutError     the world, perhaps: nothing came in time (also a TimeoutError)
     ├── ClosedError              the caller: the communicator was closed, or belongs to a parent
     ├── ProtocolError            nobody's but ours: a bug, or a peer that sends nonsense
-    └── CheckpointError          a file of a checkpoint
-        ├── CheckpointCorruptError       its bytes are not those that were written
-        ├── CheckpointFencedError        another process took the store over
-        ├── CheckpointMismatchError      it is sound, but it belongs to another job or layout
-        └── CheckpointNotFoundError      there is none (also a FileNotFoundError)
+    ├── CheckpointError          a file of a checkpoint
+    │   ├── CheckpointCorruptError       its bytes are not those that were written
+    │   ├── CheckpointFencedError        another process took the store over
+    │   ├── CheckpointMismatchError      it is sound, but it belongs to another job or layout
+    │   └── CheckpointNotFoundError      there is none (also a FileNotFoundError)
+    └── WorkflowError            a workflow cannot go on, or not here
+        └── WorkflowFencedError          another process took the workflow over
 
 All of them can be pickled, so they pass through process pools unharmed.
 """
@@ -47,6 +49,8 @@ __all__ = [
     "StaleEpochError",
     "TooFewRanksError",
     "TransferTimeoutError",
+    "WorkflowError",
+    "WorkflowFencedError",
 ]
 
 
@@ -295,3 +299,14 @@ class CheckpointMismatchError(CheckpointError):
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """There is no checkpoint where one was asked for."""
+
+
+class WorkflowError(HopcollError):
+    """A workflow cannot go on, or not in this process; what it made durable is as it was."""
+
+
+class WorkflowFencedError(WorkflowError):
+    """Another process took the workflow over, and this one can record nothing any more.
+
+    What was not reported durable before may count or not: the process that took over decides.
+    """
