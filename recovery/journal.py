@@ -222,6 +222,14 @@ class Journal:
         """The highest sequence number that is known to be durable."""
         return self._durable
 
+    @property
+    def segment(self) -> int:
+        """The number of the segment that is written now."""
+        own = self._own
+        if own is None:
+            raise ValueError("journal is not open")
+        return own.number
+
     def flush(self, upto: int | None = None) -> None:
         """Return when all records up to `upto` (or all so far) are durable and this process was the
         owner after that. One of the threads that wait writes for all.

@@ -117,6 +117,7 @@ class Attempts:
     def _announce(self, slot: Slot, task: Task, arguments: Any, keywords: Any) -> None:
         """Write the intent of an effect; the task comes back when that is durable."""
         head: dict[str, Any] = {"t": slot.id, "a": slot.attempt, "in": self._versions(slot)}
+        head["by"] = self._folder.nonce
         body = b""
         if task.annotations.rollback is not None:
             head["r"] = 1
@@ -141,13 +142,24 @@ class Attempts:
                 return True
             slot.attempt = begun.attempt + 1
             # Who began it may still be about to do it, unless it is dead or over.
-            if options.idempotency_key or self._folder.is_over(begun.segment):
+            if options.idempotency_key or self._is_over(begun):
                 with self._engine.lock:
                     self._engine.append("not", {"t": slot.id, "a": begun.attempt})
                 return False
         elif options.idempotency_key:
             return False
         raise self._unknown(slot, "was cut off")
+
+    def _is_over(self, begun: ledgers.Begun) -> bool:
+        """Whether the attempt can have no effect any more."""
+        owner = self._ledger.owners.get(begun.by)
+        if begun.late:
+            return owner is not None and self._folder.is_dead(owner)
+        return (
+            begun.by == self._folder.nonce
+            or begun.by in self._ledger.over
+            or (owner is not None and self._folder.is_dead(owner))
+        )
 
     def _verify(
         self, slot: Slot, task: Task, arguments: Any, keywords: Any, context: TaskContext
@@ -193,7 +205,10 @@ class Attempts:
         options = task.annotations
         text = "".join(traceback.format_exception_only(type(error), error)).strip()
         with self._engine.lock:
-            self._engine.append("fail", {"t": slot.id, "a": slot.attempt, "error": text})
+            head = {"t": slot.id, "a": slot.attempt, "error": text}
+            if isinstance(error, TaskTimeoutError):
+                head["late"] = 1
+            self._engine.append("fail", head)
         if options.external:
             not_done = isinstance(error, NotDoneError)
             if not (not_done or options.verify is None or isinstance(error, TaskTimeoutError)):

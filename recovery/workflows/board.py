@@ -81,7 +81,7 @@ class Board:
         Returns the pickled graph that a record's body stands for.
     """
 
-    def __init__(self, ledger: Ledger, read_graph: Callable[[bytes], bytes]) -> None:
+    def __init__(self, ledger: Ledger, read_graph: Callable[[bytes, dict[str, Any]], bytes]) -> None:
         self.ledger = ledger
         self.slots: dict[str, Slot] = {}
         self.alias: dict[str, str] = {}
@@ -93,7 +93,8 @@ class Board:
 
     def load(self) -> None:
         """Put up what the ledger knows, and plan what has to run."""
-        root = Graph.of(load_graph(self._read_graph(self.ledger.graph)))
+        assert self.ledger.start is not None
+        root = Graph.of(load_graph(self._read_graph(self.ledger.graph, self.ledger.start)))
         self.output = root.output
         while True:
             self.slots.clear()
@@ -166,7 +167,7 @@ class Board:
                     self.slots[last] = Slot(Vertex(last, slot.vertex.node, ()), task)
                     self._parts.setdefault(task, []).append(last)
                 graph = Graph.of(
-                    load_graph(self._read_graph(done.body)),
+                    load_graph(self._read_graph(done.body, done.head)),
                     ledgers.generation_prefix(task, generation),
                 )
                 self._add(graph, last, task)

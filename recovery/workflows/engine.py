@@ -418,7 +418,7 @@ class Engine:
     def append(self, kind: str, head: dict[str, Any], body: bytes = b"") -> int:
         """Put a record into the journal, and into the ledger. Locked."""
         self._appended = seq = self._journal.append(kind, head, body)
-        self.ledger.apply(kind, head, body, seq, self.folder.segment)
+        self.ledger.apply(kind, head, body, seq)
         while self.ledger.dropped:
             self._garbage.append((seq, self.ledger.dropped.pop()))
         return seq
@@ -532,6 +532,7 @@ class Engine:
                 records = self.ledger.keep()
                 self._journal.compact(records)
                 self.ledger.records, self._kept = 0, len(records)
+                self._appended = self._journal.durable
             durable = self._journal.durable
             while self._pending and self._pending[0][0] <= durable:
                 _, _, slot, phase = self._pending.popleft()

@@ -26,6 +26,8 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from hopcoll.errors import WorkflowError
+from recovery.workflows.ledger import INLINE, NOWHERE, Done, exposed
+from recovery.workflows.values import fingerprint
 
 __all__ = [
     "Event",
@@ -36,8 +38,12 @@ __all__ = [
     "Stop",
     "Task",
     "Vertex",
+    "check_graph",
+    "describe",
+    "dump_call",
     "dump_graph",
     "event",
+    "load_call",
     "load_graph",
     "loop",
     "task",
@@ -639,7 +645,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         # Functions of the program's own file by that file, not as those of `__main__`.
-        if inspect.isfunction(value):
+        if inspect.isfunction(value) and value.__module__ == "__main__":
             return find_function, (reference_to(value),)
         return NotImplemented
 
@@ -688,6 +694,108 @@ def load_graph(data: bytes) -> Node:
     for _ in range(unpickler.load()):
         unpickler.nodes.append(Node(*unpickler.load()))
     return unpickler.nodes[-1]
+
+
+def dump_call(call: tuple[Task, Any, Any], what: str) -> bytes:
+    """Return a task with its arguments as bytes.
+
+    Raises
+    ------
+    WorkflowError
+        They cannot be written.
+    """
+    buffer = io.BytesIO()
+    try:
+        _Pickler(buffer, {}).dump(call)
+    except WorkflowError:
+        raise
+    except Exception as error:
+        raise WorkflowError(f"{what} cannot be stored: {error}") from error
+    return buffer.getvalue()
+
+
+def load_call(data: bytes) -> tuple[Task, Any, Any]:
+    """Return what `dump_call` wrote."""
+    return pickle.loads(data)  # type: ignore[no-any-return]
+
+
+def check_graph(graph: Graph) -> None:
+    """Raise where an effect could never be released.
+
+    Raises
+    ------
+    WorkflowError
+        It is made from a value that nothing can make durable, and that would be another one if it
+        were computed again.
+    """
+    vertices = graph.vertices
+    users: dict[str, list[str]] = {name: [] for name in vertices}
+    for vertex in vertices.values():
+        for name in vertex.inputs:
+            users[name].append(vertex.id)
+    for vertex in vertices.values():
+        if not vertex.node.task.annotations.external:
+            continue
+        later = {vertex.id}  # it, and what can only run after it
+        stack = [vertex.id]
+        while stack:
+            for user in users[stack.pop()]:
+                if user not in later:
+                    later.add(user)
+                    stack.append(user)
+
+        def expected(name: str, later: set[str] = later) -> Done | None:
+            options = vertices[name].node.task.annotations
+            if name in later:
+                return None
+            place = NOWHERE if options.checkpoint == "none" and name != graph.output else INLINE
+            return Done(1, {}, None, options.deterministic, place, 0, {}, b"")
+
+        found = exposed(
+            vertex.id,
+            lambda name: vertices[name].inputs,
+            users.__getitem__,
+            expected,
+            set(),
+            graph.output,
+        )
+        if found:
+            name = min(found)
+            raise WorkflowError(
+                f"{vertex.id} has an effect that could never be released: {name} is made again, "
+                f'with another value, after a crash (it is not deterministic, checkpoint="none"), '
+                f'and {vertex.id} depends on it; annotate {name} with checkpoint="async"'
+            )
+
+
+def describe(graph: Graph) -> str:
+    """Return a hash of what a graph does: its tasks, by name, with their arguments.
+
+    Raises
+    ------
+    WorkflowError
+        An argument cannot be hashed.
+    """
+    rows = []
+    for vertex in graph.vertices.values():
+        node = vertex.node
+
+        def name_of(value: Any, vertex: Vertex = vertex) -> str | None:
+            if isinstance(value, Node):
+                return f"node {vertex.references[id(value)]}"
+            if isinstance(value, Task):
+                return f"task {value.__module__}.{value.__qualname__}"
+            return None
+
+        kind: Any = node.task
+        if isinstance(kind, Event):
+            kind = ("event", kind.key)
+        elif isinstance(kind, Loop):
+            kind = ("loop", kind.body, kind.times)
+        rows.append(
+            (vertex.id, fingerprint((kind, node.arguments, node.keywords), name_of), vertex.inputs)
+        )
+    return fingerprint((graph.output, rows))
 
 
 def _code_hash(function: Callable[..., Any]) -> str:

@@ -3,10 +3,10 @@
 The records, by kind (`head` has the fields, `body` what is said there):
 
 ========  ==========================================================================================
-start     the workflow: ``uuid``, ``out``, ``print`` (of the graph); body: the graph
-resume    somebody went on with it
-begin     the intent of an attempt with an effect: ``t``, ``a``, ``in``; body: its arguments, where
-          it can be rolled back
+start     the workflow: ``uuid``, ``print`` (of the graph), ``owner``; body: the graph
+resume    a process went on with it: ``owner``, ``over`` (who is known to do nothing any more)
+begin     the intent of an attempt with an effect: ``t``, ``a``, ``in``, ``by`` (whose); body: the
+          call, where it can be rolled back
 done      an attempt has ended: ``t``, ``a``, ``in``, ``h`` (hash), ``nd`` (not deterministic),
           ``st`` (where the value is, below), ``s`` (seconds), ``c`` (code), and what only some have:
           ``f`` and ``sh`` (file and its record), ``w`` (contributors), ``e`` (event), ``l`` (the last
@@ -16,9 +16,9 @@ more      an attempt has ended, and its graph goes on in its place: as done, ``o
 kept      the value of a done attempt is durable now: ``t``, ``a``, ``f``, ``sh``
 not       an effect was begun and is known not to have been done: ``t``, ``a``
 undone    an attempt was rolled back: ``t``, ``a``
-fail      an attempt has failed: ``t``, ``a``, ``error``
+fail      an attempt has failed: ``t``, ``a``, ``error``, ``late`` (its thread goes on)
 note      what a task must be told again: ``t``, ``k``, ``v``
-end       the workflow: ``status``, ``error``
+end       the workflow: ``status``, ``error``, ``output`` (which task has it)
 ========  ==========================================================================================
 
 **Versions.** An attempt's number is the version of its value. ``in`` has the versions that it was
@@ -75,9 +75,10 @@ class Begun:
     attempt: int
     inputs: dict[str, int]
     seq: int
-    segment: int
+    by: str
     head: dict[str, Any]
     body: bytes
+    late: bool = False  # a thread may be about to do it still
 
 
 @dataclass
@@ -104,6 +105,8 @@ class Ledger:
     status : str
         "empty", "running", "done", "failed" or "cancelled".
     error : str or None
+    output : str or None
+        The task that has the output of one that is done.
     states : dict of str to State
         By task.
     more : dict of str to (str, int)
@@ -118,6 +121,10 @@ class Ledger:
         Those that were given out.
     dropped : list of str
         Files that nobody needs any more; the caller takes them from here.
+    owners : dict of str to dict
+        The processes that went on with it, by nonce.
+    over : set of str
+        Those of them that are known to do nothing any more.
     records : int
         How many there were since the last compaction.
     """
@@ -127,6 +134,7 @@ class Ledger:
         self.graph = b""
         self.status = "empty"
         self.error: str | None = None
+        self.output: str | None = None
         self.states: dict[str, State] = {}
         self.more: dict[str, tuple[str, int]] = {}
         self.loops: dict[str, int] = {}
@@ -134,6 +142,8 @@ class Ledger:
         self.attic: dict[str, list[tuple[str, Begun]]] = {}
         self.events: set[str] = set()
         self.dropped: list[str] = []
+        self.owners: dict[str, dict[str, Any]] = {}
+        self.over: set[str] = set()
         self.records = 0
         self._children: dict[str, set[str]] = {}
 
@@ -151,32 +161,35 @@ class Ledger:
         state = self.states.get(task)
         return None if state is None else state.done
 
-    def apply(self, kind: str, head: dict[str, Any], body: bytes, seq: int, segment: int) -> None:
+    def apply(self, kind: str, head: dict[str, Any], body: bytes, seq: int) -> None:
         """Take one more record into account."""
         self.records += 1
         apply = getattr(self, f"_on_{kind}", None)
         if apply is None:
             raise CheckpointCorruptError(f"the journal has a record of an unknown kind, {kind!r}")
-        apply(head, body, seq, segment)
+        apply(head, body, seq)
 
-    def _on_start(self, head: dict[str, Any], body: bytes, seq: int, segment: int) -> None:
+    def _on_start(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         self.start, self.graph, self.status = head, body, "running"
+        self.owners[head["owner"]["nonce"]] = head["owner"]
 
-    def _on_resume(self, head: dict[str, Any], body: bytes, seq: int, segment: int) -> None:
+    def _on_resume(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         self.status, self.error = "running", None
+        self.owners[head["owner"]["nonce"]] = head["owner"]
+        self.over |= set(head["over"])
 
-    def _on_begin(self, head: dict[str, Any], body: bytes, seq: int, segment: int) -> None:
+    def _on_begin(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         if "of" in head:  # of one that was dropped: so a compaction writes it
-            begun = Begun(head["a"], head["in"], seq, segment, head, body)
+            begun = Begun(head["a"], head["in"], seq, head["by"], head, body)
             self.attic.setdefault(head["of"], []).append((head["t"], begun))
             return
         state = self.state(head["t"])
         state.attempt = max(state.attempt, head["a"])
-        state.begun = Begun(head["a"], head["in"], seq, segment, head, body)
+        state.begun = Begun(head["a"], head["in"], seq, head["by"], head, body)
         if head.get("r"):
             state.undoable = state.begun
 
-    def _on_done(self, head: dict[str, Any], body: bytes, seq: int, segment: int) -> None:
+    def _on_done(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         task = head["t"]
         state = self.state(task)
         state.attempt = max(state.attempt, head["a"])
@@ -191,15 +204,15 @@ class Ledger:
         if state.done.durable:
             self._settle_loop(task)
 
-    def _on_kept(self, head: dict[str, Any], body: bytes, seq: int, segment: int) -> None:
+    def _on_kept(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         done = self.done(head["t"])
         if done is not None and done.attempt == head["a"]:
             done.place = FILE
             done.head = {**done.head, "st": FILE, "f": head["f"], "sh": head["sh"]}
             self._settle_loop(head["t"])
 
-    def _on_more(self, head: dict[str, Any], body: bytes, seq: int, segment: int) -> None:
-        self._on_done(head, body, seq, segment)
+    def _on_more(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        self._on_done(head, body, seq)
         task, owner, generation = head["t"], head["o"], head["g"]
         self.more[owner] = (task, generation)
         if generation > 1:
@@ -214,12 +227,12 @@ class Ledger:
                 if child != task:
                     self.drop(child, owner)
 
-    def _on_not(self, head: dict[str, Any], body: bytes, seq: int, segment: int) -> None:
+    def _on_not(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         state = self.state(head["t"])
         if state.begun is not None and state.begun.attempt == head["a"]:
             state.begun = None
 
-    def _on_undone(self, head: dict[str, Any], body: bytes, seq: int, segment: int) -> None:
+    def _on_undone(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         task, state = head["t"], self.state(head["t"])
         if "of" in head:
             kept = [one for one in self.attic[head["of"]] if one[1].seq != head["seq"]]
@@ -233,16 +246,19 @@ class Ledger:
             done.head = {**done.head, "st": NOWHERE}
         self.more.pop(task, None)
 
-    def _on_fail(self, head: dict[str, Any], body: bytes, seq: int, segment: int) -> None:
+    def _on_fail(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         state = self.state(head["t"])
         state.attempt = max(state.attempt, head["a"])
         state.failures.append(head["error"])
+        if head.get("late") and state.begun is not None:
+            state.begun.late = True
 
-    def _on_note(self, head: dict[str, Any], body: bytes, seq: int, segment: int) -> None:
+    def _on_note(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         self.state(head["t"]).notes[head["k"]] = head["v"]
 
-    def _on_end(self, head: dict[str, Any], body: bytes, seq: int, segment: int) -> None:
+    def _on_end(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         self.status, self.error = head["status"], head.get("error")
+        self.output = head.get("output", self.output)
 
     def _settle_loop(self, task: str) -> None:
         """Nobody needs the states of a loop before one that is durable."""
@@ -298,6 +314,8 @@ class Ledger:
         kept: list[tuple[str, dict[str, Any], bytes]] = []
         if self.start is not None:
             kept.append(("start", self.start, self.graph))
+        for owner in self.owners.values():
+            kept.append(("resume", {"owner": owner, "over": sorted(self.over)}, b""))
         rows: list[tuple[int, tuple[str, dict[str, Any], bytes]]] = []
         for task, state in self.states.items():
             kept += [
@@ -308,6 +326,9 @@ class Ledger:
                 rows.append((begun.seq, ("begin", head, begun.body)))
             for begun in {id(b): b for b in (state.undoable, state.begun) if b is not None}.values():
                 rows.append((begun.seq, ("begin", begun.head, begun.body)))
+                if begun.late:
+                    late = {"t": task, "a": begun.attempt, "error": "", "late": 1}
+                    rows.append((begun.seq, ("fail", late, b"")))
             if state.done is not None:
                 kind = "more" if "o" in state.done.head else "done"
                 rows.append((state.done.seq, (kind, state.done.head, state.done.body)))
@@ -318,7 +339,8 @@ class Ledger:
                 ]
         kept += [row for _, row in sorted(rows, key=lambda row: row[0])]
         if self.status not in ("empty", "running"):
-            kept.append(("end", {"status": self.status, "error": self.error}, b""))
+            head = {"status": self.status, "error": self.error, "output": self.output}
+            kept.append(("end", head, b""))
         return kept
 
 

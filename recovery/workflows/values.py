@@ -20,7 +20,10 @@ from hopcoll.errors import CheckpointError, WorkflowError
 from recovery import shards
 from recovery.disk import Disk
 
-__all__ = ["INLINE_BYTES_MAX", "Stored", "fingerprint", "freeze", "pack", "read", "write"]
+__all__ = [
+    "INLINE_BYTES_MAX", "Packed", "dumps", "fingerprint", "freeze", "pack", "read", "read_bytes",
+    "unpack", "write",
+]  # fmt: skip
 
 #: Larger values have a file of their own.
 INLINE_BYTES_MAX = 64 << 10
@@ -41,15 +44,6 @@ class Packed:
     @property
     def is_small(self) -> bool:
         return not self.buffers
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where a value is: in a record of the journal, or in a file."""
-
-    data: bytes | None
-    file: str | None = None
-    shard: Mapping[str, Any] | None = None
 
 
 def pack(value: Any, what: str) -> Packed:
@@ -84,8 +78,35 @@ def write(disk: Disk, path: Path, packed: Packed) -> dict[str, Any]:
     )
 
 
-def read(folder: Path, stored: Stored, what: str) -> Any:
-    """Read a value back, and check every byte.
+def dumps(value: Any, what: str) -> bytes:
+    """Return a value as bytes that `unpack` reads, whatever its size.
+
+    Raises
+    ------
+    WorkflowError
+        It cannot be stored.
+    """
+    try:
+        return pickle.dumps(value, protocol=5)
+    except Exception as error:
+        raise WorkflowError(f"{what} cannot be stored: {type(error).__name__}: {error}") from error
+
+
+def unpack(data: bytes) -> Any:
+    """Return a small value."""
+    return pickle.loads(data)
+
+
+def read_bytes(folder: Path, name: str, shard: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a file that was written from nothing else."""
+    entry = shard["ranges"][-1]
+    out = np.empty(entry["nbytes"], np.uint8)
+    shards.read_range(folder / name, entry, out)
+    return out.tobytes()
+
+
+def read(folder: Path, name: str, shard: Mapping[str, Any], what: str) -> Any:
+    """Read a large value back, and check every byte.
 
     Raises
     ------
@@ -95,14 +116,11 @@ def read(folder: Path, stored: Stored, what: str) -> Any:
         It cannot be read.
     """
     try:
-        if stored.file is None:
-            return pickle.loads(stored.data or b"")
-        assert stored.shard is not None
         parts = []
-        for entry in stored.shard["ranges"]:
+        for entry in shard["ranges"]:
             out = np.empty(entry["nbytes"], np.uint8)
             if out.nbytes:
-                shards.read_range(folder / stored.file, entry, out)
+                shards.read_range(folder / name, entry, out)
             parts.append(out)
         return pickle.loads(parts[0].tobytes(), buffers=[part.data for part in parts[1:]])
     except CheckpointError:
