@@ -74,6 +74,7 @@ _FRAME = struct.Struct("<QQQIIHH")
 _WHOLE = struct.Struct(_SEAL.format + _FRAME.format[1:])
 #: sequence number, bytes of body, head and kind: a record that a base carries.
 _CARRIED = struct.Struct("<QQIH")
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 #: A folder whose segments are replaced while it is read is read again.
 _TRIES_MAX = 100
 
@@ -116,7 +117,7 @@ def numbers_in(folder: Path) -> list[int]:
 
 def encode_header(number: int, owner: dict[str, Any], mark: bytes) -> bytes:
     """Return the first bytes of a segment; a whole number of blocks, so no frame shares one."""
-    text = json.dumps(owner, separators=(",", ":")).encode()
+    text = _to_json(owner).encode()
     head = _HEADER.pack(_MAGIC, VERSION, len(text), number, mark, 0) + text
     head += bytes(-len(head) % _BLOCK_BYTES)
     total = xxhash.xxh3_64_intdigest(head)
@@ -135,7 +136,7 @@ def encode_entry(kind: str, head: dict[str, Any], body: bytes) -> tuple[bytes, b
     if not isinstance(head, dict):
         raise TypeError(f"head must be a dict, not {type(head).__name__}")
     try:
-        text = json.dumps(head, separators=(",", ":")).encode()
+        text = _to_json(head).encode()
     except (TypeError, ValueError) as error:
         raise type(error)(f"head of a {kind!r} record is no JSON: {error}") from None
     try:
@@ -193,7 +194,7 @@ def encode_base(
             content,
         )
     )
-    head = json.dumps({"counts": [list(one) for one in counts]}, separators=(",", ":")).encode()
+    head = _to_json({"counts": [list(one) for one in counts]}).encode()
     return last, BASE, b"", head, body
 
 
