@@ -26,7 +26,8 @@ class Slot:
 
     __slots__ = (
         "alias_of", "announced", "attempt", "checkpoint", "debt_s", "id", "missing", "number",
-        "parent", "phase", "reason", "tries", "users", "users_left", "value", "valued", "vertex",
+        "parent", "phase", "reason", "tries", "users", "users_left", "uses", "value", "valued",
+        "vertex",
     )  # fmt: skip
 
     def __init__(self, vertex: Vertex, parent: str | None, number: int | None = None) -> None:
@@ -38,6 +39,7 @@ class Slot:
         self.missing = 0
         self.users: list[Slot] = []
         self.users_left = 0
+        self.uses: tuple[str, ...] = ()  # whose `users_left` it is among
         self.phase = WAITING
         self.value: Any = None
         self.valued = False

@@ -323,10 +323,12 @@ class Engine:
             elif not self._is_to_run(slot.id):
                 slot.phase = AVAILABLE
         for slot in slots:
+            if slot.phase == WAITING:
+                slot.uses = slot.vertex.inputs
             for name in slot.vertex.inputs:
                 other = board.slots[name]
                 other.users.append(slot)
-                if slot.phase == WAITING:
+                if slot.uses:
                     other.users_left += 1
                     slot.missing += other.phase != AVAILABLE
         for slot in slots:
@@ -496,7 +498,8 @@ class Engine:
 
     def _consumed(self, slot: Slot) -> None:
         """A task has used its inputs: values that nobody else will use are let go. Locked."""
-        for name in slot.vertex.inputs:
+        names, slot.uses = slot.uses, ()
+        for name in names:
             other = self.board.slots.get(name)
             if other is None:
                 continue
