@@ -16,7 +16,7 @@ from recovery.workflows.board import READY, Slot
 from recovery.workflows.context import Done, NotDoneError, TaskContext
 from recovery.workflows.graph import Graph, Node, Stop, Task, check_graph, dump_call, dump_graph
 from recovery.workflows.graph import takes_context
-from recovery.workflows.ledger import COMING, FILE, INLINE, NOWHERE
+from recovery.workflows.ledger import COMING, FILE, FIRST, INLINE, NOWHERE
 
 if TYPE_CHECKING:
     from recovery.workflows.engine import Engine
@@ -281,6 +281,8 @@ class Attempts:
             "c": task.code,
             **(extra or {}),
         }
+        if slot.reason and slot.reason != FIRST:
+            head["why"] = slot.reason
         if slot.number is not None:
             loop = slot.vertex.loop.node.task  # type: ignore[attr-defined]
             if isinstance(value, Stop):

@@ -34,7 +34,7 @@ from recovery.workflows.board import (
     Slot,
 )
 from recovery.workflows.graph import Event, Graph, Loop, Task, load_call
-from recovery.workflows.ledger import FILE, INLINE, NOWHERE, Ledger
+from recovery.workflows.ledger import FIRST, INLINE, Ledger
 
 if TYPE_CHECKING:
     from recovery.workflows.context import TaskContext
@@ -379,7 +379,7 @@ class Engine:
                 self._become_available(loop)
                 return
             following = self.board.add_iteration(loop, newest.number + 1, newest.number)
-        following.reason = "it has not run yet"
+        following.reason = FIRST
         self._connect([following])
 
     def _finish_empty(self, loop: Slot) -> None:
@@ -412,9 +412,9 @@ class Engine:
                 break
 
     def note_run(self, slot: Slot) -> None:
-        reason = slot.reason or "it has not run yet"
+        reason = slot.reason or FIRST
         if slot.tries:
-            reason = f"it failed (try {slot.tries + 1})"
+            reason = slot.reason = f"it failed (try {slot.tries + 1})"
         self.ran.append((slot.id, reason))
 
     def append(self, kind: str, head: dict[str, Any], body: bytes = b"") -> int:
@@ -471,7 +471,7 @@ class Engine:
             slot.phase = AVAILABLE if generation > 1 else RUNNING
             added = self.board.go_on(slot.id, owner, generation, graph)
             for one in added:
-                one.reason = "it has not run yet"
+                one.reason = FIRST
             self._left += len(added)
             self._connect(added)
             self._employ()

@@ -10,7 +10,7 @@ begin     the intent of an attempt with an effect: ``t``, ``a``, ``in``, ``by`` 
 done      an attempt has ended: ``t``, ``a``, ``in``, ``h`` (hash), ``nd`` (not deterministic),
           ``st`` (where the value is, below), ``s`` (seconds), ``c`` (code), and what only some have:
           ``f`` and ``sh`` (file and its record), ``w`` (contributors), ``e`` (event), ``l`` (the last
-          of a loop), ``x`` (an external effect), ``r`` (can be rolled back); body: the value
+          of a loop), ``why`` (it ran again), ``x`` (an external effect), ``r`` (can be rolled back); body: the value
 more      an attempt has ended, and its graph goes on in its place: as done, ``o`` (of whose
           generation), ``g`` (which); body: the graph
 kept      the value of a done attempt is durable now: ``t``, ``a``, ``f``, ``sh``
@@ -48,6 +48,8 @@ __all__ = ["Done", "Ledger", "Plan", "State", "exposed", "plan"]
 
 #: Where a value is: nowhere, in the record, in a file, in memory on its way to a file.
 NOWHERE, INLINE, FILE, COMING = range(4)
+#: Why a task runs for the first time.
+FIRST = "it has not run yet"
 
 
 @dataclass
@@ -91,6 +93,9 @@ class State:
     undoable: Begun | None = None  # what a rollback would undo
     notes: dict[int, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    runs: int = 0
+    undone: int = 0
+    life: int = 0  # how many processes went on with the workflow before it ended
 
 
 class Ledger:
@@ -125,6 +130,8 @@ class Ledger:
         The processes that went on with it, by nonce.
     over : set of str
         Those of them that are known to do nothing any more.
+    lives : int
+        How many processes went on with it.
     records : int
         How many there were since the last compaction.
     """
@@ -144,6 +151,7 @@ class Ledger:
         self.dropped: list[str] = []
         self.owners: dict[str, dict[str, Any]] = {}
         self.over: set[str] = set()
+        self.lives = 0
         self.records = 0
         self._children: dict[str, set[str]] = {}
 
@@ -177,6 +185,7 @@ class Ledger:
         self.status, self.error = "running", None
         self.owners[head["owner"]["nonce"]] = head["owner"]
         self.over |= set(head["over"])
+        self.lives += 1
 
     def _on_begin(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         if "of" in head:  # of one that was dropped: so a compaction writes it
@@ -199,6 +208,8 @@ class Ledger:
         state.done = Done(
             head["a"], head["in"], head.get("h"), not head["nd"], head["st"], seq, head, body
         )
+        state.runs += 1
+        state.life = self.lives
         if "e" in head:
             self.events.add(head["e"])
         if state.done.durable:
@@ -238,6 +249,7 @@ class Ledger:
             kept = [one for one in self.attic[head["of"]] if one[1].seq != head["seq"]]
             self.attic[head["of"]] = kept
             return
+        state.undone += 1
         state.begun = state.undoable = None
         if (done := state.done) is not None:
             # Its version stays: a deterministic task gives the same value again.
@@ -448,7 +460,7 @@ def _version(ledger: Ledger, task: str) -> int | None:
 def _reason(ledger: Ledger, task: str, valid: bool, user: str) -> str:
     state = ledger.states.get(task)
     if state is None or (state.done is None and not state.attempt):
-        return "it has not run yet"
+        return FIRST
     if state.done is None:
         if state.begun is not None:
             return "it was cut off"
