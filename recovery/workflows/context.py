@@ -64,6 +64,24 @@ class TaskContext:
         self._cancelled = cancelled
         self._rng: np.random.Generator | None = None
 
+    def bare(self) -> tuple[Any, ...]:
+        """What other ranks need to know, as something that can be sent."""
+        return self.workflow_id, self.task_id, self.attempt, self._uuid, self._key
+
+    @classmethod
+    def from_bare(
+        cls, bare: tuple[Any, ...], leading: TaskContext | None, comm: Communicator
+    ) -> TaskContext:
+        """The context of a rank of a gang: what one of them recalls, all do."""
+        workflow_id, task_id, attempt, uuid, key = bare
+
+        def recall(number: int, ask: Callable[[], Any]) -> Any:
+            told = None if leading is None else leading._recall(number, ask)
+            leader = comm.parent_ranks.index(min(comm.parent_ranks))
+            return comm.bcast(told, root=leader)
+
+        return cls(workflow_id, task_id, attempt, uuid, recall, None, key, comm)
+
     @property
     def idempotency_key(self) -> str:
         """A text for this effect of this workflow, the same in every attempt."""
@@ -88,7 +106,8 @@ class TaskContext:
     def recall(self, ask: Callable[[], Any]) -> Any:
         """Return what `ask()` returned when this call was first made: something JSON can carry.
 
-        For what a deterministic task learns from outside. Calls are told apart by their order.
+        For what a deterministic task learns from outside. Calls are told apart by their order. In a
+        gang it is collective, like `now`.
         """
         number = self._recalled
         self._recalled += 1

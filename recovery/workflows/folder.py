@@ -189,9 +189,13 @@ class Folder:
         *,
         beat_s: float = 1.0,
         proven_dead: Callable[[dict[str, Any]], bool] | None = None,
+        lost: Callable[[dict[str, Any]], bool] | None = None,
         force: bool = False,
     ) -> Ledger:
         """Take the workflow over, and return what its journal says.
+
+        `lost` tells of an owner that nobody hears any more, though it may not be dead: so nobody
+        waits for it either.
 
         Raises
         ------
@@ -209,8 +213,9 @@ class Folder:
         reading = Journal.read(journal_path)
         over = []
         if reading.owner is not None and not reading.closed:
-            verdict = self.watch(reading.owner, patience_s)
-            if verdict == "running" and not force:
+            gone = lost is not None and lost(reading.owner)
+            verdict = self.watch(reading.owner, 0.0 if gone else patience_s)
+            if verdict == "running" and not (force or gone):
                 raise WorkflowRunningError(
                     f"workflow {self.id} runs in process {reading.owner['pid']} of "
                     f"{reading.owner['host']} (since {reading.owner['since']})"

@@ -1,12 +1,13 @@
 """Tasks that many ranks run together.
 
 All ranks are in `Workflow.run`. One of them, the lowest that lives, leads: it has the journal and runs
-everything; the others wait for orders, which are small Bcasts on a communicator of the workflow's
-own, so that waiting survives the leader: when it dies, all learn the same, and the next one takes the
+everything; the others wait for orders. An order is a small Bcast on a communicator of the workflow's
+own, so waiting survives the leader: when it dies, all learn the same, and the next one takes the
 journal over and goes on. Orders are given at least every `_BEAT_S`, so that nobody is taken for late.
 
-A gang's function runs on a context of its own (`comm.Split`). What a rank's death does to it is
-hopcoll's business; the value is that of the lowest rank that is left.
+A gang's function runs on a communicator of its own (a Split). What a rank's death does to it is
+hopcoll's business; the value is the leader's. A rank whose function raises leaves that communicator,
+so that the others, who may wait for it, go on without it; then the attempt has failed.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hopcoll.errors import HopcollError, RankFailedError
+from hopcoll.errors import HopcollError, RankFailedError, WorkflowError
+from recovery.lease import describe_owner
 from recovery.workflows.attempts import GangError
+from recovery.workflows.context import TaskContext
 from recovery.workflows.graph import Task, dump_call, load_call
 
 if TYPE_CHECKING:
     from hopcoll import Communicator
-    from recovery.workflows.context import TaskContext
 
 __all__ = ["Gang"]
 
@@ -30,7 +32,7 @@ _CALL, _BEAT, _END, _RAISE = range(4)
 
 
 class Gang:
-    """The ranks of a workflow. Its methods are collective, but for `call` and `idle`.
+    """The ranks of a workflow. Collective, but for `call`, `idle` and `is_lost`.
 
     Parameters
     ----------
@@ -40,6 +42,10 @@ class Gang:
 
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm.Dup()
+        processes = self._comm.allgather(describe_owner())
+        self._ranks = {
+            _process(one): rank for rank, one in enumerate(processes) if one is not None
+        }
         self._told_s = time.monotonic()
 
     def close(self) -> None:
@@ -59,15 +65,24 @@ class Gang:
                     if order == _RAISE:
                         raise argument
                     if order == _CALL:
-                        self._take_part(argument)
-            except RankFailedError:
-                continue  # the leader is dead, and there is another
+                        self._take_part(argument, None)
+            except RankFailedError as error:
+                if leader in self._comm.alive:
+                    raise  # it is the leader's own, told to all
+                del error  # the leader is dead, and there is another
+
+    def is_lost(self, owner: dict[str, Any]) -> bool:
+        """Whether a process was a rank of this job and is no more. Local."""
+        rank = self._ranks.get(_process(owner))
+        return rank is not None and rank not in self._comm.alive
 
     def _lead(self, lead: Callable[[], Any]) -> Any:
         try:
             value = lead()
         except BaseException as error:
-            told = error if isinstance(error, HopcollError) else HopcollError(repr(error))
+            told = error
+            if not isinstance(error, HopcollError):
+                told = WorkflowError(f"rank {self._comm.rank}, which leads: {error!r}")
             self._order(_RAISE, told)
             raise
         self._order(_END, value)
@@ -78,81 +93,70 @@ class Gang:
         self._told_s = time.monotonic()
 
     def idle(self) -> None:
-        """Tell the others that this rank is there. Called every now and then."""
+        """Tell the others that this rank is there; to be called every now and then."""
         if time.monotonic() - self._told_s > _BEAT_S:
             self._order(_BEAT)
 
     def call(
         self, task: Task, arguments: list[Any], keywords: dict[str, Any], context: TaskContext
     ) -> tuple[Any, tuple[int, ...], bool]:
-        """Run a task on the ranks; returns its value, who contributed, and whether nobody was lost.
+        """Run a task on the ranks; returns its value, who contributed, and whether it is whole:
+        nobody was lost, and nobody left out by a quorum or a deadline.
 
         Raises
         ------
         GangError
-            A rank raised, or too few ranks are left.
+            A rank raised, or too few are left.
         """
         wanted = task.annotations.ranks
-        alive = tuple(sorted(self._comm.alive))
-        members = alive if wanted == "all" else alive[: int(wanted or 0)]
-        if wanted != "all" and len(members) < int(wanted or 0):
-            raise GangError(
-                RankFailedError(f"{task.name} wants {wanted} ranks, and {len(alive)} are left")
-            )
+        members = tuple(sorted(self._comm.alive))
+        if isinstance(wanted, int):
+            if len(members) < wanted:
+                text = f"{task.name} wants {wanted} ranks, and {len(members)} are left"
+                raise GangError(RankFailedError(text))
+            members = members[:wanted]
         call = dump_call((task, arguments, keywords), f"the arguments of {task.name}")
-        order = (members, call, _Bare(context))
+        order = (members, call, context.bare())
         self._order(_CALL, order)
-        return self._take_part(order, context)
+        answer = self._take_part(order, context)
+        assert answer is not None
+        return answer
 
     def _take_part(
-        self, order: tuple[tuple[int, ...], bytes, _Bare], context: TaskContext | None = None
-    ) -> Any:
+        self, order: tuple[tuple[int, ...], bytes, Any], leading: TaskContext | None
+    ) -> tuple[Any, tuple[int, ...], bool] | None:
         members, call, bare = order
-        mine = self._comm.rank in members
-        comm = self._comm.Split(0 if mine else None, self._comm.rank)
-        if comm is None:
-            return None
-        try:
-            task, arguments, keywords = load_call(call)
-            own = bare.context(comm)
-            if context is not None:
-                own._recall = context._recall
-            error: Exception | None = None
-            value: Any = None
+        rank = self._comm.rank
+        comm = self._comm.Split(0 if rank in members else None, rank)
+        value: Any = None
+        failure: Exception | None = None
+        partial = False
+        if comm is not None:
             try:
-                extra = {"ctx": own} if task.wants_context else {}
+                task, arguments, keywords = load_call(call)
+                context = TaskContext.from_bare(bare, leading, comm)
+                extra = {"ctx": context} if task.wants_context else {}
                 value = task.function(*arguments, **keywords, **extra)
-            except Exception as raised:
-                error = raised
-            # Ranks that are inside a collective when another raises would wait for it.
-            answers = comm.allgather((comm.rank, None if error is None else repr(error)))
-            contributors = comm.outcome.contributors
-            failures = [answers[r] for r in contributors if answers[r][1] is not None]
-            if failures:
-                cause = error or RuntimeError(f"rank {failures[0][0]} raised {failures[0][1]}")
-                raise GangError(cause)
-            whole = len(contributors) == len(members)
-            return value, tuple(members[r] for r in contributors), whole
-        except GangError:
-            if context is not None:
-                raise
-            return None
-        finally:
+                partial = comm.partial_count > 0
+            except Exception as error:
+                failure = error
+                comm.close(0.0)
+        told = None if comm is None else (repr(failure) if failure else "", partial)
+        answers = self._comm.allgather(told)
+        contributors = tuple(r for r in members if answers[r] is not None)
+        if comm is not None and failure is None:
             comm.close()
+        if leading is None:
+            return None
+        failed = [r for r in contributors if answers[r][0]]
+        if failure is not None:
+            raise GangError(failure)
+        if failed:
+            raise GangError(RuntimeError(f"rank {failed[0]} raised {answers[failed[0]][0]}"))
+        whole = contributors == members and not any(answers[r][1] for r in contributors)
+        whole = whole and len(members) == self._comm.size
+        return value, contributors, whole
 
 
-class _Bare:
-    """What the other ranks need to know of a task's context."""
-
-    def __init__(self, context: TaskContext) -> None:
-        self._what = (
-            context.workflow_id, context.task_id, context.attempt, context._uuid, context._key,
-        )  # fmt: skip
-
-    def context(self, comm: Communicator) -> TaskContext:
-        from recovery.workflows.context import TaskContext
-
-        workflow_id, task_id, attempt, uuid, key = self._what
-        return TaskContext(
-            workflow_id, task_id, attempt, uuid, lambda number, ask: ask(), None, key, comm
-        )
+def _process(owner: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(owner.get(name) for name in ("host", "boot", "pid", "start"))

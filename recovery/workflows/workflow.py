@@ -204,6 +204,15 @@ class Workflow:
             raise WorkflowError(f"workflow {self.id} is closed")
         return lead() if self._gang is None else self._gang.run(lead)
 
+    def _open(self) -> Ledger:
+        """Take the folder over, also from a rank of this job that is no more."""
+        gang = self._gang
+        return self._folder.open(
+            self._patience_s,
+            proven_dead=self._proven_dead,
+            lost=None if gang is None else gang.is_lost,
+        )
+
     def _run(self, graph: Graph | None) -> Any:
         if not self._busy.acquire(blocking=False):
             raise WorkflowError(f"workflow {self.id} runs in this process already")
@@ -219,7 +228,7 @@ class Workflow:
                 self._check_same(ledger, graph, fingerprint)
                 if ledger.status == "done":
                     return self._stored(ledger)
-            ledger = self._folder.open(self._patience_s, proven_dead=self._proven_dead)
+            ledger = self._open()
             try:
                 return self._run_open(ledger, graph, fingerprint)
             finally:
