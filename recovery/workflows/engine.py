@@ -122,7 +122,6 @@ class Engine:
         self._writer: threading.Thread | None = None
         self._writing = 0
         self._writing_bytes = 0
-        self._kept = 0  # records that the last compaction kept
         self._error: BaseException | None = None
         self._stopping = False
         self._finished = False
@@ -531,10 +530,9 @@ class Engine:
             upto = self._appended
         self._journal.flush(upto)
         with self._turn:
-            if self.ledger.records > _COMPACT_RECORDS + 4 * self._kept:
-                records = self.ledger.keep()
-                self._journal.compact(records)
-                self.ledger.records, self._kept = 0, len(records)
+            if self.ledger.records > _COMPACT_RECORDS + 4 * len(self.ledger.states):
+                self._journal.compact(self.ledger.keep())
+                self.ledger.records = 0
                 self._appended = self._journal.durable
             durable = self._journal.durable
             while self._pending and self._pending[0][0] <= durable:
