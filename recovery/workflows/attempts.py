@@ -110,6 +110,7 @@ class Attempts:
             recall,
             self._engine.cancelled,
             task.annotations.idempotency_key,
+            begin=self._engine.begin if task.annotations.external else None,
         )
 
     # Effects
@@ -372,7 +373,7 @@ class Attempts:
             owner, generation = self._board.owner_of(slot)
         graph = Graph.of(node, ledgers.generation_prefix(owner, generation))
         check_graph(graph)
-        self._engine.check_ranks(graph)
+        self._engine.check_ranks(graph.vertices.values())
         in_file, body = self._folder.spool(dump_graph(graph))
         head = {**head, **in_file, "st": INLINE, "o": owner, "g": generation}
         self._engine.go_on(slot, owner, generation, graph, head, body)

@@ -227,9 +227,20 @@ def graph(identifier: str, output: Path, store: Path | None) -> None:
 @_store
 @click.option("--all", "everything", is_flag=True, help="ID is a store: all of its workflows.")
 def resume(identifier: str, store: Path | None, everything: bool) -> None:
-    """Go on with a workflow, in this process. The modules of its tasks have to be importable."""
+    """Go on with a workflow, in this process. The modules of its tasks have to be importable.
+
+    One with gangs: hopcoll run -n 4 -m hopcoll.cli wf resume ID
+    """
     sys.path.insert(0, os.getcwd())
     with _explained():
+        if os.environ.get("OMPI_COMM_WORLD_SIZE"):
+            import hopcoll
+
+            with hopcoll.init() as comm, _workflow(identifier, store, comm=comm) as workflow:
+                value = workflow.resume()
+                if comm.rank == min(comm.alive):
+                    click.echo(repr(value))
+            return
         if everything:
             results = Workflow.resume_all(identifier, progress=True)
             failed = {name: one for name, one in results.items() if isinstance(one, Exception)}

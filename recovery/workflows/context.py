@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hopcoll.errors import WorkflowError
+
 if TYPE_CHECKING:
     from hopcoll import Communicator
+    from recovery.workflows.workflow import Workflow
 
 __all__ = ["Done", "NotDoneError", "TaskContext"]
 
@@ -52,6 +55,7 @@ class TaskContext:
         cancelled: threading.Event | None = None,
         key: bool | str = False,
         comm: Communicator | None = None,
+        begin: Callable[[str], Workflow] | None = None,
     ) -> None:
         self.workflow_id = workflow_id
         self.task_id = task_id
@@ -62,6 +66,7 @@ class TaskContext:
         self._recall = recall
         self._recalled = 0
         self._cancelled = cancelled
+        self._begin = begin
         self._rng: np.random.Generator | None = None
 
     def bare(self) -> tuple[Any, ...]:
@@ -96,6 +101,26 @@ class TaskContext:
             seed = hashlib.sha256(f"{self._uuid}/{self.task_id}".encode()).digest()
             self._rng = np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "big")))
         return self._rng
+
+    def workflow(self, name: str) -> Workflow:
+        """Return another workflow of the same store, for this task to run: a *sub-workflow*.
+
+        It has a journal of its own, and the name ``WORKFLOW.NAME``, whichever attempt runs it: an
+        attempt that comes later gets its stored output, or goes on with it. To the workflow that
+        the task is of it is outside, so the task has to be ``external=True`` with an
+        ``idempotency_key`` (which the name is).
+
+        Raises
+        ------
+        WorkflowError
+            The task is not annotated so.
+        """
+        if self._begin is None or not self._key:
+            raise WorkflowError(
+                f"{self.task_id} runs a workflow of its own, which may have effects: annotate it "
+                "with external=True, idempotency_key=True"
+            )
+        return self._begin(f"{self.workflow_id}.{name}")
 
     def now(self) -> float:
         """Return the time (seconds since 1970), as it was when this call was first made."""

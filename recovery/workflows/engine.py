@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from hopcoll.errors import WorkflowCancelledError, WorkflowError
@@ -33,7 +33,7 @@ from recovery.workflows.board import (
     Board,
     Slot,
 )
-from recovery.workflows.graph import Event, Graph, Loop, Task, load_call
+from recovery.workflows.graph import Event, Graph, Loop, Task, Vertex, load_call
 from recovery.workflows.ledger import FIRST, INLINE, Ledger
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class Engine:
         Called in that thread every now and then.
     progress : callable, optional
         ``progress(task, what, left)``, called with each task that ends.
+    begin : callable, optional
+        Returns another workflow of the same store, by name.
 
     Attributes
     ----------
@@ -88,11 +90,13 @@ class Engine:
         gang: Callable[..., Any] | None = None,
         idle: Callable[[], None] | None = None,
         progress: Callable[[str, str, int], None] | None = None,
+        begin: Callable[[str], Any] | None = None,
     ) -> None:
         self.folder = folder
         self.ledger = ledger
         self.board = Board(ledger, folder.unspool)
         self.lock = threading.RLock()
+        self.begin = begin
         self.ran: list[tuple[str, str]] = []
         self.undone: list[str] = []
         self.cancelled = threading.Event()
@@ -160,6 +164,7 @@ class Engine:
         """Undo what has to be undone, then begin."""
         while True:
             self.board.load()
+            self.check_ranks(self.board.slots[task].vertex for task in self.board.plan.run)
             if not self.board.plan.undo:
                 break
             for name, begun, heir in self.board.plan.undo:
@@ -580,10 +585,10 @@ class Engine:
 
     # Gangs
 
-    def check_ranks(self, graph: Graph) -> None:
-        """Raise where a graph has gangs and there are no ranks."""
+    def check_ranks(self, vertices: Iterable[Vertex]) -> None:
+        """Raise where there are gangs and no ranks."""
         if self._gang is None:
-            for vertex in graph.vertices.values():
+            for vertex in vertices:
                 if vertex.node.task.annotations.ranks is not None:
                     raise WorkflowError(
                         f"{vertex.id} runs on ranks, and the workflow has none: give Workflow a "

@@ -117,6 +117,10 @@ class Options:
                 f"{where}: what an external effect returned is always durable before anyone uses "
                 f"it, so checkpoint={self.checkpoint!r} contradicts external=True; leave it out"
             )
+        if self.ranks is not None and self.timeout_s is not None:
+            raise ValueError(
+                f"{where}: timeout_s cannot end a gang; give the collectives of ctx.comm a timeout_s"
+            )
         if self.external and self.ranks is not None:
             raise ValueError(
                 f"{where}: an external effect is of one process, so ranks contradicts external=True"
@@ -163,7 +167,7 @@ def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     backoff_s : float, default 1.0
         The wait before the first of them, in seconds; twice as long before each next one.
     timeout_s : float, optional
-        How long one call may take.
+        How long one call may take, in seconds. The call itself goes on in its thread, unheard.
     catch_exceptions : bool, default False
         The value is ``(value, None)`` or ``(None, exception)``; the workflow does not fail.
 

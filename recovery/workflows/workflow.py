@@ -270,6 +270,7 @@ class Workflow:
                 gang=None if gang is None else gang.call,
                 idle=None if gang is None else gang.idle,
                 progress=report,
+                begin=self._begin,
             )
             try:
                 engine.run()
@@ -303,6 +304,16 @@ class Workflow:
                         f"{vertex.id} runs on ranks, and the workflow has none: give Workflow a "
                         "communicator (comm=)"
                     )
+
+    def _begin(self, name: str) -> Workflow:
+        return Workflow(
+            name,
+            self._store.path,
+            workers=self._workers,
+            patience_s=self._patience_s,
+            proven_dead=self._proven_dead,
+            disk=self._store.disk,
+        )
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[Callable[[str, str, int], None] | None]:
