@@ -9,6 +9,7 @@ SQLite database, a file) must be as if nothing had happened.
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import random
@@ -43,6 +44,7 @@ class Job:
     def __init__(self, seed: int, ranks: int, folder: Path) -> None:
         self.begun = threading.Event()
         self.lines: list[str] = []
+        self._folder = os.fsencode(folder)
         program = ("-m", "tests.crash.workflow_job", str(seed), str(folder))
         self.process = subprocess.Popen(
             ["hopcoll", "run", "-n", str(ranks), *program],
@@ -72,12 +74,10 @@ class Job:
                 continue
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                stat = (entry / "stat").read_text().rsplit(")", 1)[1].split()
             except OSError:
                 continue
-            if b"tests.crash.workflow_job" in words and any(b"_rank.py" in word for word in words):
-                if int(stat[3]) == self.process.pid:  # of our session
-                    found.append(int(entry.name))
+            if self._folder in words and any(word.endswith(b"/_rank.py") for word in words):
+                found.append(int(entry.name))
         return found
 
     def kill(self, draw: random.Random) -> str:
@@ -87,14 +87,10 @@ class Job:
             os.kill(draw.choice(ranks), signal.SIGKILL)
             return "rank"
         for pid in ranks:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         return "group"
 
     def wait(self) -> int:
