@@ -56,6 +56,7 @@ class Calls:
     _flags: int
     _closed: bool
     _forked: bool
+    _partials: int
     Allgather: Any  # of a part that is built on this one
 
     def _open_engine(self) -> Any:

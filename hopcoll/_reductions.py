@@ -385,6 +385,7 @@ class Reductions(Gathers):
             raise ValueError("name is for late='carry' alone")
         elif late == "drop" and not flags & PARTIAL_FLAG:
             raise ValueError("late is for operations with a quorum or a deadline_s")
+        self._partials += flags & PARTIAL_FLAG != 0
         return flags, enough, deadline
 
     def _input(self, sendbuf: Any, op: Op, noun: str) -> Buffer:

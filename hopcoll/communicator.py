@@ -139,6 +139,7 @@ class Communicator(Groups):
         self._flags = flags
         self._closed = False
         self._forked = False
+        self._partials = 0
         self._outcome = None
         self._root = self
         self._branches: list[Communicator] = []
@@ -181,6 +182,11 @@ class Communicator(Groups):
     def epoch(self) -> int:
         """The version of the membership: 0 at the start, one more with each decision. Local."""
         return int(self._open_engine().epoch)
+
+    @property
+    def partial_count(self) -> int:
+        """How many operations with a ``quorum`` or a ``deadline_s`` this rank has called. Local."""
+        return self._partials
 
     @property
     def fault_tolerant(self) -> bool:

@@ -15,11 +15,19 @@ Everything else is in this tree, and the class says whose fault it was::
     ├── TransferTimeoutError     the world, perhaps: nothing came in time (also a TimeoutError)
     ├── ClosedError              the caller: the communicator was closed, or belongs to a parent
     ├── ProtocolError            nobody's but ours: a bug, or a peer that sends nonsense
-    └── CheckpointError          a file of a checkpoint
-        ├── CheckpointCorruptError       its bytes are not those that were written
-        ├── CheckpointFencedError        another process took the store over
-        ├── CheckpointMismatchError      it is sound, but it belongs to another job or layout
-        └── CheckpointNotFoundError      there is none (also a FileNotFoundError)
+    ├── CheckpointError          a file of a checkpoint
+    │   ├── CheckpointCorruptError       its bytes are not those that were written
+    │   ├── CheckpointFencedError        another process took the store over
+    │   ├── CheckpointMismatchError      it is sound, but it belongs to another job or layout
+    │   └── CheckpointNotFoundError      there is none (also a FileNotFoundError)
+    └── WorkflowError            a workflow cannot go on, or not here
+        ├── WorkflowFencedError          another process took the workflow over
+        ├── WorkflowRunningError         another process runs it
+        ├── WorkflowMismatchError        there is another workflow of this name
+        ├── WorkflowNotFoundError        there is none (also a FileNotFoundError)
+        ├── WorkflowCancelledError       somebody cancelled it
+        ├── TaskFailedError              a task of it failed
+        └── EffectUnknownError           whether an effect was done, only a person can tell
 
 All of them can be pickled, so they pass through process pools unharmed.
 """
@@ -38,6 +46,7 @@ __all__ = [
     "CheckpointNotFoundError",
     "ClosedError",
     "DivergedError",
+    "EffectUnknownError",
     "HopcollError",
     "MinorityError",
     "MissedError",
@@ -45,8 +54,15 @@ __all__ = [
     "ProtocolError",
     "RankFailedError",
     "StaleEpochError",
+    "TaskFailedError",
     "TooFewRanksError",
     "TransferTimeoutError",
+    "WorkflowCancelledError",
+    "WorkflowError",
+    "WorkflowFencedError",
+    "WorkflowMismatchError",
+    "WorkflowNotFoundError",
+    "WorkflowRunningError",
 ]
 
 
@@ -295,3 +311,69 @@ class CheckpointMismatchError(CheckpointError):
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """There is no checkpoint where one was asked for."""
+
+
+class WorkflowError(HopcollError):
+    """A workflow cannot go on, or not in this process; what it made durable is as it was."""
+
+
+class WorkflowFencedError(WorkflowError):
+    """Another process took the workflow over, and this one can record nothing any more.
+
+    What was not reported durable before may count or not: the process that took over decides.
+    """
+
+
+class WorkflowRunningError(WorkflowError):
+    """Another process runs the workflow; nothing was changed."""
+
+
+class WorkflowMismatchError(WorkflowError):
+    """The name is that of a workflow with another graph, or other arguments; nothing was changed."""
+
+
+class WorkflowNotFoundError(WorkflowError, FileNotFoundError):
+    """There is no workflow of this name."""
+
+
+class WorkflowCancelledError(WorkflowError):
+    """Somebody cancelled the workflow. It can be resumed."""
+
+
+class TaskFailedError(WorkflowError):
+    """A task failed for good, or its rollback did. The workflow can be resumed from there.
+
+    Parameters
+    ----------
+    message : str
+        Which, and why; the exception of the task is the cause (``__cause__``).
+    task : str, optional
+        Its identifier.
+    """
+
+    _fields = ("task",)
+
+    def __init__(self, message: str = "", task: str = "") -> None:
+        super().__init__(message)
+        self.task = task
+
+
+class EffectUnknownError(WorkflowError):
+    """Whether an external effect was done is not known, and nothing can tell but a person.
+
+    Its intent is durable and its end is not, and neither an idempotency key nor ``verify`` settles
+    it. ``hopcoll wf resolve`` does; then the workflow can be resumed.
+
+    Parameters
+    ----------
+    message : str
+        Which, and what to do.
+    task : str, optional
+        Its identifier.
+    """
+
+    _fields = ("task",)
+
+    def __init__(self, message: str = "", task: str = "") -> None:
+        super().__init__(message)
+        self.task = task

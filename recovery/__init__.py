@@ -22,6 +22,10 @@ The layout, from the bottom up::
     metrics.py      the log of a session
     replays.py      a job run again by its history
     training.py     the session: a loop that goes on
+    segments.py     the bytes of a journal
+    journal.py      what was intended and what was done, by one process at a time
+    lease.py        whether the owner of a workflow lives
+    workflows/      exactly-once workflows
     cli.py          hopcoll ckpt
 """
 

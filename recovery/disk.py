@@ -51,6 +51,11 @@ class Disk:
         """Make the file's bytes durable (not its name)."""
         os.fsync(descriptor)
 
+    def fdatasync(self, descriptor: int) -> None:
+        """Make the file's bytes durable, and its length; where only bytes were written over, the
+        file system need not commit anything else, which is 20 times as fast."""
+        os.fdatasync(descriptor)
+
     def close(self, descriptor: int) -> None:
         os.close(descriptor)
 
@@ -68,6 +73,15 @@ class Disk:
             # NFS sends a link again whose answer was lost, and is told of its own success.
             if not os.path.samefile(source, target):
                 raise
+
+    def put(self, path: Path, data: bytes) -> None:
+        """Write `data` over the first bytes of a file, which is made if it is not there. Nothing
+        becomes durable."""
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        try:
+            os.pwrite(descriptor, data, 0)
+        finally:
+            os.close(descriptor)
 
     def unlink(self, path: Path) -> None:
         os.unlink(path)

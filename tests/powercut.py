@@ -15,7 +15,8 @@ with the least that POSIX promises and ext4 and XFS keep, and nothing that one o
   or not, each for itself. An fsync of the file does not keep its name: on ext4 it mostly does, by
   its journal, but POSIX does not say so.
 * A name may be there, and what it names be an empty file or an empty folder.
-* What was fsynced before is there: the bytes and the length of a file, the names of a folder. That
+* What was fsynced before is there: the bytes and the length of a file (so with fdatasync, which
+  leaves out what is not needed to read the bytes), the names of a folder. That
   holds for a file under all its names, and for a name if the folders above it are there.
 * A sector is written as a whole, and what is on the disk is not changed by a cut.
 
@@ -47,7 +48,7 @@ from recovery.disk import Disk
 
 SECTOR_BYTES = 512
 #: Calls that make something durable.
-SYNCS = frozenset({"fsync", "fsync_folder"})
+SYNCS = frozenset({"fsync", "fdatasync", "fsync_folder"})
 #: Boundaries at which one write is torn; of a longer one so many are drawn.
 _TEARS_MAX = 3
 _DISK = sys.modules[Disk.__module__].__file__
@@ -239,6 +240,11 @@ class RecordingDisk(Disk):
         with self._call():
             super().fsync(descriptor)
             self.log.add("fsync", number=self._number(descriptor), site=_site())
+
+    def fdatasync(self, descriptor: int) -> None:
+        with self._call():
+            super().fdatasync(descriptor)
+            self.log.add("fdatasync", number=self._number(descriptor), site=_site())
 
     def link(self, source: Path, target: Path) -> None:
         with self._call():

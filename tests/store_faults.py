@@ -12,7 +12,10 @@ import numpy as np
 
 from recovery.disk import Disk
 
-CALLS = ("create", "write", "fsync", "close", "link", "unlink", "mkdir", "rmdir", "fsync_folder")
+CALLS = (
+    *("create", "write", "fsync", "fdatasync", "close", "link", "unlink", "mkdir", "rmdir"),
+    "fsync_folder",
+)
 
 
 def state(step: int) -> dict[str, Any]:

@@ -25,6 +25,8 @@ EXAMPLES = [
     (errors.CheckpointFencedError("text", "a/b"), {"path": "a/b"}),
     (errors.CheckpointMismatchError("text", "a/b"), {"path": "a/b"}),
     (errors.CheckpointNotFoundError("text", "a/b"), {"path": "a/b"}),
+    (errors.WorkflowError("text"), {}),
+    (errors.WorkflowFencedError("text"), {}),
 ]
 
 
@@ -51,6 +53,7 @@ def test_everything_public_is_in_the_tree():
         (errors.CheckpointCorruptError, errors.CheckpointError),
         (errors.CheckpointMismatchError, errors.CheckpointError),
         (errors.CheckpointNotFoundError, errors.CheckpointError),
+        (errors.WorkflowFencedError, errors.WorkflowError),
     ],
 )
 def test_also_caught_by_the_class_that_python_programs_know(kind, base):

@@ -1,0 +1,34 @@
+"""Exactly-once workflows: tasks in plain Python, a journal, and what follows from it.
+
+The layout, from the bottom up::
+
+    values.py     values: written, read, hashed
+    ledger.py     what a journal says, and what has to run because of it. Pure
+    graph.py      tasks, nodes, graphs, and the checks before they run
+    context.py    what a task can ask for
+    board.py      the tasks of a workflow that runs
+    attempts.py   one attempt of one task
+    engine.py     the threads, and the journal between them
+    gang.py       tasks that many ranks run together
+    folder.py     where workflows are kept
+    workflow.py   what a program calls
+    cli.py        hopcoll wf
+"""
+
+from recovery.workflows.context import Done, NotDoneError, TaskContext
+from recovery.workflows.graph import Node, Stop, Task, event, loop, task
+from recovery.workflows.workflow import Status, Workflow
+
+__all__ = [
+    "Done",
+    "Node",
+    "NotDoneError",
+    "Status",
+    "Stop",
+    "Task",
+    "TaskContext",
+    "Workflow",
+    "event",
+    "loop",
+    "task",
+]

@@ -1,0 +1,427 @@
+"""One attempt of one task: called, judged, recorded."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hopcoll.errors import EffectUnknownError, TaskFailedError, WorkflowError
+from recovery.workflows import ledger as ledgers
+from recovery.workflows import values
+from recovery.workflows.board import READY, Slot
+from recovery.workflows.context import Done, NotDoneError, TaskContext
+from recovery.workflows.graph import Graph, Node, Stop, Task, check_graph, dump_call, dump_graph
+from recovery.workflows.graph import takes_context
+from recovery.workflows.ledger import COMING, FILE, FIRST, INLINE, NOWHERE
+
+if TYPE_CHECKING:
+    from recovery.workflows.engine import Engine
+
+__all__ = ["Attempts", "GangError", "TaskTimeoutError"]
+
+#: What it costs to store a value, until one was stored: seconds, and bytes a second.
+_STORE_S, _STORE_RATE = 1e-4, 4e8
+
+
+class TaskTimeoutError(Exception):
+    """A task did not return within its ``timeout_s``. Its thread may go on; nobody hears it."""
+
+
+class GangError(Exception):
+    """A gang could not go on; `cause` is what a rank raised."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Attempts:
+    """Runs what the engine says can run, in any thread.
+
+    Parameters
+    ----------
+    engine : Engine
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._board = engine.board
+        self._ledger = engine.ledger
+        self._folder = engine.folder
+        self._store_s, self._store_rate = _STORE_S, _STORE_RATE
+
+    def execute(self, slot: Slot) -> None:
+        """Run a task, or as much of it as can be done now."""
+        task = slot.vertex.node.task
+        assert isinstance(task, Task)
+        options = task.annotations
+        state = self._ledger.states.get(slot.id)
+        done = None if state is None else state.done
+        if not slot.announced:
+            if done is not None and done.deterministic and slot.id not in self._board.plan.renewed:
+                slot.attempt = done.attempt  # the same value again, or an error
+            else:
+                slot.attempt = (0 if state is None else state.attempt) + 1
+        arguments, keywords = slot.vertex.call(self._engine.value_of)
+        if not slot.announced and (options.external or options.rollback is not None):
+            if state is not None and state.begun is not None and options.external:
+                if self._was_done(slot, task, state.begun, arguments, keywords):
+                    return
+            self._announce(slot, task, arguments, keywords)
+            return
+        slot.announced = False
+        self._engine.note_run(slot)
+        context = self.context(slot, task)
+        if options.ranks is not None:
+            self._engine.hand_over(slot, arguments, keywords, context)
+            return
+        extra = {"ctx": context} if task.wants_context else {}
+        start_s = time.perf_counter()
+        try:
+            if options.timeout_s is None:
+                value = task.function(*arguments, **keywords, **extra)
+            else:
+                value = _call_within(options.timeout_s, task, arguments, {**keywords, **extra})
+        except Exception as error:
+            self.failed(slot, task, error, arguments, keywords, context)
+        else:
+            self.succeeded(slot, task, value, time.perf_counter() - start_s)
+
+    def context(self, slot: Slot, task: Task) -> TaskContext:
+        def recall(number: int, ask: Any) -> Any:
+            with self._engine.lock:
+                notes = self._ledger.state(slot.id).notes
+                if number in notes:
+                    return notes[number]
+            found = ask()
+            with self._engine.lock:
+                self._engine.append("note", {"t": slot.id, "k": number, "v": found})
+            return found
+
+        return TaskContext(
+            self._folder.id,
+            slot.id,
+            slot.attempt,
+            self._folder.uuid,
+            recall,
+            self._engine.cancelled,
+            task.annotations.idempotency_key,
+            begin=self._engine.begin if task.annotations.external else None,
+        )
+
+    # Effects
+
+    def _announce(self, slot: Slot, task: Task, arguments: Any, keywords: Any) -> None:
+        """Write the intent of an effect; the task comes back when that is durable."""
+        head: dict[str, Any] = {"t": slot.id, "a": slot.attempt, "in": self._versions(slot)}
+        head["by"] = self._folder.nonce
+        body = b""
+        if task.annotations.rollback is not None:
+            head["r"] = 1
+            call = dump_call((task, arguments, keywords), f"the arguments of {slot.id}")
+            head_of_file, body = self._folder.spool(call)
+            head.update(head_of_file)
+        with self._engine.lock:
+            slot.announced = True
+            self._engine.after_flush(self._engine.append("begin", head, body), slot, READY)
+
+    def _was_done(
+        self, slot: Slot, task: Task, begun: ledgers.Begun, arguments: Any, keywords: Any
+    ) -> bool:
+        """An effect was begun, and its end is not known: find out, and take it for done if so."""
+        options = task.annotations
+        if options.verify is not None:
+            slot.attempt = begun.attempt
+            context = self.context(slot, task)
+            answer = self._verify(slot, task, arguments, keywords, context)
+            if answer is not None:
+                self.succeeded(slot, task, answer.value, 0.0)
+                return True
+            slot.attempt = begun.attempt + 1
+            # Who began it may still be about to do it, unless it is dead or over.
+            if options.idempotency_key or self._is_over(begun):
+                with self._engine.lock:
+                    self._engine.append("not", {"t": slot.id, "a": begun.attempt})
+                return False
+        elif options.idempotency_key:
+            return False
+        raise self._unknown(slot, "was cut off")
+
+    def _is_over(self, begun: ledgers.Begun) -> bool:
+        """Whether the attempt can have no effect any more."""
+        owner = self._ledger.owners.get(begun.by)
+        if begun.late:
+            return owner is not None and self._folder.is_dead(owner)
+        return (
+            begun.by == self._folder.nonce
+            or begun.by in self._ledger.over
+            or (owner is not None and self._folder.is_dead(owner))
+        )
+
+    def _verify(
+        self, slot: Slot, task: Task, arguments: Any, keywords: Any, context: TaskContext
+    ) -> Done | None:
+        verify = task.annotations.verify
+        assert verify is not None
+        extra = {"ctx": context} if takes_context(verify) else {}
+        try:
+            answer = verify(*arguments, **keywords, **extra)
+        except Exception as error:
+            raise EffectUnknownError(
+                f"{slot.id}: verify could not tell whether the effect was done: {error}; resume "
+                "when the outside answers again",
+                slot.id,
+            ) from error
+        if isinstance(answer, Done):
+            return answer
+        if answer is None or isinstance(answer, (bool, np.bool_)):
+            return Done() if answer else None
+        raise WorkflowError(
+            f"verify of {slot.id} must return True, False or Done(value), not {answer!r}"
+        )
+
+    def _unknown(self, slot: Slot, what: str) -> EffectUnknownError:
+        return EffectUnknownError(
+            f"{slot.id} {what} and may have had its effect or not; find out, and then: hopcoll wf "
+            f"resolve {self._folder.path} {slot.id} --done (or --not-done)",
+            slot.id,
+        )
+
+    def failed(
+        self,
+        slot: Slot,
+        task: Task,
+        error: Exception,
+        arguments: Any,
+        keywords: Any,
+        context: TaskContext,
+    ) -> None:
+        """An attempt has raised: undo it, try again, or give up."""
+        if isinstance(error, WorkflowError):
+            raise error
+        options = task.annotations
+        text = "".join(traceback.format_exception_only(type(error), error)).strip()
+        with self._engine.lock:
+            head = {"t": slot.id, "a": slot.attempt, "error": text}
+            if isinstance(error, TaskTimeoutError):
+                head["late"] = 1
+            self._engine.append("fail", head)
+        if options.external:
+            not_done = isinstance(error, NotDoneError)
+            if not (not_done or options.verify is None or isinstance(error, TaskTimeoutError)):
+                answer = self._verify(slot, task, arguments, keywords, context)
+                if answer is not None:
+                    self.succeeded(slot, task, answer.value, 0.0)
+                    return
+                not_done = True  # this attempt is over, nobody will do it later
+            if not_done:
+                with self._engine.lock:
+                    self._engine.append("not", {"t": slot.id, "a": slot.attempt})
+            elif not options.idempotency_key:
+                raise self._unknown(slot, f"raised {text},") from error
+        elif options.rollback is not None:
+            self.roll_back(slot.id, task, arguments, keywords, {"t": slot.id, "a": slot.attempt})
+        if slot.tries < options.retries:
+            delay_s = options.backoff_s * 2**slot.tries
+            slot.tries += 1
+            self._engine.delay(slot, delay_s)
+        elif options.catch_exceptions:
+            self.succeeded(slot, task, (None, error), 0.0, caught=True)
+        else:
+            raise TaskFailedError(f"{slot.id} failed: {text}", slot.id) from error
+
+    def roll_back(
+        self, name: str, task: Task, arguments: Any, keywords: Any, head: dict[str, Any]
+    ) -> None:
+        """Undo what an attempt did."""
+        rollback = task.annotations.rollback
+        assert rollback is not None
+        extra: dict[str, Any] = {}
+        if takes_context(rollback):
+            context = TaskContext(
+                self._folder.id, name, head["a"], self._folder.uuid, lambda number, ask: ask()
+            )
+            extra = {"ctx": context}
+        try:
+            rollback(*arguments, **keywords, **extra)
+        except Exception as error:
+            raise TaskFailedError(
+                f"the rollback of {name} failed: {type(error).__name__}: {error}; nothing that "
+                "depends on it can run before it succeeds",
+                name,
+            ) from error
+        with self._engine.lock:
+            self._engine.append("undone", head)
+            self._engine.undone.append(name)
+
+    # What a task returned
+
+    def succeeded(
+        self,
+        slot: Slot,
+        task: Task,
+        value: Any,
+        took_s: float,
+        *,
+        extra: dict[str, Any] | None = None,
+        whole: bool = True,
+        caught: bool = False,
+    ) -> None:
+        """Record what an attempt returned, and store it as the annotation says."""
+        options = task.annotations
+        head: dict[str, Any] = {
+            "t": slot.id,
+            "a": slot.attempt,
+            "in": self._versions(slot),
+            "nd": not (options.deterministic and whole),
+            "s": round(took_s, 6),
+            "c": task.code,
+            **(extra or {}),
+        }
+        if slot.reason and slot.reason != FIRST:
+            head["why"] = slot.reason
+        if slot.number is not None:
+            loop = slot.vertex.loop.node.task  # type: ignore[attr-defined]
+            if isinstance(value, Stop):
+                value = value.value
+                head["l"] = 1
+            elif slot.number + 1 >= loop.times:
+                head["l"] = 1
+        if isinstance(value, Node):
+            self._go_on(slot, head, value)
+            return
+        if options.catch_exceptions and not caught:
+            value = (value, None)
+        value = values.freeze(value)
+        if options.external:
+            head["x"] = 1
+        if not head["nd"]:
+            head["h"] = values.fingerprint(value)
+            self._compare(slot, task, head["h"])
+        mode = self._mode(slot, head, value, took_s)
+        self.store(slot, head, value, mode)
+
+    def _compare(self, slot: Slot, task: Task, found: str) -> None:
+        """A deterministic task must give what it gave before."""
+        done = self._ledger.done(slot.id)
+        if done is None or done.attempt != slot.attempt or done.hash in (None, found):
+            return
+        changed = done.head.get("c", "") != task.code
+        raise TaskFailedError(
+            f"{slot.id} is annotated as deterministic, but gave another value than before"
+            + ("; its code has changed in between" if changed else "")
+            + "; what was made from the first cannot be kept: correct the annotation, and run it "
+            "under another id",
+            slot.id,
+        )
+
+    def _mode(self, slot: Slot, head: dict[str, Any], value: Any, took_s: float) -> str:
+        """How a value is kept."""
+        mode = slot.checkpoint
+        debt_s = took_s + max(
+            (self._board.slots[name].debt_s for name in head["in"] if name in self._board.slots),
+            default=0.0,
+        )
+        if head.get("x"):
+            return "sync"
+        if mode == "auto":
+            store_s = self._store_s + _guess_bytes(value) / self._store_rate
+            mode = "async" if head["nd"] or debt_s > store_s else "none"
+        if mode == "none":
+            # A gang that lost a rank cannot give its value again, whatever was said of it.
+            if self._board.is_output(slot) or (head["nd"] and head.get("w") and _says_same(slot)):
+                mode = "async"
+            else:
+                slot.debt_s = debt_s
+        return mode
+
+    def store(self, slot: Slot, head: dict[str, Any], value: Any, mode: str) -> None:
+        """Record a value, and what was done for it to be durable."""
+        engine = self._engine
+        if mode == "none":
+            engine.finish(slot, value, {**head, "st": NOWHERE}, b"", wait=False)
+            return
+        packed = values.pack(value, f"the value of {slot.id}")
+        if packed.is_small:
+            engine.finish(slot, value, {**head, "st": INLINE}, packed.data, wait=mode == "sync")
+        elif mode == "sync":
+            start_s = time.perf_counter()
+            place = self._folder.write_value(packed)
+            self._note_cost(packed.nbytes, time.perf_counter() - start_s)
+            engine.finish(slot, value, {**head, **place, "st": FILE}, b"", wait=True)
+        else:
+            engine.finish(slot, value, {**head, "st": COMING}, b"", wait=False)
+            engine.write_later(slot.id, slot.attempt, packed)
+
+    def _note_cost(self, nbytes: int, took_s: float) -> None:
+        self._store_rate += 0.3 * (nbytes / max(took_s - self._store_s, 1e-6) - self._store_rate)
+
+    def write(self, task: str, attempt: int, packed: values.Packed) -> None:
+        """Write a value that was recorded before; in the writer's thread."""
+        start_s = time.perf_counter()
+        place = self._folder.write_value(packed)
+        self._note_cost(packed.nbytes, time.perf_counter() - start_s)
+        self._engine.kept(task, attempt, place)
+
+    def _go_on(self, slot: Slot, head: dict[str, Any], node: Node) -> None:
+        """The task has returned a graph, whose output is its value."""
+        with self._engine.lock:
+            owner, generation = self._board.owner_of(slot)
+        graph = Graph.of(node, ledgers.generation_prefix(owner, generation))
+        check_graph(graph)
+        self._engine.check_ranks(graph.vertices.values())
+        in_file, body = self._folder.spool(dump_graph(graph))
+        head = {**head, **in_file, "st": INLINE, "o": owner, "g": generation}
+        self._engine.go_on(slot, owner, generation, graph, head, body)
+
+    def _versions(self, slot: Slot) -> dict[str, int]:
+        found = {}
+        with self._engine.lock:
+            for name in self._board.inputs(slot.id):
+                done = self._ledger.done(name)
+                assert done is not None, (slot.id, name)
+                found[name] = done.attempt
+        return found
+
+
+def _says_same(slot: Slot) -> bool:
+    return slot.vertex.node.task.annotations.deterministic
+
+
+def _call_within(
+    timeout_s: float, task: Task, arguments: list[Any], keywords: dict[str, Any]
+) -> Any:
+    box: list[Any] = []
+
+    def run() -> None:
+        try:
+            box.append((task.function(*arguments, **keywords), None))
+        except BaseException as error:
+            box.append((None, error))
+
+    thread = threading.Thread(target=run, name=f"hopcoll-{task.name}", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if not box:
+        raise TaskTimeoutError(f"it did not return within {timeout_s:g} s")
+    value, error = box[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def _guess_bytes(value: Any, depth: int = 0) -> int:
+    """About how large a value is; without a look into what is not plain."""
+    if isinstance(value, np.ndarray):
+        return int(value.nbytes)
+    if isinstance(value, (bytes, bytearray, str)):
+        return len(value)
+    if depth < 4 and isinstance(value, (list, tuple)):
+        return sum(_guess_bytes(one, depth + 1) for one in value)
+    if depth < 4 and isinstance(value, dict):
+        return sum(_guess_bytes(one, depth + 1) for one in value.values())
+    return 64

@@ -1,0 +1,315 @@
+"""The tasks of a workflow that runs, and how they hang together; grows while it runs. No threads.
+
+A task whose graph goes on in another (a *continuation*) has that graph's output as its *alias*: who
+uses the task uses the alias's value. If that output goes on once more, the graph before is over: it
+leaves the board, but for the task that ended it. So a workflow that calls itself ten thousand times
+has one generation on the board. A loop's alias is its last iteration; iterations before one whose
+value is durable leave the board as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from recovery.workflows import ledger as ledgers
+from recovery.workflows.graph import Graph, Loop, Node, Vertex, load_graph
+from recovery.workflows.ledger import Ledger, Plan
+
+__all__ = ["AVAILABLE", "DELAYED", "FLUSHING", "HELD", "READY", "RUNNING", "WAITING", "Board", "Slot"]
+
+WAITING, READY, HELD, FLUSHING, RUNNING, DELAYED, AVAILABLE = range(7)
+
+
+class Slot:
+    """A task on the board."""
+
+    __slots__ = (
+        "alias_of", "announced", "attempt", "checkpoint", "debt_s", "id", "missing", "number",
+        "parent", "phase", "reason", "tries", "users", "users_left", "uses", "value", "valued",
+        "vertex",
+    )  # fmt: skip
+
+    def __init__(self, vertex: Vertex, parent: str | None, number: int | None = None) -> None:
+        self.vertex = vertex
+        self.id = vertex.id
+        self.parent = parent  # the task that this one's graph came from
+        self.number = number  # of an iteration
+        self.alias_of: str | None = None  # whose value this one's value is
+        self.missing = 0
+        self.users: list[Slot] = []
+        self.users_left = 0
+        self.uses: tuple[str, ...] = ()  # whose `users_left` it is among
+        self.phase = WAITING
+        self.value: Any = None
+        self.valued = False
+        self.attempt = 0
+        self.announced = False  # its intent is durable
+        self.tries = 0
+        self.reason = ""
+        self.debt_s = 0.0  # what it would take to compute its value again
+        self.checkpoint = vertex.node.task.annotations.checkpoint
+
+    @property
+    def is_loop(self) -> bool:
+        return self.number is None and isinstance(self.vertex.node.task, Loop)
+
+
+class Iteration(Vertex):
+    """What an iteration of a loop is called with."""
+
+    def __init__(self, loop: Vertex, number: int, inputs: tuple[str, ...]) -> None:
+        body = loop.node.task
+        assert isinstance(body, Loop)
+        super().__init__(
+            f"{loop.id}[{number}]", Node(body.body, (), {}, (), body.body.name), inputs
+        )
+        self.loop = loop
+        self.number = number
+
+    def call(self, value_of: Callable[[str], Any]) -> tuple[list[Any], dict[str, Any]]:
+        if self.number == 0:
+            return [self.loop.call(value_of)[0][0], 0], {}
+        return [value_of(self.inputs[0]), self.number], {}
+
+
+class Board:
+    """All tasks that are known of a workflow.
+
+    Parameters
+    ----------
+    ledger : Ledger
+    read_graph : callable
+        Returns the pickled graph that a record's body stands for.
+    """
+
+    def __init__(self, ledger: Ledger, read_graph: Callable[[bytes, dict[str, Any]], bytes]) -> None:
+        self.ledger = ledger
+        self.slots: dict[str, Slot] = {}
+        self.alias: dict[str, str] = {}
+        self.plan = Plan({}, [], set())
+        self.output = ""
+        self.changed: set[str] = set()  # tasks whose code is not what it was
+        self._parts: dict[str, list[str]] = {}  # what a task went on to
+        self._read_graph = read_graph
+
+    def load(self) -> None:
+        """Put up what the ledger knows, and plan what has to run."""
+        assert self.ledger.start is not None
+        root = Graph.of(load_graph(self._read_graph(self.ledger.graph, self.ledger.start)))
+        self.output = root.output
+        while True:
+            self.slots.clear()
+            self.alias.clear()
+            self._parts.clear()
+            self._add(root, None)
+            self._expand(list(root.vertices))
+            self.plan = ledgers.plan(self._order(), self.resolve(self.output), self.ledger)
+            self._note_changes()
+            again = [task for task in self.plan.run if self._begins_anew(task)]
+            if not again or self.plan.undo:
+                break
+            for task in again:
+                self._forget(task)
+        for slot in self.slots.values():
+            slot.reason = self.plan.run.get(slot.id, "")
+
+    def _note_changes(self) -> None:
+        for slot in self.slots.values():
+            done = self.ledger.done(slot.id)
+            if done is not None and done.head.get("c", "") != slot.vertex.node.task.code:
+                self.changed.add(slot.id)
+
+    def _begins_anew(self, task: str) -> bool:
+        """Whether a task went on to something that its next run will not go on to."""
+        if task not in self.plan.renewed:
+            return False
+        place = ledgers.iteration_of(task)
+        if place is not None and self.ledger.loops.get(place[0]) == place[1]:
+            return True
+        done = self.ledger.done(task)
+        return task in self.ledger.more or (done is not None and "o" in done.head)
+
+    def _forget(self, task: str) -> None:
+        place = ledgers.iteration_of(task)
+        if place is not None and self.ledger.loops.get(place[0]) == place[1]:
+            for number in list(self.ledger.iterations[place[0]]):
+                self.ledger.drop(f"{place[0]}[{number}]")
+            self.ledger.loops.pop(place[0], None)
+            return
+        self.ledger.forget([task])
+        state = self.ledger.states.get(task)
+        if state is not None:
+            state.done = None
+
+    def _add(self, graph: Graph, parent: str | None, owner: str | None = None) -> list[Slot]:
+        added = [Slot(vertex, parent) for vertex in graph.vertices.values()]
+        self.slots.update((slot.id, slot) for slot in added)
+        if owner is not None:
+            self._parts.setdefault(owner, []).extend(slot.id for slot in added)
+        return added
+
+    def _expand(self, tasks: list[str]) -> None:
+        """Add the graphs that tasks went on to, and the iterations of loops."""
+        while tasks:
+            task = tasks.pop()
+            slot = self.slots[task]
+            if slot.is_loop:
+                numbers = sorted(self.ledger.iterations.get(task, ()))
+                for number in numbers:
+                    tasks.append(self.add_iteration(slot, number, first=numbers[0]).id)
+                if numbers and self._is_last(f"{task}[{numbers[-1]}]"):
+                    self.set_alias(task, f"{task}[{numbers[-1]}]")
+            elif task in self.ledger.more:
+                last, generation = self.ledger.more[task]
+                done = self.ledger.done(last)
+                assert done is not None
+                if last not in self.slots:
+                    # The task that ended the generation before; the rest of that is gone.
+                    self.slots[last] = Slot(Vertex(last, slot.vertex.node, ()), task)
+                    self._parts.setdefault(task, []).append(last)
+                graph = Graph.of(
+                    load_graph(self._read_graph(done.body, done.head)),
+                    ledgers.generation_prefix(task, generation),
+                )
+                self._add(graph, last, task)
+                self.set_alias(task, graph.output)
+                tasks += graph.vertices
+
+    def _is_last(self, iteration: str) -> bool:
+        done = self.ledger.done(iteration)
+        return done is not None and bool(done.head.get("l"))
+
+    # While it runs
+
+    def go_on(self, task: str, owner: str, generation: int, graph: Graph) -> list[Slot]:
+        """A task has ended with a graph in its place, whose tasks are returned."""
+        slot = self.slots[task]
+        if generation > 1:
+            for part in [part for part in self._parts.pop(owner, ()) if part != task]:
+                self.remove(part)
+            slot.vertex = Vertex(task, slot.vertex.node, ())
+            slot.parent = owner
+            self._parts[owner] = [task]
+        added = self._add(graph, task, owner)
+        self.set_alias(owner, graph.output)
+        return added
+
+    def owner_of(self, slot: Slot) -> tuple[str, int]:
+        """Whose generation a task's continuation is, and which."""
+        owner = slot.alias_of
+        if owner is not None and owner in self.ledger.more:
+            return owner, self.ledger.more[owner][1] + 1
+        return slot.id, 1
+
+    def add_iteration(self, loop: Slot, number: int, first: int = 0) -> Slot:
+        """Put up an iteration; `first` is the first that is on the board."""
+        body = loop.vertex.node.task
+        assert isinstance(body, Loop)
+        inputs = loop.vertex.inputs if number == first else (f"{loop.id}[{number - 1}]",)
+        vertex = Iteration(loop.vertex, number, inputs)
+        slot = self.slots[vertex.id] = Slot(vertex, loop.parent, number)
+        self._parts.setdefault(loop.id, []).append(vertex.id)
+        if (number + 1) % body.every and number + 1 < body.times and not body.annotations.external:
+            slot.checkpoint = "none"
+        return slot
+
+    def newest_iteration(self, loop: Slot) -> Slot | None:
+        parts = self._parts.get(loop.id)
+        return self.slots[parts[-1]] if parts else None
+
+    def settle_loop(self, task: str) -> None:
+        """Take the iterations down that the ledger has dropped."""
+        place = ledgers.iteration_of(task)
+        if place is None or (newest := self.ledger.loops.get(place[0])) is None:
+            return
+        kept = []
+        for part in self._parts.get(place[0], ()):
+            number = self.slots[part].number
+            if number is not None and number < newest:
+                self.remove(part)
+            else:
+                kept.append(part)
+                if number == newest:
+                    vertex = self.slots[part].vertex
+                    assert isinstance(vertex, Iteration)
+                    vertex.inputs = vertex.loop.inputs
+        self._parts[place[0]] = kept
+
+    def remove(self, task: str) -> None:
+        """Take a task down, and all that it went on to."""
+        for part in self._parts.pop(task, ()):
+            self.remove(part)
+        self.alias.pop(task, None)
+        self.slots.pop(task, None)
+
+    def set_alias(self, task: str, target: str) -> None:
+        old = self.alias.get(task)
+        if old is not None and old in self.slots:
+            self.slots[old].alias_of = None
+        self.alias[task] = target
+        self.slots[target].alias_of = task
+
+    # Who uses what
+
+    def resolve(self, task: str) -> str:
+        """The task whose value is that of `task`."""
+        while task in self.alias:
+            task = self.alias[task]
+        return task
+
+    def is_output(self, slot: Slot) -> bool:
+        """Whether a task's value is that of the workflow."""
+        name: str | None = slot.id
+        while name is not None:
+            if name == self.output:
+                return True
+            name = self.slots[name].alias_of
+        return False
+
+    def inputs(self, task: str) -> list[str]:
+        """What a task was, or is to be, made from: resolved; and where its graph came from."""
+        slot = self.slots.get(task)
+        if slot is None:
+            return []
+        found = [self.resolve(name) for name in slot.vertex.inputs]
+        if isinstance(slot.vertex, Iteration):
+            found += [self.resolve(name) for name in slot.vertex.loop.inputs]
+        if slot.parent is not None:
+            found.append(slot.parent)
+        return list(dict.fromkeys(found))
+
+    def users(self, task: str) -> list[str]:
+        """Who uses the value of a task, under any of its names."""
+        found = []
+        name: str | None = task
+        while name is not None and name in self.slots:
+            found += [user.id for user in self.slots[name].users]
+            name = self.slots[name].alias_of
+        return found
+
+    def exposed(self, slot: Slot, settled: set[str]) -> set[str]:
+        """What an effect was made from that may still become another value."""
+        return ledgers.exposed(
+            slot.id, self.inputs, self.users, self.ledger.done, settled, self.resolve(self.output)
+        )
+
+    def _order(self) -> dict[str, Iterable[str]]:
+        """All tasks, inputs first."""
+        order: dict[str, Iterable[str]] = {}
+        for root in self.slots:
+            stack = [root]
+            while stack:
+                task = stack[-1]
+                if task in order:
+                    stack.pop()
+                    continue
+                inputs = self.inputs(task)
+                if self.slots[task].is_loop and task not in self.alias:
+                    inputs += [self.resolve(part) for part in self._parts.get(task, ())[-1:]]
+                if rest := [name for name in inputs if name not in order]:
+                    stack += rest
+                else:
+                    order[task] = inputs
+                    stack.pop()
+        return order

@@ -1,0 +1,621 @@
+"""Runs a workflow: threads that take what comes next, with the journal between them.
+
+A thread takes a task that is ready, or the flush that others wait for. So in a chain one thread does
+it all without handing over, and where much is ready at once a flush makes many commits durable
+together. Nobody waits for the disk while something else can be done.
+
+The way of a task: its inputs are there; (an effect: nothing that it was made from is exposed, and
+its intent is durable); it runs; its record is in the journal; ("sync": that is durable); those who
+use it may begin.
+"""
+
+from __future__ import annotations
+
+import heapq
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from hopcoll.errors import WorkflowCancelledError, WorkflowError
+from recovery.workflows import values
+from recovery.workflows.attempts import Attempts, GangError
+from recovery.workflows.board import (
+    AVAILABLE,
+    DELAYED,
+    FLUSHING,
+    HELD,
+    READY,
+    RUNNING,
+    WAITING,
+    Board,
+    Slot,
+)
+from recovery.workflows.graph import Event, Graph, Loop, Task, Vertex, load_call
+from recovery.workflows.ledger import FIRST, INLINE, Ledger
+
+if TYPE_CHECKING:
+    from recovery.workflows.context import TaskContext
+    from recovery.workflows.folder import Folder
+
+__all__ = ["Engine"]
+
+#: While something is ready, a commit waits for others so long at the most, and for so many.
+_GROUP_S = 0.001
+_GROUP_MAX = 256
+_BACKOFF_MAX_S = 60.0
+#: Large values that wait to be written; whoever makes more waits.
+_WRITING_BYTES_MAX = 256 << 20
+_COMPACT_RECORDS = 2000
+#: How often time itself is looked at: retries, events, a request to cancel.
+_POLL_S = 0.05
+
+
+class Engine:
+    """One run of one workflow, from its journal to its end.
+
+    Parameters
+    ----------
+    folder : Folder
+        Where it is kept; its journal is open.
+    ledger : Ledger
+    workers : int
+        Threads for tasks.
+    gang : callable, optional
+        ``gang(task, arguments, keywords, context)`` runs a task on the ranks and returns its value,
+        who contributed, and whether nobody was lost; called in the thread that calls `run`.
+    idle : callable, optional
+        Called in that thread every now and then.
+    progress : callable, optional
+        ``progress(task, what, left)``, called with each task that ends.
+    begin : callable, optional
+        Returns another workflow of the same store, by name.
+
+    Attributes
+    ----------
+    ran : list of (str, str)
+        What ran, and why.
+    undone : list of str
+        What was rolled back.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        ledger: Ledger,
+        *,
+        workers: int = 8,
+        gang: Callable[..., Any] | None = None,
+        idle: Callable[[], None] | None = None,
+        progress: Callable[[str, str, int], None] | None = None,
+        begin: Callable[[str], Any] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.ledger = ledger
+        self.board = Board(ledger, folder.unspool)
+        self.lock = threading.RLock()
+        self.begin = begin
+        self.ran: list[tuple[str, str]] = []
+        self.undone: list[str] = []
+        self.cancelled = threading.Event()
+        self._journal = folder.journal
+        self._attempts = Attempts(self)
+        self._turn = threading.Condition(self.lock)
+        self._workers = workers
+        self._gang = gang
+        self._idle = idle
+        self._progress = progress
+        self._left = 0
+        self._ready: deque[Slot] = deque()
+        #: Commits, and intents, that wait for a flush: (record, since when, task, its next phase).
+        self._pending: deque[tuple[int, float, Slot | None, int]] = deque()
+        self._appended = 0
+        self._held: list[Slot] = []
+        self._delayed: list[tuple[float, int, Slot]] = []
+        self._events: dict[str, list[Slot]] = {}
+        self._gangs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._garbage: deque[tuple[int, str]] = deque()
+        self._settled: set[str] = set()
+        self._threads: list[threading.Thread] = []
+        self._idle_workers = 0
+        self._running = 0
+        self._flushing = False
+        self._to_write: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._writer: threading.Thread | None = None
+        self._writing = 0
+        self._writing_bytes = 0
+        self._error: BaseException | None = None
+        self._stopping = False
+        self._finished = False
+
+    # From the start to the end
+
+    def run(self) -> None:
+        """Run until the output is there, and durable. Blocks.
+
+        Raises
+        ------
+        BaseException
+            What the first task that failed raised, or the journal.
+        """
+        try:
+            self._prepare()
+            while True:
+                gang = self._next_gang()
+                if gang is not None:
+                    self._run_gang(*gang)
+                with self._turn:
+                    if self._finished:
+                        break
+                    self._poll()
+                if gang is None and self._idle is not None:
+                    self._idle()
+        except BaseException as error:
+            self.stop(error)
+            raise
+        finally:
+            self._end_threads()
+        if self._error is not None:
+            raise self._error
+
+    def _prepare(self) -> None:
+        """Undo what has to be undone, then begin."""
+        while True:
+            self.board.load()
+            self.check_ranks(self.board.slots[task].vertex for task in self.board.plan.run)
+            if not self.board.plan.undo:
+                break
+            for name, begun, heir in self.board.plan.undo:
+                call = self.folder.unspool(begun.body, begun.head)
+                task, arguments, keywords = load_call(call)
+                head: dict[str, Any] = {"t": name, "a": begun.attempt}
+                if heir is not None:
+                    head.update(of=heir, seq=begun.seq)
+                self._attempts.roll_back(name, task, arguments, keywords, head)
+        with self._turn:
+            self._left = len(self.board.plan.run)
+            self._connect(list(self.board.slots.values()))
+            self._check_output()
+            self._employ()
+
+    def stop(self, error: BaseException) -> None:
+        """Let no more tasks begin; `run` raises `error` when those that run are over."""
+        self.cancelled.set()
+        with self._turn:
+            if self._error is None and not self._finished:
+                self._error = error
+            self._stopping = True
+            self._check_output()
+            self._turn.notify_all()
+
+    def _end_threads(self) -> None:
+        with self._turn:
+            self._finished = True
+            self._turn.notify_all()
+        for thread in self._threads:
+            thread.join()
+        if self._writer is not None:
+            self._to_write.put(None)
+            self._writer.join()
+
+    def _check_output(self) -> None:
+        """Note when all is over. Locked."""
+        if self._finished:
+            return
+        if self._stopping:
+            self._finished = not self._running and not self._flushing
+        elif self.board.slots[self.board.output].phase == AVAILABLE:
+            done = self.ledger.done(self.board.resolve(self.board.output))
+            self._finished = (
+                done is not None
+                and done.durable
+                and self._journal.durable >= self._appended
+                and not self._running
+            )
+        if self._finished:
+            self._gangs.put(None)
+            self._turn.notify_all()
+
+    # Threads
+
+    def _employ(self) -> None:
+        """Have a thread for what is there to do. Locked."""
+        if not (self._ready or (self._pending and not self._flushing)):
+            return
+        if self._idle_workers:
+            self._turn.notify()
+        elif len(self._threads) < self._workers:
+            thread = threading.Thread(
+                target=self._work, name=f"hopcoll-task-{len(self._threads)}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def _work(self) -> None:
+        while True:
+            with self._turn:
+                slot = self._next()
+            if slot is None:
+                return
+            try:
+                if isinstance(slot, Slot):
+                    self._attempts.execute(slot)
+                else:
+                    self._flush()
+            except BaseException as error:
+                self.stop(error)
+            finally:
+                with self._turn:
+                    if isinstance(slot, Slot):
+                        self._running -= 1
+                    else:
+                        self._flushing = False
+                    self._look_for_the_end()
+
+    def _next(self) -> Slot | bool | None:
+        """Return the task to be run, True for a flush, None when all is over. Locked."""
+        while not self._finished:
+            if self._pending and not self._flushing and not self._stopping and (
+                not self._ready
+                or len(self._pending) >= _GROUP_MAX
+                or time.monotonic() - self._pending[0][1] > _GROUP_S
+            ):
+                self._flushing = True
+                if self._ready:
+                    self._employ()
+                return True
+            if self._ready and not self._stopping:
+                slot = self._ready.popleft()
+                slot.phase = RUNNING
+                self._running += 1
+                if self._ready:
+                    self._employ()
+                return slot
+            self._idle_workers += 1
+            self._turn.wait()
+            self._idle_workers -= 1
+        return None
+
+    def _next_gang(self) -> Any:
+        try:
+            return self._gangs.get(timeout=_POLL_S)
+        except queue.Empty:
+            return None
+
+    def _poll(self) -> None:
+        """Look at what time brings. Locked."""
+        now_s = time.monotonic()
+        while self._delayed and self._delayed[0][0] <= now_s:
+            self._make_ready(heapq.heappop(self._delayed)[2])
+        for key in list(self._events):
+            self._give_events(key)
+        if self._journal.durable < self._appended and not self._pending:
+            self._pending.append((self._appended, now_s, None, 0))  # what nobody waits for
+        if not self._stopping and self.folder.cancel_requested():
+            self.stop(WorkflowCancelledError(f"workflow {self.folder.id} was cancelled"))
+        self._employ()
+        self._look_for_the_end()
+
+    def _look_for_the_end(self) -> None:
+        """See whether all is over, or nothing can go on. Locked."""
+        self._check_output()
+        if self._stopping or not self._held or self._ready or self._pending or self._running:
+            return
+        if self._delayed or self._writing or self._events or self._flushing:
+            return
+        slot = self._held[0]
+        names = ", ".join(sorted(self.board.exposed(slot, set())))
+        self.stop(
+            WorkflowError(
+                f"{slot.id} has an effect that cannot be released: {names} would give another "
+                'value if it ran again, and checkpoint="none" keeps it from becoming durable; '
+                'annotate it with checkpoint="async"'
+            )
+        )
+
+    # The way of a task
+
+    def _connect(self, slots: list[Slot]) -> None:
+        """Let tasks wait for what they need, and begin with those that need nothing. Locked."""
+        board = self.board
+        for slot in slots:
+            if slot.id in board.alias:
+                lacks = self._is_to_run(board.resolve(slot.id))
+                slot.phase = RUNNING if lacks else AVAILABLE  # it is what it went on to
+            elif not self._is_to_run(slot.id):
+                slot.phase = AVAILABLE
+        for slot in slots:
+            if slot.phase == WAITING:
+                slot.uses = slot.vertex.inputs
+            for name in slot.vertex.inputs:
+                other = board.slots[name]
+                other.users.append(slot)
+                if slot.uses:
+                    other.users_left += 1
+                    slot.missing += other.phase != AVAILABLE
+        for slot in slots:
+            if slot.phase == WAITING and slot.missing == 0:
+                self._make_ready(slot)
+
+    def _is_to_run(self, task: str) -> bool:
+        return task in self.board.plan.run or self.ledger.done(task) is None
+
+    def _make_ready(self, slot: Slot) -> None:
+        """Its inputs are there. Locked."""
+        task = slot.vertex.node.task
+        if isinstance(task, Event):
+            slot.phase = RUNNING
+            self._events.setdefault(task.key, []).append(slot)
+            self._give_events(task.key)
+        elif slot.is_loop:
+            slot.phase = RUNNING
+            self._go_round(slot)
+        elif (
+            task.annotations.external
+            and not slot.announced
+            and self.board.exposed(slot, self._settled)
+        ):
+            slot.phase = HELD
+            self._held.append(slot)
+        else:
+            slot.phase = READY
+            self._ready.append(slot)
+
+    def _go_round(self, loop: Slot) -> None:
+        """Begin the next iteration of a loop, or end it. Locked."""
+        body = loop.vertex.node.task
+        assert isinstance(body, Loop)
+        newest = self.board.newest_iteration(loop)
+        if newest is None:
+            if body.times == 0:
+                self._finish_empty(loop)
+                return
+            following = self.board.add_iteration(loop, 0)
+        else:
+            if newest.phase != AVAILABLE:
+                return  # it runs (again)
+            done = self.ledger.done(newest.id)
+            assert newest.number is not None
+            if (done is not None and done.head.get("l")) or newest.number + 1 >= body.times:
+                self.board.set_alias(loop.id, newest.id)
+                self._become_available(loop)
+                return
+            following = self.board.add_iteration(loop, newest.number + 1, newest.number)
+        following.reason = FIRST
+        self._connect([following])
+
+    def _finish_empty(self, loop: Slot) -> None:
+        """A loop that is never gone round: its value is what it would have begun with."""
+        value = loop.vertex.call(self.value_of)[0][0]
+        loop.attempt = 1
+        versions = {name: self._version(name) for name in self.board.inputs(loop.id)}
+        head = {"t": loop.id, "a": 1, "in": versions, "nd": False, "s": 0.0, "c": ""}
+        mode = "async" if self.board.is_output(loop) else "none"
+        self._attempts.store(loop, head, values.freeze(value), mode)
+
+    def _version(self, task: str) -> int:
+        done = self.ledger.done(task)
+        assert done is not None
+        return done.attempt
+
+    def _give_events(self, key: str) -> None:
+        """Give what came from outside to those that wait for it. Locked."""
+        slots = self._events[key]
+        for event_id, body in self.folder.events(key, self.ledger.events):
+            slot = slots.pop(0)
+            state = self.ledger.states.get(slot.id)
+            slot.attempt = (0 if state is None else state.attempt) + 1
+            versions = {name: self._version(name) for name in self.board.inputs(slot.id)}
+            head = {"t": slot.id, "a": slot.attempt, "in": versions, "nd": True, "s": 0.0,
+                    "c": "", "st": INLINE, "e": event_id}  # fmt: skip
+            self.finish(slot, values.freeze(values.unpack(body)), head, body, wait=True)
+            if not slots:
+                del self._events[key]
+                break
+
+    def note_run(self, slot: Slot) -> None:
+        reason = slot.reason or FIRST
+        if slot.tries:
+            reason = slot.reason = f"it failed (try {slot.tries + 1})"
+        self.ran.append((slot.id, reason))
+
+    def append(self, kind: str, head: dict[str, Any], body: bytes = b"") -> int:
+        """Put a record into the journal, and into the ledger. Locked."""
+        self._appended = seq = self._journal.append(kind, head, body)
+        self.ledger.apply(kind, head, body, seq)
+        while self.ledger.dropped:
+            self._garbage.append((seq, self.ledger.dropped.pop()))
+        return seq
+
+    def after_flush(self, seq: int, slot: Slot | None, phase: int) -> None:
+        """Let a task go on once a record is durable. Locked."""
+        if slot is not None:
+            slot.phase = FLUSHING
+        self._pending.append((seq, time.monotonic(), slot, phase))
+
+    def delay(self, slot: Slot, delay_s: float) -> None:
+        """Try a task again later."""
+        with self._turn:
+            slot.phase = DELAYED
+            due_s = time.monotonic() + min(delay_s, _BACKOFF_MAX_S)
+            heapq.heappush(self._delayed, (due_s, id(slot), slot))
+
+    def finish(
+        self, slot: Slot, value: Any, head: dict[str, Any], body: bytes, *, wait: bool
+    ) -> None:
+        """A task has its value. Where `wait` says so, its users begin when that is durable."""
+        with self._turn:
+            seq = self.append("done", head, body)
+            slot.value, slot.valued = value, True
+            self.board.settle_loop(slot.id)
+            if wait:
+                self.after_flush(seq, slot, AVAILABLE)
+            else:
+                self._become_available(slot)
+            self._employ()
+
+    def kept(self, task: str, attempt: int, place: dict[str, Any]) -> None:
+        """A value that was coming is durable, but for the record that says so."""
+        with self._turn:
+            seq = self.append("kept", {"t": task, "a": attempt, **place})
+            self.board.settle_loop(task)
+            self.after_flush(seq, None, 0)
+            self._employ()
+
+    def go_on(
+        self, slot: Slot, owner: str, generation: int, graph: Graph, head: dict[str, Any],
+        body: bytes,
+    ) -> None:  # fmt: skip
+        """A task has a graph in the place of a value."""
+        with self._turn:
+            self.append("more", head, body)
+            self._consumed(slot)
+            slot.phase = AVAILABLE if generation > 1 else RUNNING
+            added = self.board.go_on(slot.id, owner, generation, graph)
+            for one in added:
+                one.reason = FIRST
+            self._left += len(added)
+            self._connect(added)
+            self._employ()
+
+    def _become_available(self, slot: Slot) -> None:
+        """Let those begin that waited for it. Locked."""
+        chain = [slot]
+        while chain:
+            one = chain.pop()
+            one.phase = AVAILABLE
+            self._consumed(one)
+            for user in one.users:
+                if user.phase == WAITING:
+                    user.missing -= 1
+                    if user.missing == 0:
+                        self._make_ready(user)
+            if one.alias_of is not None:
+                chain.append(self.board.slots[one.alias_of])
+            elif one.number is not None:
+                self._go_round(self.board.slots[one.vertex.loop.id])  # type: ignore[attr-defined]
+        self._left -= 1
+        if self._progress is not None:
+            self._progress(slot.id, slot.reason, max(self._left, 0))
+
+    def _consumed(self, slot: Slot) -> None:
+        """A task has used its inputs: values that nobody else will use are let go. Locked."""
+        names, slot.uses = slot.uses, ()
+        for name in names:
+            other = self.board.slots.get(name)
+            if other is None:
+                continue
+            other.users_left -= 1
+            if other.users_left == 0:
+                source = self.board.slots.get(self.board.resolve(name))
+                if source is not None and not self.board.is_output(source):
+                    source.value, source.valued = None, False
+
+    def value_of(self, task: str) -> Any:
+        """Return the value of a task; read back where it is not in memory."""
+        with self.lock:
+            name = self.board.resolve(task)
+            slot = self.board.slots[name]
+            if slot.valued:
+                return slot.value
+            done = self.ledger.done(name)
+            assert done is not None and done.durable, (task, name, done)
+        value = values.freeze(self.folder.read_value(done.head, done.body, name))
+        with self.lock:
+            slot.value, slot.valued = value, True
+        return value
+
+    # The disk
+
+    def _flush(self) -> None:
+        """Make durable what others wait for; in a worker's thread."""
+        with self.lock:
+            upto = self._appended
+        self._journal.flush(upto)
+        with self._turn:
+            if self.ledger.records > _COMPACT_RECORDS + 4 * len(self.ledger.states):
+                self._journal.compact(self.ledger.keep())
+                self.ledger.records = 0
+                self._appended = self._journal.durable
+            durable = self._journal.durable
+            while self._pending and self._pending[0][0] <= durable:
+                _, _, slot, phase = self._pending.popleft()
+                if slot is None:
+                    continue
+                if phase == AVAILABLE:
+                    self._become_available(slot)
+                else:
+                    slot.phase = READY
+                    self._ready.append(slot)
+            garbage = []
+            while self._garbage and self._garbage[0][0] <= durable:
+                garbage.append(self._garbage.popleft()[1])
+            held, self._held = self._held, []
+            for slot in held:
+                self._make_ready(slot)
+        self.folder.remove_values(garbage)
+
+    def write_later(self, task: str, attempt: int, packed: values.Packed) -> None:
+        """Have a value written meanwhile; waits where too much is on its way already."""
+        with self._turn:
+            while self._writing_bytes > _WRITING_BYTES_MAX and not self._stopping:
+                self._turn.wait(_POLL_S)
+            self._writing += 1
+            self._writing_bytes += packed.nbytes
+            if self._writer is None:
+                self._writer = threading.Thread(
+                    target=self._write, name="hopcoll-values", daemon=True
+                )
+                self._writer.start()
+        self._to_write.put((task, attempt, packed))
+
+    def _write(self) -> None:
+        while (item := self._to_write.get()) is not None:
+            try:
+                if not (self._stopping and self._error is not None):
+                    self._attempts.write(*item)
+            except BaseException as error:
+                self.stop(error)
+            finally:
+                with self._turn:
+                    self._writing -= 1
+                    self._writing_bytes -= item[2].nbytes
+
+    # Gangs
+
+    def check_ranks(self, vertices: Iterable[Vertex]) -> None:
+        """Raise where there are gangs and no ranks."""
+        if self._gang is None:
+            for vertex in vertices:
+                if vertex.node.task.annotations.ranks is not None:
+                    raise WorkflowError(
+                        f"{vertex.id} runs on ranks, and the workflow has none: give Workflow a "
+                        "communicator (comm=)"
+                    )
+
+    def hand_over(
+        self, slot: Slot, arguments: Any, keywords: Any, context: TaskContext
+    ) -> None:
+        """Give a gang's task to the thread that has the communicator."""
+        with self.lock:
+            self._running += 1
+        self._gangs.put((slot, arguments, keywords, context))
+
+    def _run_gang(self, slot: Slot, arguments: Any, keywords: Any, context: TaskContext) -> None:
+        task = slot.vertex.node.task
+        assert isinstance(task, Task) and self._gang is not None
+        start_s = time.perf_counter()
+        try:
+            value, contributors, whole = self._gang(task, arguments, keywords, context)
+        except GangError as error:
+            self._attempts.failed(slot, task, error.cause, arguments, keywords, context)
+        else:
+            took_s = time.perf_counter() - start_s
+            extra = {"w": list(contributors)}
+            self._attempts.succeeded(slot, task, value, took_s, extra=extra, whole=whole)
+        finally:
+            with self._turn:
+                self._running -= 1
+                self._employ()

@@ -1,0 +1,544 @@
+"""What a journal says about a workflow, and what has to be done because of it. Pure.
+
+The records, by kind (`head` has the fields, `body` what is said there):
+
+========  ==========================================================================================
+start     the workflow: ``uuid``, ``print`` (of the graph), ``owner``; body: the graph
+resume    a process went on with it: ``owner``, ``over`` (who is known to do nothing any more)
+begin     the intent of an attempt with an effect: ``t``, ``a``, ``in``, ``by`` (whose); body: the
+          call, where it can be rolled back
+done      an attempt has ended: ``t``, ``a``, ``in``, ``h`` (hash), ``nd`` (not deterministic),
+          ``st`` (where the value is, below), ``s`` (seconds), ``c`` (code), and what only some have:
+          ``f`` and ``sh`` (file and its record), ``w`` (contributors), ``e`` (event), ``l`` (the last
+          of a loop), ``why`` (it ran again), ``x`` (an external effect), ``r`` (can be rolled back); body: the value
+more      an attempt has ended, and its graph goes on in its place: as done, ``o`` (of whose
+          generation), ``g`` (which); body: the graph
+kept      the value of a done attempt is durable now: ``t``, ``a``, ``f``, ``sh``
+not       an effect was begun and is known not to have been done: ``t``, ``a``
+undone    an attempt was rolled back: ``t``, ``a``
+fail      an attempt has failed: ``t``, ``a``, ``error``, ``late`` (its thread goes on)
+note      what a task must be told again: ``t``, ``k``, ``v``
+end       the workflow: ``status``, ``error``, ``output`` (which task has it)
+========  ==========================================================================================
+
+**Versions.** An attempt's number is the version of its value. ``in`` has the versions that it was
+made from. A value is *valid* if those are still the versions of its inputs, and these valid.
+
+**What is run** (`plan`): what the output needs and does not have. A task that ran already runs again
+for one of three reasons only: it was cut off or has failed; its value was not kept and somebody who
+runs needs it; or a version that it was made from is gone. A value that is computed again by a
+deterministic task keeps its version; else it gets a new one, and all that was made from the old one
+is void: it is undone, newest first, and runs again.
+
+**When an effect may be released** (`exposed`). Its arguments must be able to become no other values.
+So of all that it was made from, however far back, nothing may be *exposed*: not deterministic, not
+durable, and such that somebody may need it again. Who is durable, or whose users are all durable (or
+themselves in such a place), is needed by nobody. That is derived from the graph; no user lists it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hopcoll.errors import CheckpointCorruptError
+
+__all__ = ["Done", "Ledger", "Plan", "State", "exposed", "plan"]
+
+#: Where a value is: nowhere, in the record, in a file, in memory on its way to a file.
+NOWHERE, INLINE, FILE, COMING = range(4)
+#: Why a task runs for the first time.
+FIRST = "it has not run yet"
+
+
+@dataclass
+class Done:
+    """An attempt that has ended, and counts."""
+
+    attempt: int
+    inputs: dict[str, int]
+    hash: str | None
+    deterministic: bool
+    place: int
+    seq: int
+    head: dict[str, Any]
+    body: bytes
+
+    @property
+    def durable(self) -> bool:
+        return self.place in (INLINE, FILE)
+
+
+@dataclass
+class Begun:
+    """An intent whose end is not known."""
+
+    attempt: int
+    inputs: dict[str, int]
+    seq: int
+    by: str
+    head: dict[str, Any]
+    body: bytes
+    late: bool = False  # a thread may be about to do it still
+
+
+@dataclass
+class State:
+    """What the journal says about a task."""
+
+    attempt: int = 0  # the highest
+    done: Done | None = None
+    begun: Begun | None = None  # an external effect, or one that can be rolled back
+    undoable: Begun | None = None  # what a rollback would undo
+    notes: dict[int, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    runs: int = 0
+    undone: int = 0
+    life: int = 0  # how many processes went on with the workflow before it ended
+
+
+class Ledger:
+    """The sum of a journal's records.
+
+    Attributes
+    ----------
+    start : dict or None
+        The head of the record that began the workflow.
+    graph : bytes
+        Its body.
+    status : str
+        "empty", "running", "done", "failed" or "cancelled".
+    error : str or None
+    output : str or None
+        The task that has the output of one that is done.
+    states : dict of str to State
+        By task.
+    more : dict of str to (str, int)
+        For each task whose graph goes on in another: the task that ended with it, and the
+        generation.
+    loops : dict of str to int
+        The newest iteration of a loop whose value is durable.
+    attic : dict of str to list of (str, Begun)
+        What could still be rolled back of tasks that were dropped, by the loop or the task that
+        went on without them.
+    events : set of str
+        Those that were given out.
+    dropped : list of str
+        Files that nobody needs any more; the caller takes them from here.
+    owners : dict of str to dict
+        The processes that went on with it, by nonce.
+    over : set of str
+        Those of them that are known to do nothing any more.
+    lives : int
+        How many processes went on with it.
+    records : int
+        How many there were since the last compaction.
+    """
+
+    def __init__(self) -> None:
+        self.start: dict[str, Any] | None = None
+        self.graph = b""
+        self.status = "empty"
+        self.error: str | None = None
+        self.output: str | None = None
+        self.states: dict[str, State] = {}
+        self.more: dict[str, tuple[str, int]] = {}
+        self.loops: dict[str, int] = {}
+        self.iterations: dict[str, set[int]] = {}
+        self.attic: dict[str, list[tuple[str, Begun]]] = {}
+        self.events: set[str] = set()
+        self.dropped: list[str] = []
+        self.owners: dict[str, dict[str, Any]] = {}
+        self.over: set[str] = set()
+        self.lives = 0
+        self.records = 0
+        self._children: dict[str, set[str]] = {}
+
+    def state(self, task: str) -> State:
+        state = self.states.get(task)
+        if state is None:
+            state = self.states[task] = State()
+            if (owner := owner_of(task)) is not None:
+                self._children.setdefault(owner, set()).add(task)
+            if (place := iteration_of(task)) is not None:
+                self.iterations.setdefault(place[0], set()).add(place[1])
+        return state
+
+    def done(self, task: str) -> Done | None:
+        state = self.states.get(task)
+        return None if state is None else state.done
+
+    def apply(self, kind: str, head: dict[str, Any], body: bytes, seq: int) -> None:
+        """Take one more record into account."""
+        self.records += 1
+        apply = getattr(self, f"_on_{kind}", None)
+        if apply is None:
+            raise CheckpointCorruptError(f"the journal has a record of an unknown kind, {kind!r}")
+        apply(head, body, seq)
+
+    def _on_start(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        self.start, self.graph, self.status = head, body, "running"
+        self.owners[head["owner"]["nonce"]] = head["owner"]
+
+    def _on_resume(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        self.status, self.error = "running", None
+        self.owners[head["owner"]["nonce"]] = head["owner"]
+        self.over |= set(head["over"])
+        self.lives += 1
+
+    def _on_begin(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        if "of" in head:  # of one that was dropped: so a compaction writes it
+            begun = Begun(head["a"], head["in"], seq, head["by"], head, body)
+            self.attic.setdefault(head["of"], []).append((head["t"], begun))
+            return
+        state = self.state(head["t"])
+        state.attempt = max(state.attempt, head["a"])
+        state.begun = Begun(head["a"], head["in"], seq, head["by"], head, body)
+        if head.get("r"):
+            state.undoable = state.begun
+
+    def _on_done(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        task = head["t"]
+        state = self.state(task)
+        state.attempt = max(state.attempt, head["a"])
+        state.begun = None
+        if state.done is not None:
+            self._drop_file(state.done)
+        state.done = Done(
+            head["a"], head["in"], head.get("h"), not head["nd"], head["st"], seq, head, body
+        )
+        state.runs += 1
+        state.life = self.lives
+        if "e" in head:
+            self.events.add(head["e"])
+        if state.done.durable:
+            self._settle_loop(task)
+
+    def _on_kept(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        done = self.done(head["t"])
+        if done is not None and done.attempt == head["a"]:
+            done.place = FILE
+            done.head = {**done.head, "st": FILE, "f": head["f"], "sh": head["sh"]}
+            self._settle_loop(head["t"])
+
+    def _on_more(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        self._on_done(head, body, seq)
+        task, owner, generation = head["t"], head["o"], head["g"]
+        self.more[owner] = (task, generation)
+        if generation > 1:
+            # The generation before is over: all of it was needed for this one only. What stays is
+            # the task that ended it, as if it had been called by the first.
+            done = self.states[task].done
+            first = self.done(owner)
+            assert done is not None
+            done.inputs = {} if first is None else {owner: first.attempt}
+            done.head = {**done.head, "in": done.inputs}
+            for child in list(self._children.get(owner, ())):
+                if child != task:
+                    self.drop(child, owner)
+
+    def _on_not(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        state = self.state(head["t"])
+        if state.begun is not None and state.begun.attempt == head["a"]:
+            state.begun = None
+
+    def _on_undone(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        task, state = head["t"], self.state(head["t"])
+        if "of" in head:
+            kept = [one for one in self.attic[head["of"]] if one[1].seq != head["seq"]]
+            self.attic[head["of"]] = kept
+            return
+        state.undone += 1
+        state.begun = state.undoable = None
+        if (done := state.done) is not None:
+            # Its version stays: a deterministic task gives the same value again.
+            self._drop_file(done)
+            done.place, done.body = NOWHERE, b""
+            done.head = {**done.head, "st": NOWHERE}
+        self.more.pop(task, None)
+
+    def _on_fail(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        state = self.state(head["t"])
+        state.attempt = max(state.attempt, head["a"])
+        state.failures.append(head["error"])
+        if head.get("late") and state.begun is not None:
+            state.begun.late = True
+
+    def _on_note(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        self.state(head["t"]).notes[head["k"]] = head["v"]
+
+    def _on_end(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        self.status, self.error = head["status"], head.get("error")
+        self.output = head.get("output", self.output)
+
+    def _settle_loop(self, task: str) -> None:
+        """Nobody needs the states of a loop before one that is durable."""
+        place = iteration_of(task)
+        if place is None or place[1] < self.loops.get(place[0], -1):
+            return
+        loop, newest = place
+        self.loops[loop] = newest
+        done = self.states[task].done
+        assert done is not None
+        previous = f"{loop}[{newest - 1}]"
+        done.inputs = {
+            name: version
+            for name, version in done.inputs.items()
+            if name != previous and not name.startswith(previous + "/")
+        }
+        done.head = {**done.head, "in": done.inputs}
+        for i in [i for i in self.iterations[loop] if i < newest]:
+            self.drop(f"{loop}[{i}]", task)
+
+    def _drop_file(self, done: Done) -> None:
+        if done.place == FILE:
+            self.dropped.append(done.head["f"])
+
+    def drop(self, task: str, heir: str | None = None) -> None:
+        """Forget a task, and all that it went on to; an heir keeps what could be rolled back."""
+        for child in list(self._children.pop(task, ())):
+            self.drop(child, heir)
+        self.more.pop(task, None)
+        state = self.states.pop(task, None)
+        inherited = self.attic.pop(task, [])
+        if state is not None and state.done is not None:
+            self._drop_file(state.done)
+        if heir is not None:
+            if state is not None and state.undoable is not None:
+                inherited = [*inherited, (task, state.undoable)]
+            if inherited:
+                self.attic.setdefault(heir, []).extend(inherited)
+        if (owner := owner_of(task)) is not None and owner in self._children:
+            self._children[owner].discard(task)
+        if (place := iteration_of(task)) is not None:
+            self.iterations[place[0]].discard(place[1])
+
+    def forget(self, tasks: Iterable[str]) -> None:
+        """Let go of what these went on to: they run again."""
+        for task in tasks:
+            for child in list(self._children.get(task, ())):
+                self.drop(child)
+            self.more.pop(task, None)
+
+    def keep(self) -> list[tuple[str, dict[str, Any], bytes]]:
+        """Return the records that say all that this ledger knows, for a compaction."""
+        kept: list[tuple[str, dict[str, Any], bytes]] = []
+        if self.start is not None:
+            kept.append(("start", self.start, self.graph))
+        for owner in self.owners.values():
+            kept.append(("resume", {"owner": owner, "over": sorted(self.over)}, b""))
+        rows: list[tuple[int, tuple[str, dict[str, Any], bytes]]] = []
+        for task, state in self.states.items():
+            kept += [
+                ("note", {"t": task, "k": k, "v": v}, b"") for k, v in sorted(state.notes.items())
+            ]
+            for name, begun in self.attic.get(task, ()):
+                head = {**begun.head, "of": task, "t": name}
+                rows.append((begun.seq, ("begin", head, begun.body)))
+            for begun in {id(b): b for b in (state.undoable, state.begun) if b is not None}.values():
+                rows.append((begun.seq, ("begin", begun.head, begun.body)))
+                if begun.late:
+                    late = {"t": task, "a": begun.attempt, "error": "", "late": 1}
+                    rows.append((begun.seq, ("fail", late, b"")))
+            if state.done is not None:
+                kind = "more" if "o" in state.done.head else "done"
+                rows.append((state.done.seq, (kind, state.done.head, state.done.body)))
+            elif state.attempt:
+                rows += [
+                    (0, ("fail", {"t": task, "a": state.attempt, "error": error}, b""))
+                    for error in state.failures[-1:]
+                ]
+        kept += [row for _, row in sorted(rows, key=lambda row: row[0])]
+        if self.status not in ("empty", "running"):
+            head = {"status": self.status, "error": self.error, "output": self.output}
+            kept.append(("end", head, b""))
+        return kept
+
+
+def owner_of(task: str) -> str | None:
+    """The task whose continuation another is part of."""
+    owner = task.rpartition("/")[0]
+    if not owner:
+        return None
+    head, _, last = owner.rpartition("/")
+    return head if last.startswith("~") and head else owner
+
+
+def generation_prefix(owner: str, generation: int) -> str:
+    """How the tasks of a continuation are called."""
+    return f"{owner}/" if generation == 1 else f"{owner}/~{generation}/"
+
+
+def iteration_of(task: str) -> tuple[str, int] | None:
+    """The loop, and the number in it, of a task that is an iteration."""
+    if not task.endswith("]"):
+        return None
+    loop, _, number = task[:-1].rpartition("[")
+    return loop, int(number)
+
+
+# What has to be done
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a ledger.
+
+    Attributes
+    ----------
+    run : dict of str to str
+        The tasks that have to run, and why.
+    undo : list of (str, Begun, str or None)
+        What has to be rolled back first, in this order: the task, its intent, and the heir where
+        the task itself was dropped.
+    renewed : set of str
+        Those that will give another value than before.
+    """
+
+    run: dict[str, str]
+    undo: list[tuple[str, Begun, str | None]]
+    renewed: set[str]
+
+
+def plan(order: Mapping[str, Iterable[str]], output: str, ledger: Ledger) -> Plan:
+    """Find what has to run.
+
+    Parameters
+    ----------
+    order : dict of str to iterable of str
+        All tasks, inputs before those who use them, and their inputs.
+    output : str
+    ledger : Ledger
+    """
+    renewed: set[str] = set()
+    while True:
+        valid: dict[str, bool] = {}
+        for task in order:
+            done = ledger.done(task)
+            valid[task] = done is not None and all(
+                valid.get(name, False)
+                and name not in renewed
+                and _version(ledger, name) == version
+                for name, version in done.inputs.items()
+            )
+        run: dict[str, str] = {}
+        stack = [(output, "")]
+        while stack:
+            task, user = stack.pop()
+            if task in run:
+                continue
+            done = ledger.done(task)
+            if done is not None and valid[task] and done.durable and task not in renewed:
+                continue
+            run[task] = _reason(ledger, task, valid[task], user)
+            stack += [(name, task) for name in order[task]]
+        again = {
+            task
+            for task in run
+            if (done := ledger.done(task)) is not None and not (done.deterministic and valid[task])
+        }
+        if again <= renewed:
+            break
+        renewed |= again
+    undo: list[tuple[str, Begun, str | None]] = []
+    for task in run:
+        state = ledger.states.get(task)
+        if state is not None and state.undoable is not None:
+            undo.append((task, state.undoable, None))
+        if not valid[task]:  # a loop, or a task that went on, begins anew
+            undo += [(name, begun, task) for name, begun in ledger.attic.get(task, ())]
+    undo.sort(key=lambda one: -one[1].seq)
+    return Plan(run, undo, renewed)
+
+
+def _version(ledger: Ledger, task: str) -> int | None:
+    done = ledger.done(task)
+    return None if done is None else done.attempt
+
+
+def _reason(ledger: Ledger, task: str, valid: bool, user: str) -> str:
+    state = ledger.states.get(task)
+    if state is None or (state.done is None and not state.attempt):
+        return FIRST
+    if state.done is None:
+        if state.begun is not None:
+            return "it was cut off"
+        return "it failed" if state.failures else "it was undone"
+    if not valid:
+        return "what it was made from has become another value"
+    return f"its value was not kept, and {user or 'the output'} needs it"
+
+
+def exposed(
+    task: str,
+    inputs: Callable[[str], Iterable[str]],
+    users: Callable[[str], Iterable[str]],
+    done: Callable[[str], Done | None],
+    settled: set[str],
+    output: str,
+) -> set[str]:
+    """Return what `task` was made from that may still become another value.
+
+    Parameters
+    ----------
+    task : str
+    inputs, users : callable
+        The tasks that a task uses, and those that use it.
+    done : callable
+        How a task ended, None if it has not.
+    settled : set of str
+        Tasks for which this, and for all that they were made from, is known not to be so; grows.
+    output : str
+        Is needed for ever.
+    """
+    found: set[str] = set()
+    seen = {task}
+    stack = list(inputs(task))
+    while stack:
+        one = stack.pop()
+        if one in seen or one in settled:
+            continue
+        seen.add(one)
+        if not _pinned(one, task, users, done, output):
+            found.add(one)
+        stack += inputs(one)
+    if not found:
+        settled |= seen - {task}
+    return found
+
+
+def _pinned(
+    task: str,
+    effect: str,
+    users: Callable[[str], Iterable[str]],
+    done: Callable[[str], Done | None],
+    output: str,
+) -> bool:
+    ended = done(task)
+    if ended is None:
+        return False
+    return ended.deterministic or not _needed(task, effect, users, done, output)
+
+
+def _needed(
+    task: str,
+    effect: str,
+    users: Callable[[str], Iterable[str]],
+    done: Callable[[str], Done | None],
+    output: str,
+) -> bool:
+    """Whether a value that is lost would have to be computed again."""
+    stack = [task]
+    seen = set()
+    while stack:
+        one = stack.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        ended = done(one)
+        if one == effect or ended is None or (one == output and not ended.durable):
+            return True
+        if not ended.durable:
+            stack += users(one)
+    return False

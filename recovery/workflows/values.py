@@ -1,0 +1,256 @@
+"""The values of tasks: written and read, hashed by what they are, and kept from being changed.
+
+A value goes through pickle (protocol 5); its arrays go beside it, not through it. Small ones are in
+the journal itself; large ones are an HDF5 file of their own, written and checked as the shards of a
+checkpoint are (`recovery.shards`): each array a dataset of bytes, and the pickled rest.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from hopcoll.errors import CheckpointError, WorkflowError
+from recovery import shards
+from recovery.disk import Disk
+
+__all__ = [
+    "INLINE_BYTES_MAX", "Packed", "dumps", "fingerprint", "freeze", "pack", "read", "read_bytes",
+    "unpack", "write",
+]  # fmt: skip
+
+#: Larger values have a file of their own.
+INLINE_BYTES_MAX = 64 << 10
+_DEPTH_MAX = 100
+
+
+@dataclass
+class Packed:
+    """A value on its way to the disk: nothing of it is shared with the task that made it."""
+
+    data: bytes
+    buffers: list[bytes]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data) + sum(map(len, self.buffers))
+
+    @property
+    def is_small(self) -> bool:
+        return not self.buffers
+
+
+def pack(value: Any, what: str) -> Packed:
+    """Take a copy of a value, as bytes.
+
+    Raises
+    ------
+    WorkflowError
+        It cannot be stored.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        data = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+        nbytes = len(data) + sum(memoryview(buffer).nbytes for buffer in buffers)
+        if nbytes <= INLINE_BYTES_MAX:
+            return Packed(pickle.dumps(value, protocol=5) if buffers else data, [])
+    except Exception as error:
+        raise WorkflowError(
+            f"{what} cannot be stored: {type(error).__name__}: {error}; return something that "
+            'pickle can write, or annotate the task with checkpoint="none"'
+        ) from error
+    return Packed(data, [bytes(buffer.raw()) for buffer in buffers])
+
+
+def write(disk: Disk, path: Path, packed: Packed) -> dict[str, Any]:
+    """Write a large value to a file of its own, durable but for its name; returns its record."""
+    parts = [("pickle", packed.data)]
+    parts += [(f"buffer{i}", buffer) for i, buffer in enumerate(packed.buffers)]
+    datasets = [(name, np.frombuffer(part, np.uint8)) for name, part in parts]
+    return shards.write_shard(
+        disk, path, datasets, attributes={"hopcoll": "value of a task of a workflow"}
+    )
+
+
+def dumps(value: Any, what: str) -> bytes:
+    """Return a value as bytes that `unpack` reads, whatever its size.
+
+    Raises
+    ------
+    WorkflowError
+        It cannot be stored.
+    """
+    try:
+        return pickle.dumps(value, protocol=5)
+    except Exception as error:
+        raise WorkflowError(f"{what} cannot be stored: {type(error).__name__}: {error}") from error
+
+
+def unpack(data: bytes) -> Any:
+    """Return a small value."""
+    return pickle.loads(data)
+
+
+def read_bytes(folder: Path, name: str, shard: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a file that was written from nothing else."""
+    entry = shard["ranges"][-1]
+    out = np.empty(entry["nbytes"], np.uint8)
+    shards.read_range(folder / name, entry, out)
+    return out.tobytes()
+
+
+def read(folder: Path, name: str, shard: Mapping[str, Any], what: str) -> Any:
+    """Read a large value back, and check every byte.
+
+    Raises
+    ------
+    CheckpointCorruptError
+        The file is not what was written.
+    WorkflowError
+        It cannot be read.
+    """
+    try:
+        parts = []
+        for entry in shard["ranges"]:
+            out = np.empty(entry["nbytes"], np.uint8)
+            if out.nbytes:
+                shards.read_range(folder / name, entry, out)
+            parts.append(out)
+        return pickle.loads(parts[0].tobytes(), buffers=[part.data for part in parts[1:]])
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise WorkflowError(
+            f"{what} cannot be read back: {type(error).__name__}: {error}"
+        ) from error
+
+
+def freeze(value: Any, depth: int = 0) -> Any:
+    """Return a value whose arrays cannot be written to (views; the caller's stay as they are)."""
+    if type(value) is np.ndarray:
+        if value.flags.writeable:
+            value = value.view()
+            value.flags.writeable = False
+        return value
+    kind = type(value)
+    if depth < _DEPTH_MAX:
+        if kind is list or kind is tuple:
+            parts = [freeze(one, depth + 1) for one in value]
+            if all(map(_is, parts, value)):
+                return value
+            return parts if kind is list else tuple(parts)
+        if kind is dict:
+            changed = {key: freeze(one, depth + 1) for key, one in value.items()}
+            return value if all(map(_is, changed.values(), value.values())) else changed
+    return value
+
+
+def _is(one: Any, other: Any) -> bool:
+    return one is other
+
+
+# Hashes
+
+_SIMPLE = frozenset({bool, int, float, complex, str, type(None)})
+
+
+def fingerprint(value: Any, name: Callable[[Any], str | None] | None = None) -> str:
+    """Return a hash of what a value is: equal for equal values, whoever made them and when.
+
+    Pickled bytes will not do: they depend on which parts of a value are one and the same object,
+    and on the order of sets.
+
+    Parameters
+    ----------
+    value : object
+    name : callable, optional
+        Returns a text for what is hashed by it instead (nodes, functions), None for all else.
+
+    Raises
+    ------
+    WorkflowError
+        It has something in it that cannot be hashed.
+    """
+    if type(value) in _SIMPLE:
+        return xxhash.xxh3_64_hexdigest(_simple(value))
+    hasher = xxhash.xxh3_128()
+    _Walk(hasher.update, name).add(value, 0)
+    return hasher.hexdigest()
+
+
+def _simple(value: Any) -> bytes:
+    return f"{type(value).__name__}:{value!r};".encode("utf-8", "surrogatepass")
+
+
+class _Walk:
+    def __init__(
+        self, update: Callable[[Any], None], name: Callable[[Any], str | None] | None
+    ) -> None:
+        self._update = update
+        self._name = name
+
+    def add(self, value: Any, depth: int) -> None:
+        kind = type(value)
+        if kind in _SIMPLE:
+            self._update(_simple(value))
+            return
+        if self._name is not None and (text := self._name(value)) is not None:
+            self._update(_simple(("name", text)))
+            return
+        if depth > _DEPTH_MAX:
+            raise WorkflowError(
+                f"a value of {kind.__name__} is nested too deeply to be hashed, or contains itself"
+            )
+        if kind is list or kind is tuple:
+            self._update(f"{kind.__name__}{len(value)}(".encode())
+            for one in value:
+                self.add(one, depth + 1)
+        elif kind is dict:
+            # In an order of its own: how the keys came does not matter.
+            self._update(f"dict{len(value)}(".encode())
+            texts = {fingerprint(key, self._name): key for key in value}
+            for text in sorted(texts):
+                self._update(text.encode())
+                self.add(value[texts[text]], depth + 1)
+        elif kind is set or kind is frozenset:
+            self._update(f"{kind.__name__}(".encode())
+            for text in sorted(fingerprint(one, self._name) for one in value):
+                self._update(text.encode())
+        elif kind is bytes or kind is bytearray or kind is memoryview:
+            self._update(f"{kind.__name__}{len(value)}:".encode())
+            self._update(bytes(value) if kind is memoryview else value)
+        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            self._update(f"array{value.dtype.str if value.dtype.names is None else value.dtype}"
+                         f"{value.shape}:".encode())
+            flat = np.ascontiguousarray(value)
+            self._update(memoryview(flat.reshape(-1).view(np.uint8)) if flat.nbytes else b"")
+        else:
+            self._reduced(value, kind, depth)
+
+    def _reduced(self, value: Any, kind: type, depth: int) -> None:
+        """By what pickle would write of it."""
+        if isinstance(value, type) or callable(value) and hasattr(value, "__qualname__"):
+            self._update(f"name:{value.__module__}.{value.__qualname__};".encode())
+            return
+        try:
+            parts = value.__reduce_ex__(4)
+        except Exception as error:
+            raise WorkflowError(
+                f"a value of type {kind.__module__}.{kind.__qualname__} cannot be hashed: {error}"
+            ) from error
+        self._update(f"object:{kind.__module__}.{kind.__qualname__}(".encode())
+        if isinstance(parts, str):
+            self._update(parts.encode())
+            return
+        function, *rest = parts
+        self._update(getattr(function, "__qualname__", "?").encode())
+        for part in rest:
+            if part is not None and hasattr(part, "__next__"):
+                part = list(part)
+            self.add(part, depth + 1)
