@@ -1,9 +1,9 @@
 """Whether the owner of a workflow still lives, told without a clock that two hosts share.
 
-The owner writes a **lease**: a small file beside the journal, named after the owner's nonce, whose
-content changes with every beat. An observer looks at it for as long as its patience lasts *on its own
-clock*, and says what it saw. That serves liveness only: a verdict may be wrong, and the journal
-fences whoever was taken for silent and wakes up (`recovery.journal`).
+The owner writes a **lease**: a small file beside the journal, named after the owner's nonce,
+whose content changes with every beat. An observer looks at it for as long as its patience lasts
+*on its own clock*, and says what it saw. That serves liveness only: a verdict may be wrong, and
+the journal fences whoever was taken for silent and wakes up (`recovery.journal`).
 
 One verdict is a proof, "dead": the process cannot do anything any more, nor to the outside world.
 
@@ -12,9 +12,9 @@ One verdict is a proof, "dead": the process cannot do anything any more, nor to 
   parent to ask.
 * The same machine (host name and machine id) has booted since.
 
-Anything else (another host, a container of its own, no machine id) is not proved here; the caller may
-know more (`proven_dead`), such as Slurm's word that a job has ended. A process that the owner started
-may outlive it; the proof is about the owner alone.
+Anything else (another host, a container of its own, no machine id) is not proved here; the caller
+may know more (`proven_dead`), such as Slurm's word that a job has ended. A process that the owner
+started may outlive it; the proof is about the owner alone.
 """
 
 from __future__ import annotations

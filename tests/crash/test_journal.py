@@ -1,4 +1,4 @@
-"""A workflow's journal: power cuts and SIGKILL at every call, and owners that are stopped and woken."""
+"""A workflow's journal: power cuts and SIGKILL at every call; owners that are stopped and woken."""
 
 from __future__ import annotations
 
