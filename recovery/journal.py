@@ -341,6 +341,7 @@ class Journal:
             assert own is not None
             with contextlib.suppress(OSError):
                 own.put([(self._durable, segments.END, b"", b"{}", b"")])
+                own.trim()
 
     def _check(self) -> None:
         """Raise where this journal appends nothing more; for those who hold the lock."""
@@ -508,6 +509,10 @@ class _Own:
         self._disk.fdatasync(self.descriptor)
         self._end = end
         self._group += 1
+
+    def trim(self) -> None:
+        """Give back what was not needed."""
+        self._disk.truncate(self.descriptor, self._end)
 
 
 def _is_ours(name: str) -> bool:

@@ -42,7 +42,7 @@ def flips(path: Path, count: int, seed: int) -> Iterator[int]:
     sound = path.read_bytes()
     draw = random.Random(seed)
     for _ in range(count):
-        at = draw.randrange(len(sound.rstrip(b"\0")) + 300)
+        at = draw.randrange(min(len(sound.rstrip(b"\0")) + 300, len(sound)))
         data = bytearray(sound)
         data[at] ^= 1 << draw.randrange(8)
         path.write_bytes(data)
@@ -114,6 +114,27 @@ def test_corruption_names_the_file_and_the_byte(folder: Path) -> None:
     assert sorted(os.listdir(folder)) == ["0000000001.seg", "0000000002.seg"]
     path.write_bytes(data)
     assert len(heads(folder)) == 12
+
+
+def test_a_file_that_grows_while_it_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading is not atomic: a group may seem missing, and the next one be there."""
+    journal = opened(folder)
+    for number in range(6):
+        put(journal, number)
+    path = segments.path_of(folder, 1)
+    whole = path.read_bytes()
+    at = [whole.index(b'{"at":%d}' % number) for number in range(6)]
+    answers = [
+        whole[: at[1]] + bytes(at[2] - at[1]) + whole[at[2] :],
+        whole[: at[3]] + bytes(at[4] - at[3]) + whole[at[4] :],
+        whole,
+    ]
+    monkeypatch.setattr(Path, "read_bytes", lambda path: answers.pop(0))
+    assert heads(folder) == list(range(6))
+    answers += [whole[: at[3]] + bytes(at[4] - at[3]) + whole[at[4] :]] * 2
+    with pytest.raises(CheckpointCorruptError):
+        heads(folder)
+    assert not answers
 
 
 def test_bytes_that_an_older_segment_lost(folder: Path) -> None:

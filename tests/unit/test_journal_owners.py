@@ -6,7 +6,9 @@ import errno
 import itertools
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -199,6 +201,34 @@ def test_a_successor_that_reads_before_it_has_its_number_is_found(
     monkeypatch.setattr(segments, "load", loaded)
     with pytest.raises(AssertionError, match="a take-over has lost what was reported"):
         explore_take_over(folder)
+
+
+def test_a_reader_beside_a_busy_owner(folder: Path) -> None:
+    """Who reads sees all that was reported before it began, through compactions as well."""
+    journal = opened(folder)
+    reported = [0]
+    ended = threading.Event()
+
+    def work() -> None:
+        try:
+            for number in range(1, 1200):
+                put(journal, number)
+                reported.append(number)
+                if number % 100 == 0:
+                    journal.compact([("number", {"at": one}, b"") for one in reported[1:]])
+        finally:
+            ended.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work)
+        looks = 0
+        while not ended.is_set():
+            before = reported[-1]
+            found = heads(folder)
+            assert found == list(range(1, len(found) + 1)) and len(found) >= before
+            looks += 1
+        done.result()
+    assert looks > 3
 
 
 def test_a_zombie_whose_segment_is_gone_is_fenced(folder: Path) -> None:
