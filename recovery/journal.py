@@ -322,7 +322,7 @@ class Journal:
             if self._own is not None and self._pid == os.getpid() and self._failure is None:
                 self.flush()
                 self._end()
-            elif self._pending:
+            elif self._pending and self._pid == os.getpid():
                 self._check()
         finally:
             with self._changed:

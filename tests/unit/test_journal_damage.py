@@ -33,6 +33,7 @@ def two_owners(folder: Path) -> Path:
     for number in range(4, 7):
         put(second, number)
     second.append("number", {"at": 7}, bytes(range(256)) * 4)
+    second.append("number", {"at": 8})
     second.close()
     return segments.path_of(folder, 2)
 
@@ -113,7 +114,7 @@ def test_corruption_names_the_file_and_the_byte(folder: Path) -> None:
             call()
     assert sorted(os.listdir(folder)) == ["0000000001.seg", "0000000002.seg"]
     path.write_bytes(data)
-    assert len(heads(folder)) == 12
+    assert len(heads(folder)) == 13
 
 
 def test_a_file_that_grows_while_it_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
