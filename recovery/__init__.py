@@ -25,9 +25,6 @@ The layout, from the bottom up::
     journal.py      the journal: one owner at a time, fenced; group commit
     lease.py        whether the owner of a workflow still lives
     training.py     the session: a loop that goes on
-    segments.py     the bytes of a journal
-    journal.py      what was intended and what was done, by one process at a time
-    lease.py        whether the owner of a workflow lives
     workflows/      exactly-once workflows
     cli.py          hopcoll ckpt
 """
