@@ -13,6 +13,7 @@ cdef enum ChunkState:
     CHUNK_NONE = 0
     CHUNK_PARTIAL = 1
     CHUNK_FINAL = 2
+    CHUNK_LEFT = 3        # less than a partial sum: what comes from a second child is to be added
 
 cdef struct Grid:
     int64_t nbytes

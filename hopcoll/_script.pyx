@@ -7,6 +7,7 @@ by i, and a sum of such items is the set of its contributors; an input counted t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from hopcoll._state cimport *
 from hopcoll._plan cimport is_for_root
+from hopcoll._twins cimport twin_at
 from hopcoll._world cimport Rank, Step, World
 
 
@@ -96,6 +97,45 @@ cdef uint64_t input_item(const Step* step, int size, int rank, int k, int64_t j)
                 return copy_item(k, rank, r, j)
             j -= count
     return rotate((<uint64_t>1) << rank, j)
+
+
+cdef int mix_items(void* context, const Operation* op, void* dest, const void* left,
+                   const void* right, int64_t count) noexcept nogil:
+    """The operation of MIXED steps, of which no two orders or brackets give the same."""
+    cdef int64_t i
+    for i in range(count):
+        (<uint64_t*>dest)[i] = mixed((<const uint64_t*>left)[i], (<const uint64_t*>right)[i])
+    return 0
+
+
+cdef bint has_brackets(const World* world, const Step* step) noexcept nogil:
+    """Whether it is known here in which brackets a MIXED step combines: in those of two trees."""
+    return ((step.kind == ALLREDUCE or step.kind == REDUCE)
+            and world.size - 1 > world.settings.degree
+            and 8 * step.count > world.settings.eager_bytes)
+
+
+cdef uint64_t mixed_below(const World* world, const Step* step, int k, const Mask* members,
+                          int outer, int shift, int rank, int64_t i) noexcept nogil:
+    """Item i of all that a rank, and those below it in a tree, give to operation k."""
+    cdef Twin twin = twin_at(members, world.size, outer, shift, rank)
+    cdef uint64_t out = input_item(step, world.size, rank, k, i)
+    if twin.child[0] >= 0:
+        out = mixed(mixed_below(world, step, k, members, outer, shift, twin.child[0], i), out)
+    if twin.child[1] >= 0:
+        out = mixed(out, mixed_below(world, step, k, members, outer, shift, twin.child[1], i))
+    return out
+
+
+cdef uint64_t mixed_item(const World* world, const Step* step, int k, const Mask* members,
+                         int64_t i) noexcept nogil:
+    """Item i of the result of a MIXED step: it follows from who contributed."""
+    cdef int outer = step.root if step.kind == REDUCE and not step.flags & FLAG_ORDERED else -1
+    cdef int shift = i >= step.count // 2, r
+    for r in range(world.size):
+        if mask_has(members, r) and twin_at(members, world.size, outer, shift, r).parent < 0:
+            return mixed_below(world, step, k, members, outer, shift, r, i)
+    return 0
 
 
 cdef uint64_t carried_sum(const World* world, int rank, int k, int64_t j) noexcept nogil:
