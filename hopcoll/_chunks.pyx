@@ -32,6 +32,10 @@ cdef enum:
     TOKEN_SPRING = 2
     TOKEN_SPRING_RETAINED = 3
     TOKEN_LANDING = 4
+    # Of a window, each of which is granted by a message.  In a tree streams share each link four
+    # ways, and half windows that come one after the other would leave some without work.
+    CHAIN_PARTS = 2
+    TREE_PARTS = 4
 
 
 cdef inline int64_t token_of(int kind, int64_t index, int64_t part) noexcept nogil:
@@ -237,9 +241,11 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
         gate = sink.posted
         while gate < sink.end and states[gate] == CHUNK_PARTIAL:
             gate += 1
-    elif (phase == RIGHT_PHASE and gate > block.taken + engine.settings.window
+    elif (phase != FINAL_PHASE and block.sink[<int>RIGHT_PHASE].open
+          and gate > block.taken + engine.settings.window
           and not engine.settings.sabotage & BREAK_SLOTS):
-        gate = block.taken + engine.settings.window      # the other slots are not empty
+        # The other slots are not empty; and what comes from both sides comes equally fast.
+        gate = block.taken + engine.settings.window
     if block.landing[phase] >= 0:
         landing = &engine.landings[block.landing[phase]]
         landing.in_flight += <int32_t>sink_post(
@@ -251,7 +257,7 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
                   gate, token_of(TOKEN_SINK, op.seq % engine.settings.ring, b << 2 | phase))
     if opening:
         tell_credit(engine, op, b, phase, True)
-    elif sink_credit_due(sink, engine.settings.window):
+    elif sink_credit_due(sink, engine.settings.window, TREE_PARTS if op.twins else CHAIN_PARTS):
         tell_credit(engine, op, b, phase, False)
 
 
@@ -414,23 +420,30 @@ cdef void add_right(Engine* engine, Operation* op, int b) noexcept nogil:
     cdef bint only = partial_source(engine, op, b, PARTIAL_PHASE) < 0
     cdef bint makes_final = is_finalizer(engine, op, b)
     cdef uint8_t* states = op.states + block.state
-    cdef int64_t c, at
-    while sink.open and block.taken < sink.arrived:
+    cdef unsigned char* slots
+    cdef unsigned char* here
+    cdef const unsigned char* left
+    cdef const unsigned char* right
+    cdef int64_t c
+    if not sink.open:
+        return
+    slots = engine.landings[block.landing[<int>RIGHT_PHASE]].slots
+    while block.taken < sink.arrived:
         c = block.taken
         if not only and states[c] != CHUNK_LEFT:
             break
-        at = c * block.grid.chunk_bytes
-        if not combine(engine, op, block.recv + at,
-                       block.send + at if only else block.recv + at,
-                       slot_of_chunk(&block.grid, engine.landings[
-                           block.landing[<int>RIGHT_PHASE]].slots, engine.settings.window, c),
-                       chunk_length(&block.grid, c)):
-            return             # as above
+        here = block.recv + c * block.grid.chunk_bytes
+        left = block.send + c * block.grid.chunk_bytes if only else here
+        right = slot_of_chunk(&block.grid, slots, engine.settings.window, c)
+        if engine.settings.sabotage & BREAK_SIDES:
+            left, right = right, left
+        if not combine(engine, op, here, left, right, chunk_length(&block.grid, c)):
+            return             # it is never complete here: its caller leaves
         states[c] = CHUNK_PARTIAL
         block.taken += 1
         if makes_final:
             finalize_chunk(engine, op, block, c)
-    if sink.open and block.taken == sink.end:
+    if block.taken == sink.end:
         sink.open = 0
         leave_landing(engine, block, RIGHT_PHASE)
 
@@ -471,7 +484,7 @@ cdef void chunk_received(Engine* engine, Operation* op, int b, int phase, int64_
     else:
         if not combine(engine, op, op.scratch + at if op.sig.kind == EXSCAN else block.recv + at,
                        left, block.send + at, nbytes):
-            return             # it is never complete here: its caller leaves
+            return             # as there
         more = partial_source(engine, op, b, RIGHT_PHASE) >= 0
         state[0] = CHUNK_LEFT if more else CHUNK_PARTIAL
         if more:

@@ -102,7 +102,7 @@ cdef enum Sabotage:
     BREAK_ATTEMPT = 8388608   # what went up or down a tree counts in another attempt
     BREAK_RUN = 16777216      # a sum is kept although it is of other ranks now
     BREAK_SLOTS = 33554432    # a slot is granted again before what came into it was added
-    BREAK_SIDES = 67108864    # what comes from the right is added before what comes from the left
+    BREAK_SIDES = 67108864    # what is behind us in the order is added as if it were before us
 
 cdef enum Cut:                # somebody told that the tree of a ballot is cut
     CUT_NONE = 0
