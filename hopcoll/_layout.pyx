@@ -10,6 +10,7 @@ from hopcoll._twins cimport is_twinned, twin_levels
 cdef enum:
     CHUNK_BYTES_MIN = 8192    # shorter ones cost a rank more than the link
     CHAIN_PARTS = 8           # so many times longer than the chain is a message, in chunks
+    LEVEL_STEPS = 8           # of a chain that is as long as one level of a tree
 
 
 cdef void land(Block* block, const unsigned char* source) noexcept nogil:
@@ -21,10 +22,11 @@ cdef void land(Block* block, const unsigned char* source) noexcept nogil:
 cdef int64_t chunk_bytes_of(const Engine* engine, const Operation* op,
                             int64_t nbytes) noexcept nogil:
     """How long the chunks of a block are.  Where one chain goes through all ranks, its last rank
-    begins a chunk a rank later than the first, and in a tree two for each rank that is above it: in
-    a short message that is to be a small part."""
+    begins a chunk a rank later than the first, and in a tree, where those of four streams wait for
+    the same link, some for each rank that is above it: in a short message that is to be a small
+    part."""
     cdef int64_t most = engine.settings.chunk_bytes, fitting
-    cdef int steps = 2 * twin_levels(engine.size) if op.twins else engine.size - 2
+    cdef int steps = LEVEL_STEPS * twin_levels(engine.size) if op.twins else engine.size - 2
     if (op.blocks > 1 and not op.twins) or steps < 1:
         return most
     fitting = nbytes // (CHAIN_PARTS * steps)

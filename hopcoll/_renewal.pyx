@@ -118,7 +118,7 @@ cdef bint keeps_sums(const Engine* engine, const Operation* op, int b, int previ
     if engine.settings.sabotage & BREAK_TAINT:
         return True
     if op.twins:
-        return keeps_run(engine, op, b, previous, lost)
+        return keeps_run(engine, op, b, previous)
     tainted = chain_prefix(engine.size, op.block[b].start, engine.rank)
     tainted = mask_and(&tainted, lost)
     return mask_empty(&tainted)

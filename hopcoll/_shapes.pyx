@@ -49,14 +49,14 @@ def fan_tree(ranks, int first, int degree):
     return out
 
 
-def twin_tree(ranks, int size, int outer, int shift):
+def twin_tree(ranks, int outer, int shift):
     """(parent, left child, right child, run) of each rank in one of the two trees of large
     operations, below `outer` if that is a rank; a run is its first and last position."""
     cdef Mask members = mask_of(ranks)
     cdef Twin twin
     out = {}
     for rank in ranks:
-        twin = twin_at(&members, size, outer, shift, rank)
+        twin = twin_at(&members, outer, shift, rank)
         out[rank] = (twin.parent, twin.child[0], twin.child[1], (twin.first, twin.last))
     return out
 

@@ -7,14 +7,15 @@ algorithms for full bandwidth broadcast, reduction and scan, 2009).  A rank that
 of them is a leaf in the other: so each link carries every byte once each way, as in a chain, and the
 last rank is log n ranks from the first.
 
-Both trees are over the same *order*: the ranks from `start` up, modulo the size.  A rank stands in
-it between what it reaches through its left child and what it reaches through its right one, so
-that its sum is one of a run of ranks; the result is a fold in that order, in the tree's brackets,
-and the same for equal contributors.  Positions are those of all ranks, dead or not, and count from
-0 in the first tree and from 1 in the second.  Which position is above which is told by their bits:
-of a run of them the top is the one whose number, plus one, ends in the most zeros, or the living
-one nearest to it.  So even positions are leaves, and a death changes the place of those that are
-above it, and of those above the rank that takes its place: of O(log n).
+Both trees are over the same *order*: the living ranks from one on, around.  A rank stands in it
+between what it reaches through its left child and what it reaches through its right one, so that
+its sum is one of a run of ranks; the result is a fold in that order, in the tree's brackets, and
+the same for equal contributors.  Positions count from 0 in the first tree and from 1 in the second,
+and their bits tell which one is above which: of a run of them the top is the one whose number, plus
+one, ends in the most zeros.  So even positions are leaves, whoever has died before.  After a death
+those behind the dead in the order have new places, and their sums start anew; a tree that closed
+the gap with few of them would have ranks with children in both trees from then on, and half the
+bandwidth.
 
 A Bcast begins, and a Reduce ends, at a rank that is in neither tree: its root, whose one child is
 the top.  What stands goes out from its holder in the same way.
@@ -23,11 +24,12 @@ from libc.stdint cimport int32_t
 from hopcoll._state cimport *
 from hopcoll._tree cimport is_flat
 
-cdef struct Order:            # a tree's positions: `count` of them, from `shift` on
-    int32_t size
-    int32_t start             # the rank at the first of them
-    int32_t count
-    int32_t shift
+cdef struct Order:            # the ranks of a tree, by position
+    const Mask* members
+    int32_t first             # how many lower members there are than the first of them
+    int32_t count             # of members, ...
+    int32_t inside            # ... of those in the tree
+    int32_t shift             # the first position
 
 
 cdef bint is_twinned(const Engine* engine, const Signature* sig) noexcept nogil:
@@ -46,101 +48,77 @@ cdef int twin_levels(int size) noexcept nogil:
 
 # ---- positions ----------------------------------------------------------------------------
 
-cdef inline int rank_of(const Order* order, int position) noexcept nogil:
-    cdef int rank = order.start + position - order.shift
-    return rank if rank < order.size else rank - order.size
+cdef Order order_of(const Mask* members, int outer, int shift) noexcept nogil:
+    """All members from rank 0 on; or, below `outer`, those behind it."""
+    cdef Order order
+    cdef bint below = outer >= 0 and mask_has(members, outer)
+    order.members, order.shift = members, shift
+    order.count = mask_count(members)
+    order.first = mask_below(members, outer) + below if outer >= 0 else 0
+    order.inside = order.count - below
+    return order
 
 
-cdef int next_in(const Order* order, const Mask* members, int position, int last) noexcept nogil:
-    """The first member's position from this one on; -1: there is none up to the last."""
-    while position <= last:
-        if mask_has(members, rank_of(order, position)):
-            return position
-        position += 1
-    return -1
+cdef int rank_of(const Order* order, int position) noexcept nogil:
+    cdef int place = order.first + position - order.shift
+    return mask_nth(order.members, place if place < order.count else place - order.count)
 
 
-cdef int last_in(const Order* order, const Mask* members, int position, int first) noexcept nogil:
-    """The last member's position up to this one; -1: there is none from the first on."""
-    while position >= first:
-        if mask_has(members, rank_of(order, position)):
-            return position
-        position -= 1
-    return -1
+cdef int position_of(const Order* order, int rank) noexcept nogil:
+    cdef int place = mask_below(order.members, rank) - order.first
+    return order.shift + (place if place >= 0 else place + order.count)
 
 
-cdef int top_of(const Order* order, const Mask* members, int first, int last) noexcept nogil:
-    """Of a run whose ends are members: the position above all others."""
-    cdef int differ = first ^ (last + 1), level = 0, top, step = 0
+cdef int top_of(int first, int last) noexcept nogil:
+    """The position above all others from `first` to `last`."""
+    cdef int differ = first ^ (last + 1), level = 0
     while differ >> (level + 1):
         level += 1
-    top = ((last + 1) >> level << level) - 1
-    while True:
-        if top - step >= first and mask_has(members, rank_of(order, top - step)):
-            return top - step
-        if top + step <= last and mask_has(members, rank_of(order, top + step)):
-            return top + step
-        step += 1
+    return ((last + 1) >> level << level) - 1
 
 
-cdef int top_rank(const Order* order, const Mask* members, int first, int last) noexcept nogil:
-    """The rank above all others of a run, if there is one."""
-    return rank_of(order, top_of(order, members, first, last)) if first >= 0 and last >= 0 else -1
+cdef int top_rank(const Order* order, int first, int last) noexcept nogil:
+    """The rank above all others, if there is one."""
+    return rank_of(order, top_of(first, last)) if first <= last else -1
 
 
-cdef Twin place_in(const Order* order, const Mask* members, int outer, const Mask* away,
-                   int rank) noexcept nogil:
+cdef Twin place_in(const Order* order, int outer, const Mask* away, int rank) noexcept nogil:
     """The place of a rank in a tree, below `outer`, if that is a rank.  Its parent is the nearest
     one above that is not `away` (NULL: nobody is)."""
     cdef Twin twin
-    cdef int at, top, ends = order.shift + order.count - 1
-    cdef int first = next_in(order, members, order.shift, ends)
-    cdef int last = last_in(order, members, ends, order.shift)
+    cdef int at, top, first = order.shift, last = order.shift + order.inside - 1
     twin.epoch = twin.attempt = twin.holder = twin.parent = -1
     twin.child[0] = twin.child[1] = twin.first = twin.last = -1
-    if not mask_has(members, rank):
+    if not mask_has(order.members, rank):
         return twin
     if rank == outer:
         twin.first, twin.last = first, last
-        twin.child[0] = top_rank(order, members, first, last)
+        twin.child[0] = top_rank(order, first, last)
         return twin
-    at = rank - order.start + order.shift
-    if rank < order.start:
-        at += order.size
+    at = position_of(order, rank)
+    top = top_of(first, last)
     twin.parent = outer
-    while True:
-        top = top_of(order, members, first, last)
-        if top == at:
-            break
+    while top != at:
         if away == NULL or not mask_has(away, rank_of(order, top)):
             twin.parent = rank_of(order, top)
         if at < top:
-            last = last_in(order, members, top - 1, first)
+            last = top - 1
         else:
-            first = next_in(order, members, top + 1, last)
+            first = top + 1
+        top = top_of(first, last)
     twin.first, twin.last = first, last
-    twin.child[0] = top_rank(order, members, first, last_in(order, members, at - 1, first))
-    twin.child[1] = top_rank(order, members, next_in(order, members, at + 1, last), last)
+    twin.child[0] = top_rank(order, first, at - 1)
+    twin.child[1] = top_rank(order, at + 1, last)
     return twin
 
 
-cdef Twin twin_at(const Mask* members, int size, int outer, int shift, int rank) noexcept nogil:
+cdef Twin twin_at(const Mask* members, int outer, int shift, int rank) noexcept nogil:
     """The place of a rank in one of the two trees (`shift` 0 and 1); outer -1: all are in it."""
-    cdef Order order = order_below(size, outer, shift)
-    return place_in(&order, members, outer, NULL, rank)
+    cdef Order order = order_of(members, outer, shift)
+    return place_in(&order, outer, NULL, rank)
 
 
 # ---- the places of an operation -----------------------------------------------------------
-
-cdef Order order_below(int size, int outer, int shift) noexcept nogil:
-    """Of all ranks but `outer`, if that is one."""
-    cdef Order order
-    order.size = size
-    order.start = outer + 1 if outer + 1 < size else 0
-    order.count = size if outer < 0 else size - 1
-    order.shift = shift
-    return order
-
 
 cdef int outer_of(const Engine* engine, const Operation* op, int b) noexcept nogil:
     """The rank above the tree of a block; -1: there is none."""
@@ -155,8 +133,8 @@ cdef Twin find_twin(const Engine* engine, const Operation* op, int b, const Mask
                     const Mask* away) noexcept nogil:
     """Our place in the tree of a block, over these members."""
     cdef int outer = outer_of(engine, op, b)
-    cdef Order order = order_below(engine.size, outer, b)
-    return place_in(&order, members, outer, away, engine.rank)
+    cdef Order order = order_of(members, outer, b)
+    return place_in(&order, outer, away, engine.rank)
 
 
 cdef const Twin* twin_of(const Engine* engine, const Operation* op, int b) noexcept nogil:
@@ -180,16 +158,21 @@ cdef int twin_source(const Engine* engine, const Operation* op, int b) noexcept 
     return find_twin(engine, op, b, &members, &op.away).parent
 
 
-cdef bint keeps_run(const Engine* engine, const Operation* op, int b, int previous,
-                    const Mask* lost) noexcept nogil:
-    """Whether our sum of an earlier attempt is of the same ranks as in this one.  Then it is in the
-    same brackets: those of a run follow from who is in it."""
-    cdef Mask members = members_of(engine, previous)
-    cdef Order order = order_below(engine.size, outer_of(engine, op, b), b)
-    cdef Twin old = find_twin(engine, op, b, &members, NULL), new
-    members = members_of(engine, op.attempt)
-    new = find_twin(engine, op, b, &members, NULL)
-    if (new.first != old.first or new.last != old.last) \
-            and not engine.settings.sabotage & BREAK_RUN:
-        return False
-    return old.first < 0 or next_in(&order, lost, old.first, old.last) < 0
+cdef bint keeps_run(const Engine* engine, const Operation* op, int b, int previous) noexcept nogil:
+    """Whether our sum of an earlier attempt is of the same ranks, in the same brackets, as in this
+    one: the positions of all in it are what they were."""
+    cdef Mask before = members_of(engine, previous), members = members_of(engine, op.attempt)
+    cdef int outer = outer_of(engine, op, b), position
+    cdef Order old = order_of(&before, outer, b), new = order_of(&members, outer, b)
+    cdef Twin was = place_in(&old, outer, NULL, engine.rank)
+    cdef Twin now = place_in(&new, outer, NULL, engine.rank)
+    if engine.settings.sabotage & BREAK_RUN:
+        for position in range(was.first, was.last + 1):
+            if not mask_has(&members, rank_of(&old, position)):
+                return False
+        return True
+    if was.first > was.last:              # nobody else's
+        return True
+    return (now.first == was.first and now.last == was.last
+            and rank_of(&new, now.first) == rank_of(&old, was.first)
+            and rank_of(&new, now.last) == rank_of(&old, was.last))
