@@ -184,6 +184,27 @@ cdef inline bint is_summed(uint8_t state) noexcept nogil:
     return state == CHUNK_PARTIAL or state == CHUNK_FINAL
 
 
+cdef int64_t wanted_until(const Engine* engine, const Operation* op,
+                          const Block* block) noexcept nogil:
+    """How far partial sums may come to us in a tree."""
+    cdef int64_t until = block.grid.chunks, window = engine.settings.window
+    cdef int32_t index = block.outlets[<int>PARTIAL_PHASE]
+    cdef const Outlet* outlet
+    if engine.settings.sabotage & BREAK_SLOTS:
+        return until
+    if block.sink[<int>RIGHT_PHASE].open:
+        # The other slots are not empty; and what comes from both sides comes equally fast.
+        until = block.taken + window
+    while index >= 0:
+        outlet = &engine.outlets[index]
+        # Not before those above us can take it: the links have other things to carry.
+        if (outlet.epoch == engine.epoch and outlet.spring.next < outlet.spring.end
+                and outlet.spring.next + window < until):
+            until = outlet.spring.next + window
+        index = outlet.next
+    return until
+
+
 cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept nogil:
     """Asks for the next missing chunks of one phase, and posts receives ahead."""
     cdef Block* block = &op.block[b]
@@ -241,11 +262,8 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
         gate = sink.posted
         while gate < sink.end and states[gate] == CHUNK_PARTIAL:
             gate += 1
-    elif (phase != FINAL_PHASE and block.sink[<int>RIGHT_PHASE].open
-          and gate > block.taken + engine.settings.window
-          and not engine.settings.sabotage & BREAK_SLOTS):
-        # The other slots are not empty; and what comes from both sides comes equally fast.
-        gate = block.taken + engine.settings.window
+    elif op.twins and gate > wanted_until(engine, op, block):
+        gate = wanted_until(engine, op, block)
     if block.landing[phase] >= 0:
         landing = &engine.landings[block.landing[phase]]
         landing.in_flight += <int32_t>sink_post(
@@ -322,6 +340,8 @@ cdef void pump_block(Engine* engine, Operation* op, int b) noexcept nogil:
         if block.epoch != engine.epoch and block_idle(block):
             open_block(engine, op, b)
         if block.epoch == engine.epoch:
+            if op.twins:           # what was given away says how much is wanted
+                pump_outlets(engine, op, b, PARTIAL_PHASE)
             pump_sink(engine, op, b, PARTIAL_PHASE)
             if op.twins:
                 pump_sink(engine, op, b, RIGHT_PHASE)
@@ -646,7 +666,9 @@ cdef void on_credit(Engine* engine, int peer, const Head* head,
                         retire_outlet(engine, op, index)
                         return
                     outlet.spring.limit = body.limit
-                    if outlet.attached:
+                    if outlet.attached and op.twins:
+                        pump_block(engine, op, body.block)
+                    elif outlet.attached:
                         pump_outlets(engine, op, body.block, body.phase)
                     return
                 index = outlet.next

@@ -35,8 +35,8 @@ def test_blocks_start_where_the_value_tree_does(size):
 
 
 def tree_over(positions):
-    """{position: (parent, left, right, (first, last))}: above all is the position whose number, plus
-    one, ends in the most zeros, and so on in what is before it and behind it."""
+    """{position: (parent, left, right, (first, last))}: above all is the position whose number,
+    plus one, ends in the most zeros, and so on in what is before it and behind it."""
     out = {}
 
     def grow(some, parent):
