@@ -31,7 +31,8 @@ cdef list describe_operation(const Engine* e, const Operation* op):
         for phase in range(PHASES):
             sink = &block.sink[phase]
             if sink.tag:
-                out.append(f"            {('partial', 'final', 'right')[phase]} from {sink.source}: "
+                name = ("partial", "final", "right")[phase]
+                out.append(f"            {name} from {sink.source}: "
                            f"open {sink.open} broken {sink.broken} {sink.first}..{sink.end} "
                            f"arrived {sink.arrived} posted {sink.posted} told {sink.told}")
     return out

@@ -8,6 +8,10 @@ one, so that it ends up behind the last of them and no link carries the bytes tw
 location serves one receiver at a time).  It has given nobody anything by then, so that no circle
 can close.  The rank before it does not wait to be asked, either: it shows what it called (CALLED),
 and is complete.
+
+In a tree who asks goes on to the next rank above, and a rank has place for as many as there are
+right below it, or for one.  A circle can close there neither: who is sent on comes below a rank
+whose way to the root stands, and a way that is still to be asked for leads upwards only.
 """
 from libc.stdint cimport int32_t
 from hopcoll._state cimport *
@@ -32,7 +36,8 @@ cdef bint is_over(const Engine* engine, const Operation* op) noexcept nogil:
 cdef bint is_asked(const Engine* engine, const Operation* op) noexcept nogil:
     """Whether the next ranks of a Bcast have shown that they called the same, or are late, and will
     see what we called.  A root needs nothing of others: without this, two of them would never
-    notice each other.  Of two trees the second will do: all ranks are in it, and it is never empty."""
+    notice each other.  Of two trees the second will do: all ranks are in it, and its block is never
+    empty."""
     cdef int takers[2]
     cdef int i
     for i in range(final_takers(engine, op, op.blocks - 1, takers)):

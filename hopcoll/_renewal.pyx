@@ -143,8 +143,8 @@ cdef void rerun_chunks(Engine* engine, Operation* op, int previous) noexcept nog
         block.finals = 0
         for c in range(block.grid.chunks):
             state = op.states + block.state + c
-            if keeps and (state[0] == CHUNK_PARTIAL or state[0] == CHUNK_LEFT or (state[0] == CHUNK_FINAL
-                                                        and is_scan(op.sig.kind))):
+            if keeps and (state[0] == CHUNK_PARTIAL or state[0] == CHUNK_LEFT
+                          or (state[0] == CHUNK_FINAL and is_scan(op.sig.kind))):
                 engine.counters.kept_chunks += 1
                 block.finals += state[0] == CHUNK_FINAL
             elif state[0] != CHUNK_NONE:

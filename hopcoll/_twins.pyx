@@ -4,8 +4,8 @@
 Where not everyone is a child of one rank in the control tree, a large Bcast, Reduce or Allreduce
 has two blocks, each half of its bytes, and each of them a tree (Sanders, Speck and Traeff, Two-tree
 algorithms for full bandwidth broadcast, reduction and scan, 2009).  A rank that has children in one
-of them is a leaf in the other: so each link carries every byte once each way, as in a chain, and the
-last rank is log n ranks from the first.
+of them is a leaf in the other: so each link carries every byte once each way, as in a chain, and
+the last rank is log n ranks from the first.
 
 Both trees are over the same *order*: the living ranks from one on, around.  A rank stands in it
 between what it reaches through its left child and what it reaches through its right one, so that
