@@ -73,16 +73,19 @@ def small(kind: str, nbytes: int, size: int) -> dict[str, Any]:
     }
 
 
-def large(kind: str, nbytes: int, size: int, chunk_bytes: int) -> dict[str, Any]:
+def large(kind: str, nbytes: int, size: int, chunk_bytes: int, window: int) -> dict[str, Any]:
+    """One large operation, along two trees."""
     one = forecast.forecast(
         kind, nbytes, size, rate=RATE, latency_us=LATENCY_US, chunk_bytes=chunk_bytes,
-        window_chunks=64, events_max=1 << 40,
+        window_chunks=window, events_max=1 << 40,
     )  # fmt: skip
     return {
         "kind": kind,
         "nbytes": nbytes,
         "ranks": size,
         "chunk_bytes": chunk_bytes,
+        "window_chunks": window,
+        "through": one.through,
         "ms": round(one.seconds[0] * 1e3, 3),
         "bound_ms": round(one.bound_seconds * 1e3, 3),
         "multiple": round(one.multiple, 3),
@@ -96,10 +99,16 @@ def large(kind: str, nbytes: int, size: int, chunk_bytes: int) -> dict[str, Any]
               default=(1024, 4096, 16384), show_default=True, help="Ranks.")  # fmt: skip
 @click.option("--large-bytes", type=int, default=0, show_default=True,
               help="Also a bcast and an allreduce of so many bytes.")  # fmt: skip
-@click.option("--chunk-bytes", type=int, default=65536, show_default=True)
+@click.option("--chunk-bytes", type=int, default=2 << 20, show_default=True,
+              help="At most; shorter messages have shorter ones.")  # fmt: skip
+@click.option("--window", type=int, default=8, show_default=True, help="Chunks under way.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
 def command(
-    sizes: tuple[int, ...], large_bytes: int, chunk_bytes: int, json_path: Path | None
+    sizes: tuple[int, ...],
+    large_bytes: int,
+    chunk_bytes: int,
+    window: int,
+    json_path: Path | None,
 ) -> None:
     """Simulate many ranks over links of 2 us and 25 GB/s, and count."""
     rows = []
@@ -107,7 +116,8 @@ def command(
         cases = [(small, (kind, nbytes, size)) for kind, nbytes in SMALL]
         if large_bytes:
             cases += [
-                (large, (kind, large_bytes, size, chunk_bytes)) for kind in ("bcast", "allreduce")
+                (large, (kind, large_bytes, size, chunk_bytes, window))
+                for kind in ("bcast", "allreduce")
             ]
         for measure, arguments in cases:
             begin = time.monotonic()

@@ -13,6 +13,7 @@ cdef enum ChunkState:
     CHUNK_NONE = 0
     CHUNK_PARTIAL = 1
     CHUNK_FINAL = 2
+    CHUNK_LEFT = 3        # less than a partial sum: what comes from a second child is to be added
 
 cdef struct Grid:
     int64_t nbytes
@@ -46,7 +47,7 @@ cdef unsigned char* slot_of_chunk(const Grid* grid, unsigned char* slots, int wi
 cdef int64_t sink_post(Sink* sink, Transport* transport, const Grid* grid, unsigned char* base,
                        unsigned char* slots, int window, int64_t gate, int64_t token) noexcept nogil
 cdef int64_t sink_arrived(Sink* sink) noexcept nogil
-cdef bint sink_credit_due(const Sink* sink, int window) noexcept nogil
+cdef bint sink_credit_due(const Sink* sink, int window, int parts) noexcept nogil
 cdef bint sink_idle(const Sink* sink) noexcept nogil
 cdef int64_t spring_push(Spring* spring, Transport* transport, const Grid* grid,
                          const unsigned char* base, const uint8_t* states, int wanted,

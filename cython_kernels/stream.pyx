@@ -62,11 +62,11 @@ cdef int64_t sink_arrived(Sink* sink) noexcept nogil:
     return sink.arrived - 1
 
 
-cdef bint sink_credit_due(const Sink* sink, int window) noexcept nogil:
-    """Whether the sender should hear of new receives: half a window of them, the last ones, or any
-    when it has nothing left to send on."""
+cdef bint sink_credit_due(const Sink* sink, int window, int parts) noexcept nogil:
+    """Whether the sender should hear of new receives: of one of so many parts of a window, the last
+    ones, or any when it has nothing left to send on."""
     cdef int64_t news = sink.posted - sink.told
-    return news > 0 and (2 * news >= window or sink.posted == sink.end
+    return news > 0 and (parts * news >= window or sink.posted == sink.end
                          or sink.arrived == sink.told)
 
 

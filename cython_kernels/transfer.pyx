@@ -233,7 +233,7 @@ cdef void pull(Line* line, End* end) noexcept nogil:
         return
     sink_post(&end.sink, line.table, &end.grid, end.base, NULL, line.window, end.grid.chunks,
               <int64_t><intptr_t>end)
-    if sink_credit_due(&end.sink, line.window):
+    if sink_credit_due(&end.sink, line.window, 2):
         end.sink.told = end.sink.posted
         send_note(line, end, GRANT, end.sink.posted)
 

@@ -72,9 +72,10 @@ _HOMES = {
     ),
 }
 
-_world: Communicator | None = None
-_world_settings: dict[str, Any] = {}
-_world_comm: Any = None
+# Not `_world`: a module of that name becomes an attribute of the package once it is imported.
+_first: Communicator | None = None
+_first_settings: dict[str, Any] = {}
+_first_comm: Any = None
 
 
 def init(comm: MPI.Intracomm | None = None, **settings: Any) -> Communicator:
@@ -118,28 +119,28 @@ def init(comm: MPI.Intracomm | None = None, **settings: Any) -> Communicator:
     """
     from hopcoll.communicator import Communicator
 
-    global _world, _world_settings, _world_comm
-    if _world is not None and _world._forked:
+    global _first, _first_settings, _first_comm
+    if _first is not None and _first._forked:
         raise errors.ClosedError("init was called by the parent of this forked process")
-    if _world is None or _world._closed:
+    if _first is None or _first._closed:
         if comm is None:
             from mpi4py import MPI
 
             comm = MPI.COMM_WORLD
-        _world = Communicator(comm, **settings)
-        _world_settings, _world_comm = settings, comm
-        _say_what_is_missing(_world)
-    elif comm is not None and comm is not _world_comm:
+        _first = Communicator(comm, **settings)
+        _first_settings, _first_comm = settings, comm
+        _say_what_is_missing(_first)
+    elif comm is not None and comm is not _first_comm:
         raise ValueError(
             "comm is another one than that with which init was called first; "
             "make a second Communicator"
         )
-    elif settings and settings != _world_settings:
+    elif settings and settings != _first_settings:
         raise ValueError(
-            f"settings {settings} differ from {_world_settings}, with which init was called first; "
+            f"settings {settings} differ from {_first_settings}, with which init was called first; "
             "make a second Communicator"
         )
-    return _world
+    return _first
 
 
 def _say_what_is_missing(comm: Communicator) -> None:

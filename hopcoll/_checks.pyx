@@ -63,6 +63,10 @@ cdef void check_value(World* world, int rank, int k) noexcept nogil:
                             expected += carried_sum(world, r, k, i)
                 elif step.kind == BCAST:
                     expected = bcast_item(k, step.root, i)
+                elif step.flags & STEP_MIXED:
+                    if not has_brackets(world, step):
+                        break
+                    expected = mixed_item(world, step, k, &result.contributors, i)
                 else:
                     expected = rotate(who, at + i)
                 if one.recv[k][i] != expected:
@@ -289,6 +293,8 @@ cdef int64_t kept_bytes(const Engine* engine) noexcept nogil:
         one = one.next
     if engine.wheres != NULL:
         total += rounded(engine.size * sizeof(WhereBody))
+    if engine.landings != NULL:
+        total += rounded(engine.settings.outlets_max * sizeof(Landing))
     if engine.peer_done != NULL and not is_flat(engine):
         total += rounded(engine.size * sizeof(int64_t))
     return total

@@ -7,6 +7,7 @@ from hopcoll._state cimport *
 cdef void pump_chunks(Engine* engine, Operation* op) noexcept nogil
 cdef void check_complete(Engine* engine, Operation* op) noexcept nogil
 cdef void cancel_sinks(Engine* engine, Operation* op) noexcept nogil
+cdef void close_sink(Engine* engine, Operation* op, int b, int phase) noexcept nogil
 cdef void close_sinks(Engine* engine, Operation* op) noexcept nogil
 cdef void on_away(Engine* engine, int peer, const Head* head, const AwayBody* body) noexcept nogil
 cdef void lose_patience(Engine* engine) noexcept nogil
@@ -16,7 +17,3 @@ cdef void on_grant(Engine* engine, int peer, const Head* head, const GrantBody* 
 cdef void on_credit(Engine* engine, int peer, const Head* head,
                     const CreditBody* body) noexcept nogil
 cdef void check_chunk_faults(Engine* engine, Operation* op) noexcept nogil
-cdef void end_streams(Engine* engine) noexcept nogil
-cdef void part_streams(Engine* engine, int peer) noexcept nogil
-cdef void rerun_chunks(Engine* engine, Operation* op, int previous) noexcept nogil
-cdef void abandon_streams(Engine* engine, int peer) noexcept nogil

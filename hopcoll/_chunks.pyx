@@ -1,29 +1,30 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The streams of a large operation: what each block asks of its neighbours, and gives them.
 
-Every block of an operation is a relay of its own: a sink for partial sums, a sink for finals, and
-an outlet for each stream that another rank was granted.  Streams live for one epoch; a decision
-ends them all, and `open_block` begins anew once nothing of the earlier epoch is under way.
+Every block of an operation is a relay of its own: a sink for partial sums (two, where they come up
+a tree), a sink for finals, and an outlet for each stream that another rank was granted.  Streams
+live for one epoch; a decision ends them all, and `open_block` begins anew once nothing of the
+earlier epoch is under way.
 """
 from libc.stdint cimport int64_t, int32_t, uint8_t
 from libc.string cimport memcpy, memset
 from cython_kernels.transport cimport Event, EVENT_LOST, EVENT_RECEIVED
 from cython_kernels.stream cimport (
-    Grid, Sink, CHUNK_NONE, CHUNK_PARTIAL, CHUNK_FINAL, chunk_length, sink_open, sink_post,
-    sink_arrived, sink_credit_due, sink_idle, slot_of_chunk, spring_push)
+    Grid, Sink, CHUNK_NONE, CHUNK_PARTIAL, CHUNK_FINAL, CHUNK_LEFT, chunk_length, sink_open,
+    sink_post, sink_arrived, sink_credit_due, sink_idle, slot_of_chunk, spring_push)
 from cython_kernels.reduction cimport divide
 from hopcoll._state cimport *
 from hopcoll._plan cimport (
-    block_at, chain_prefix, ends_at_root, final_source, final_taker, is_finalizer, is_fold,
-    is_private, is_scan, is_wanted, partial_source)
+    adds, block_at, ends_at_root, final_source, final_takers, is_finalizer, is_private, is_scan,
+    is_wanted, partial_source)
 from hopcoll._detours cimport (
     awaits_us, is_asked, is_over, send_around, send_behind, wait_patiently)
 from hopcoll._partial cimport refuse_outlets
 from hopcoll._records cimport (
-    claim, combine, compare_signature, send_message)
+    claim, combine, compare_signature, send_message, sinks_idle)
 from hopcoll._streams cimport (
     attach, close_outlet, drop_told, free_landing, free_outlet, keep_early, leave_landing,
-    retire_outlet, take_landing, unlink_outlet, void_stream)
+    retire_outlet, take_landing, void_stream)
 
 cdef enum:
     AVG = 10
@@ -31,6 +32,10 @@ cdef enum:
     TOKEN_SPRING = 2
     TOKEN_SPRING_RETAINED = 3
     TOKEN_LANDING = 4
+    # Of a window, each of which is granted by a message.  In a tree streams share each link four
+    # ways, and half windows that come one after the other would leave some without work.
+    CHAIN_PARTS = 2
+    TREE_PARTS = 4
 
 
 cdef inline int64_t token_of(int kind, int64_t index, int64_t part) noexcept nogil:
@@ -74,23 +79,23 @@ cdef void finalize_chunk(Engine* engine, Operation* op, Block* block, int64_t ch
 
 
 cdef bint block_idle(const Block* block) noexcept nogil:
-    return (sink_idle(&block.sink[0]) and sink_idle(&block.sink[1]) and block.in_flight == 0)
+    return sinks_idle(block) and block.in_flight == 0
 
 
 cdef void open_block(Engine* engine, Operation* op, int b) noexcept nogil:
     """Nothing of an earlier epoch is under way in this block any more: begin anew in this one."""
     cdef Block* block = &op.block[b]
     cdef int64_t c
-    cdef int before = partial_source(engine, op, b)
+    cdef int phase
+    cdef bint alone = not adds(engine, op, b)
     block.epoch = engine.epoch
-    block.sink[0].open = 0
-    block.sink[1].open = 0
-    block.sink[0].broken = 0
-    block.sink[1].broken = 0
+    for phase in range(PHASES):
+        block.sink[phase].open = 0
+        block.sink[phase].broken = 0
     if not is_finalizer(engine, op, b):
         return
     for c in range(block.grid.chunks):
-        if before < 0 and op.states[block.state + c] == CHUNK_NONE:
+        if alone and op.states[block.state + c] == CHUNK_NONE:
             # An Exscan has nothing for the first of its ranks.
             if op.sig.kind != EXSCAN:
                 memcpy(block.recv + c * block.grid.chunk_bytes,
@@ -100,6 +105,11 @@ cdef void open_block(Engine* engine, Operation* op, int b) noexcept nogil:
             finalize_chunk(engine, op, block, c)
 
 
+cdef inline int wire_phase(int phase) noexcept nogil:
+    """What is asked for: to a rank that gives partial sums all who take them are alike."""
+    return PARTIAL_PHASE if phase == RIGHT_PHASE else phase
+
+
 cdef void tell_credit(Engine* engine, Operation* op, int b, int phase, bint opening) noexcept nogil:
     cdef Sink* sink = &op.block[b].sink[phase]
     cdef GrantBody grant
@@ -107,7 +117,7 @@ cdef void tell_credit(Engine* engine, Operation* op, int b, int phase, bint open
     if opening:
         memset(&grant, 0, sizeof(grant))
         grant.block = block_at(engine, op, b)
-        grant.phase = phase
+        grant.phase = wire_phase(phase)
         grant.tag = sink.tag
         grant.first = sink.first
         grant.end = sink.end
@@ -117,7 +127,7 @@ cdef void tell_credit(Engine* engine, Operation* op, int b, int phase, bint open
     else:
         memset(&credit, 0, sizeof(credit))
         credit.block = block_at(engine, op, b)
-        credit.phase = phase
+        credit.phase = wire_phase(phase)
         credit.tag = sink.tag
         credit.told = sink.told
         credit.limit = sink.posted
@@ -137,10 +147,10 @@ cdef void close_sink(Engine* engine, Operation* op, int b, int phase) noexcept n
 
 
 cdef void close_sinks(Engine* engine, Operation* op) noexcept nogil:
-    cdef int b
+    cdef int b, phase
     for b in range(op.blocks):
-        close_sink(engine, op, b, PARTIAL_PHASE)
-        close_sink(engine, op, b, FINAL_PHASE)
+        for phase in range(PHASES):
+            close_sink(engine, op, b, phase)
 
 
 cdef void cancel_sinks(Engine* engine, Operation* op) noexcept nogil:
@@ -149,7 +159,7 @@ cdef void cancel_sinks(Engine* engine, Operation* op) noexcept nogil:
     cdef Sink* sink
     cdef int b, phase
     for b in range(op.blocks):
-        for phase in range(2):
+        for phase in range(PHASES):
             sink = &op.block[b].sink[phase]
             if not sink.open:
                 continue
@@ -157,11 +167,42 @@ cdef void cancel_sinks(Engine* engine, Operation* op) noexcept nogil:
             if sink.posted < sink.end:
                 memset(&credit, 0, sizeof(credit))
                 credit.block = block_at(engine, op, b)
-                credit.phase = phase
+                credit.phase = wire_phase(phase)
                 credit.tag = sink.tag
                 credit.limit = -1
                 send_message(engine, sink.source, MSG_CREDIT, op.seq, &op.sig, &credit,
                              sizeof(credit))
+
+
+cdef inline bint uses_slots(const Engine* engine, int phase) noexcept nogil:
+    """Whether what comes to a landing stays in its slots until it is looked at."""
+    return phase == RIGHT_PHASE or not engine.settings.sabotage & BREAK_DRAIN
+
+
+cdef inline bint is_summed(uint8_t state) noexcept nogil:
+    """Whether all that comes from below is in a chunk."""
+    return state == CHUNK_PARTIAL or state == CHUNK_FINAL
+
+
+cdef int64_t wanted_until(const Engine* engine, const Operation* op,
+                          const Block* block) noexcept nogil:
+    """How far partial sums may come to us in a tree."""
+    cdef int64_t until = block.grid.chunks, window = engine.settings.window
+    cdef int32_t index = block.outlets[<int>PARTIAL_PHASE]
+    cdef const Outlet* outlet
+    if engine.settings.sabotage & BREAK_SLOTS:
+        return until
+    if block.sink[<int>RIGHT_PHASE].open:
+        # The other slots are not empty; and what comes from both sides comes equally fast.
+        until = block.taken + window
+    while index >= 0:
+        outlet = &engine.outlets[index]
+        # Not before those above us can take it: the links have other things to carry.
+        if (outlet.epoch == engine.epoch and outlet.spring.next < outlet.spring.end
+                and outlet.spring.next + window < until):
+            until = outlet.spring.next + window
+        index = outlet.next
+    return until
 
 
 cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept nogil:
@@ -175,12 +216,12 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
     cdef Landing* landing
     if sink.broken or (sink.open == 0 and block.finals == chunks):
         return
-    gated = phase == FINAL_PHASE and partial_source(engine, op, b) >= 0
+    gated = phase == FINAL_PHASE and adds(engine, op, b)
     if not sink.open:
         if not sink_idle(sink) or (phase == FINAL_PHASE and not is_wanted(engine, op, b)):
             return
-        source = (partial_source(engine, op, b) if phase == PARTIAL_PHASE
-                  else final_source(engine, op, b))
+        source = (final_source(engine, op, b) if phase == FINAL_PHASE
+                  else partial_source(engine, op, b, phase))
         if source < 0 or is_gone(engine, source):
             return             # nobody would answer: a ballot will name another source
         first = 0
@@ -190,6 +231,12 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
             end = first
             while end < chunks and states[end] == CHUNK_NONE:
                 end += 1
+        elif phase == RIGHT_PHASE:
+            while first < chunks and is_summed(states[first]):
+                first += 1
+            end = first
+            while end < chunks and not is_summed(states[end]):
+                end += 1
         else:
             while first < chunks and states[first] == CHUNK_FINAL:
                 first += 1
@@ -198,7 +245,7 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
                 end += 1
         if first == end or (gated and states[first] != CHUNK_PARTIAL):
             return
-        if ((engine.host[source] != engine.host[engine.rank]
+        if ((engine.host[source] != engine.host[engine.rank] or phase == RIGHT_PHASE
              or engine.settings.sabotage & BREAK_DRAIN)
                 and not take_landing(engine, op, b, phase)):
             engine.broken = 1
@@ -206,6 +253,8 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
         engine.tags[0] = engine.tags[0] + 1 if engine.tags[0] < 0x3fffffff else 1
         sink_open(sink, source, engine.tags[0], first, end)
         block.sink_attempt[phase] = op.attempt
+        if phase == RIGHT_PHASE:
+            block.taken = first
         opening = True
     gate = sink.end
     if gated:
@@ -213,18 +262,20 @@ cdef void pump_sink(Engine* engine, Operation* op, int b, int phase) noexcept no
         gate = sink.posted
         while gate < sink.end and states[gate] == CHUNK_PARTIAL:
             gate += 1
+    elif op.twins and gate > wanted_until(engine, op, block):
+        gate = wanted_until(engine, op, block)
     if block.landing[phase] >= 0:
         landing = &engine.landings[block.landing[phase]]
         landing.in_flight += <int32_t>sink_post(
             sink, engine.transport, &block.grid, block.recv,
-            landing.slots if not engine.settings.sabotage & BREAK_DRAIN else NULL,
+            landing.slots if uses_slots(engine, phase) else NULL,
             engine.settings.window, gate, token_of(TOKEN_LANDING, block.landing[phase], 0))
     else:
         sink_post(sink, engine.transport, &block.grid, block.recv, NULL, engine.settings.window,
-                  gate, token_of(TOKEN_SINK, op.seq % engine.settings.ring, b * 2 + phase))
+                  gate, token_of(TOKEN_SINK, op.seq % engine.settings.ring, b << 2 | phase))
     if opening:
         tell_credit(engine, op, b, phase, True)
-    elif sink_credit_due(sink, engine.settings.window):
+    elif sink_credit_due(sink, engine.settings.window, TREE_PARTS if op.twins else CHAIN_PARTS):
         tell_credit(engine, op, b, phase, False)
 
 
@@ -246,7 +297,7 @@ cdef void pump_outlets(Engine* engine, Operation* op, int b, int phase) noexcept
         kind = TOKEN_SPRING_RETAINED
     elif op.finished:
         return
-    elif phase == PARTIAL_PHASE and not op.standing and partial_source(engine, op, b) < 0:
+    elif phase == PARTIAL_PHASE and not op.standing and not adds(engine, op, b):
         base = block.send
         states = NULL
     elif phase == PARTIAL_PHASE and op.sig.kind == EXSCAN:
@@ -289,7 +340,11 @@ cdef void pump_block(Engine* engine, Operation* op, int b) noexcept nogil:
         if block.epoch != engine.epoch and block_idle(block):
             open_block(engine, op, b)
         if block.epoch == engine.epoch:
+            if op.twins:           # what was given away says how much is wanted
+                pump_outlets(engine, op, b, PARTIAL_PHASE)
             pump_sink(engine, op, b, PARTIAL_PHASE)
+            if op.twins:
+                pump_sink(engine, op, b, RIGHT_PHASE)
             pump_sink(engine, op, b, FINAL_PHASE)
     pump_outlets(engine, op, b, PARTIAL_PHASE)
     pump_outlets(engine, op, b, FINAL_PHASE)
@@ -300,25 +355,29 @@ cdef void on_away(Engine* engine, int peer, const Head* head, const AwayBody* bo
     well; or we are, and it has given them to another, who gives them to us."""
     cdef Operation* op = find_operation(engine, head.seq)
     cdef Sink* sink
-    if op == NULL or not op.called or op.small or op.complete or head.epoch != engine.epoch:
+    cdef int b
+    if (op == NULL or not op.called or op.small or op.complete or head.epoch != engine.epoch
+            or op.sig.kind != BCAST):
         return
-    sink = &op.block[0].sink[<int>FINAL_PHASE]
-    if op.sig.kind != BCAST or sink.source != peer or sink.tag != body.tag:
-        return
-    engine.counters.detours += 1
-    op.behind = body.behind
-    if body.behind < 0:
-        mask_add(&op.away, peer)
-    sink.broken = 0
-    close_sink(engine, op, 0, FINAL_PHASE)
-    pump_block(engine, op, 0)
+    for b in range(op.blocks):
+        sink = &op.block[b].sink[<int>FINAL_PHASE]
+        if sink.source != peer or sink.tag != body.tag:
+            continue
+        engine.counters.detours += 1
+        op.block[b].behind = body.behind
+        if body.behind < 0:
+            mask_add(&op.away, peer)
+        sink.broken = 0
+        close_sink(engine, op, b, FINAL_PHASE)
+        pump_block(engine, op, b)
 
 
 cdef void lose_patience(Engine* engine) noexcept nogil:
     """Goes around those who are late, and has others go around us."""
     cdef Operation* op
     cdef int64_t seq
-    cdef int taker
+    cdef int takers[2]
+    cdef int i
     engine.patience_us = 0
     for seq in range(engine.freed, engine.freed + engine.settings.ring):
         op = find_operation(engine, seq)
@@ -330,10 +389,12 @@ cdef void lose_patience(Engine* engine) noexcept nogil:
             elif op.asked_us:
                 wait_patiently(engine, op)
         elif op.called and op.sig.kind == BCAST and not op.small and op.awaited == 0:
-            taker = final_taker(engine, op, 0)
-            if taker >= 0 and is_over(engine, op) and not is_gone(engine, taker):
-                mask_add(&op.told, taker)
-                send_message(engine, taker, MSG_CALLED, op.seq, &op.sig, NULL, 0)
+            for i in range(final_takers(engine, op, op.blocks - 1, takers)
+                           if is_over(engine, op) else 0):
+                if mask_has(&op.asked, takers[i]) or is_gone(engine, takers[i]):
+                    continue
+                mask_add(&op.told, takers[i])
+                send_message(engine, takers[i], MSG_CALLED, op.seq, &op.sig, NULL, 0)
             check_complete(engine, op)
 
 
@@ -372,6 +433,41 @@ cdef bint awaits_root(const Engine* engine, const Operation* op) noexcept nogil:
     return ends_at_root(&op.sig) and op.sig.root != engine.rank
 
 
+cdef void add_right(Engine* engine, Operation* op, int b) noexcept nogil:
+    """Adds what came from behind us in the order of a tree to chunks in which all before us is."""
+    cdef Block* block = &op.block[b]
+    cdef Sink* sink = &block.sink[<int>RIGHT_PHASE]
+    cdef bint only = partial_source(engine, op, b, PARTIAL_PHASE) < 0
+    cdef bint makes_final = is_finalizer(engine, op, b)
+    cdef uint8_t* states = op.states + block.state
+    cdef unsigned char* slots
+    cdef unsigned char* here
+    cdef const unsigned char* left
+    cdef const unsigned char* right
+    cdef int64_t c
+    if not sink.open:
+        return
+    slots = engine.landings[block.landing[<int>RIGHT_PHASE]].slots
+    while block.taken < sink.arrived:
+        c = block.taken
+        if not only and states[c] != CHUNK_LEFT:
+            break
+        here = block.recv + c * block.grid.chunk_bytes
+        left = block.send + c * block.grid.chunk_bytes if only else here
+        right = slot_of_chunk(&block.grid, slots, engine.settings.window, c)
+        if engine.settings.sabotage & BREAK_SIDES:
+            left, right = right, left
+        if not combine(engine, op, here, left, right, chunk_length(&block.grid, c)):
+            return             # it is never complete here: its caller leaves
+        states[c] = CHUNK_PARTIAL
+        block.taken += 1
+        if makes_final:
+            finalize_chunk(engine, op, block, c)
+    if block.taken == sink.end:
+        sink.open = 0
+        leave_landing(engine, block, RIGHT_PHASE)
+
+
 cdef void chunk_received(Engine* engine, Operation* op, int b, int phase, int64_t chunk,
                          int64_t nbytes, const unsigned char* slot) noexcept nogil:
     """A chunk is here: in its place, or in a slot."""
@@ -380,6 +476,7 @@ cdef void chunk_received(Engine* engine, Operation* op, int b, int phase, int64_
     cdef uint8_t* state = op.states + block.state + chunk
     cdef int64_t at = chunk * block.grid.chunk_bytes
     cdef const unsigned char* left = block.recv + at
+    cdef bint more
     if not sink.open:
         # Late, on a stream that was given up.  A final of this same attempt is still the final;
         # anything else only tells that what was in its place is gone.
@@ -393,6 +490,10 @@ cdef void chunk_received(Engine* engine, Operation* op, int b, int phase, int64_
         return
     engine.counters.chunks_received += 1
     engine.counters.bytes_received += nbytes
+    if phase == RIGHT_PHASE:
+        moved(engine, op, 1, nbytes)
+        add_right(engine, op, b)
+        return
     if slot != NULL:
         if phase == FINAL_PHASE or op.sig.kind == EXSCAN:
             memcpy(block.recv + at, slot, nbytes)
@@ -403,9 +504,12 @@ cdef void chunk_received(Engine* engine, Operation* op, int b, int phase, int64_
     else:
         if not combine(engine, op, op.scratch + at if op.sig.kind == EXSCAN else block.recv + at,
                        left, block.send + at, nbytes):
-            return             # it is never complete here: its caller leaves
-        state[0] = CHUNK_PARTIAL
-        if is_finalizer(engine, op, b):
+            return             # as there
+        more = partial_source(engine, op, b, RIGHT_PHASE) >= 0
+        state[0] = CHUNK_LEFT if more else CHUNK_PARTIAL
+        if more:
+            add_right(engine, op, b)
+        elif is_finalizer(engine, op, b):
             finalize_chunk(engine, op, block, chunk)
     moved(engine, op, 1, nbytes)
 
@@ -413,7 +517,7 @@ cdef void chunk_received(Engine* engine, Operation* op, int b, int phase, int64_
 cdef void on_arrival(Engine* engine, const Event* event, Operation* op, int part,
                      Landing* landing) noexcept nogil:
     """A receive of a sink has ended."""
-    cdef int b = part >> 1, phase = part & 1
+    cdef int b = part >> 2, phase = part & 3
     cdef Block* block = &op.block[b]
     cdef Sink* sink = &block.sink[phase]
     cdef int64_t chunk = sink_arrived(sink)
@@ -421,7 +525,7 @@ cdef void on_arrival(Engine* engine, const Event* event, Operation* op, int part
     if event.kind == EVENT_RECEIVED and event.nbytes > 0:
         chunk_received(engine, op, b, phase, chunk, event.nbytes,
                        NULL if landing == NULL
-                       or engine.settings.sabotage & BREAK_DRAIN else slot_of_chunk(
+                       or not uses_slots(engine, phase) else slot_of_chunk(
                            &block.grid, landing.slots, engine.settings.window, chunk))
     else:
         if (event.kind == EVENT_LOST and landing == NULL and state[0] != CHUNK_FINAL
@@ -430,7 +534,7 @@ cdef void on_arrival(Engine* engine, const Event* event, Operation* op, int part
         # Asked again it would say the same; another, to whom it sent us, is asked.
         sink.broken = op.sig.kind != BCAST or final_source(engine, op, b) == sink.source
         close_sink(engine, op, b, phase)
-    if sink.open and sink.arrived == sink.end:
+    if sink.open and sink.arrived == sink.end and phase != RIGHT_PHASE:
         sink.open = 0
     if not sink.open and sink_idle(sink):
         leave_landing(engine, block, phase)
@@ -562,137 +666,10 @@ cdef void on_credit(Engine* engine, int peer, const Head* head,
                         retire_outlet(engine, op, index)
                         return
                     outlet.spring.limit = body.limit
-                    if outlet.attached:
+                    if outlet.attached and op.twins:
+                        pump_block(engine, op, body.block)
+                    elif outlet.attached:
                         pump_outlets(engine, op, body.block, body.phase)
                     return
                 index = outlet.next
     void_stream(engine, peer, body.tag, body.limit - body.told)
-
-
-# ---- a new epoch --------------------------------------------------------------------------
-
-cdef void end_streams(Engine* engine) noexcept nogil:
-    """Ends all streams of earlier epochs; every receive that still waits is answered."""
-    cdef int64_t seq
-    cdef int32_t index
-    cdef int b
-    cdef Operation* op
-    cdef Outlet* outlet
-    cdef Mask members = members_of(engine, engine.epoch)
-    for seq in range(engine.freed, engine.freed + engine.settings.ring):
-        op = find_operation(engine, seq)
-        if op == NULL:
-            continue
-        close_sinks(engine, op)
-        for b in range(op.blocks if engine.settings.sabotage & BREAK_DRAIN else 0):
-            stray_sink(engine, &op.block[b], PARTIAL_PHASE)
-            stray_sink(engine, &op.block[b], FINAL_PHASE)
-    for index in range(engine.outlets_made):
-        outlet = &engine.outlets[index]
-        if not outlet.used or outlet.stray:
-            continue
-        # Who asked ahead of us and is no member was in another epoch of this number, of ranks that
-        # are all dead.
-        if outlet.epoch < engine.epoch or not mask_has(&members, outlet.spring.dest):
-            close_outlet(engine, find_operation(engine, outlet.seq), index)
-        elif outlet.epoch == engine.epoch:
-            outlet.early = 0
-
-
-cdef void part_streams(Engine* engine, int peer) noexcept nogil:
-    """Ends the streams between us and one rank (all of them: peer -1) that leaves."""
-    cdef int64_t seq
-    cdef int32_t index
-    cdef int b, phase
-    cdef Operation* op
-    for seq in range(engine.freed, engine.freed + engine.settings.ring):
-        op = find_operation(engine, seq)
-        if op == NULL:
-            continue
-        for b in range(op.blocks):
-            for phase in range(2):
-                if peer < 0 or op.block[b].sink[phase].source == peer:
-                    if op.block[b].sink[phase].open:
-                        op.block[b].sink[phase].broken = 1
-                    close_sink(engine, op, b, phase)
-    for index in range(engine.outlets_made):
-        if (engine.outlets[index].used and not engine.outlets[index].stray
-                and (peer < 0 or engine.outlets[index].spring.dest == peer)):
-            close_outlet(engine, find_operation(engine, engine.outlets[index].seq), index)
-
-
-cdef void stray_sink(Engine* engine, Block* block, int phase) noexcept nogil:
-    """What may still land from a lost rank lands in slots that nobody looks at any more."""
-    cdef Sink* sink = &block.sink[phase]
-    if block.landing[phase] >= 0 and not sink_idle(sink):
-        engine.counters.strays += 1
-        engine.landings[block.landing[phase]].stray = 1
-        block.landing[phase] = -1
-        sink.posted = sink.arrived
-
-
-cdef void stray_outlet(Engine* engine, int32_t index) noexcept nogil:
-    """Our sends to a lost rank may never end: their memory stays, and nothing waits for them."""
-    cdef Outlet* outlet = &engine.outlets[index]
-    cdef Operation* op = find_operation(engine, outlet.seq)
-    engine.counters.strays += 1
-    op.in_flight_retained -= outlet.retained
-    op.in_flight -= outlet.spring.in_flight - outlet.retained
-    op.block[outlet.block].in_flight -= outlet.spring.in_flight - outlet.retained
-    op.strays += outlet.spring.in_flight
-    unlink_outlet(engine, op, index)
-    outlet.stray = 1
-
-
-cdef void abandon_streams(Engine* engine, int peer) noexcept nogil:
-    """Ends the streams between us and a rank that is lost, and waits for nothing of them."""
-    cdef int64_t seq
-    cdef int32_t index
-    cdef int b, phase
-    cdef Operation* op
-    mask_add(&engine.abandoned, peer)
-    part_streams(engine, peer)
-    for seq in range(engine.freed, engine.freed + engine.settings.ring):
-        op = find_operation(engine, seq)
-        if op == NULL:
-            continue
-        for b in range(op.blocks):
-            for phase in range(2):
-                if op.block[b].sink[phase].source == peer:
-                    stray_sink(engine, &op.block[b], phase)
-    for index in range(engine.outlets_made):
-        if (engine.outlets[index].used and not engine.outlets[index].stray
-                and engine.outlets[index].spring.dest == peer):
-            stray_outlet(engine, index)
-
-
-cdef void rerun_chunks(Engine* engine, Operation* op, int previous) noexcept nogil:
-    """The result starts anew without the dead; partial sums that none of them is part of stay."""
-    cdef int b
-    cdef int64_t c
-    cdef Block* block
-    cdef Mask lost, before, tainted
-    cdef Mask old = members_of(engine, previous)
-    cdef Mask new = attempt_members(engine, op)
-    cdef uint8_t* state
-    cdef bint keeps
-    if op.small or not is_fold(op.sig.kind) or op.states == NULL:
-        return
-    lost = mask_without(&old, &new)
-    for b in range(op.blocks):
-        block = &op.block[b]
-        before = chain_prefix(engine.size, block.start, engine.rank)
-        tainted = mask_and(&before, &lost)
-        # With a new roll, or order, nothing that was there is part of what will be.
-        keeps = not op.sig.flags & (FLAG_PARTIAL | FLAG_ARRIVAL) and (
-            mask_empty(&tainted) or (engine.settings.sabotage & BREAK_TAINT) != 0)
-        block.finals = 0
-        for c in range(block.grid.chunks):
-            state = op.states + block.state + c
-            if keeps and (state[0] == CHUNK_PARTIAL or (state[0] == CHUNK_FINAL
-                                                        and is_scan(op.sig.kind))):
-                engine.counters.kept_chunks += 1
-                block.finals += state[0] == CHUNK_FINAL
-            elif state[0] != CHUNK_NONE:
-                engine.counters.dropped_chunks += 1
-                state[0] = CHUNK_NONE

@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memmove, memset
 from hopcoll._state cimport *
 from hopcoll._merge cimport (
     entries_of, first_operation, merge_operation, merge_status, status_at, status_length)
-from hopcoll._plan cimport block_count, is_private
+from hopcoll._plan cimport blocks_of, is_private
 from hopcoll._streams cimport find_quarrel
 
 
@@ -281,7 +281,7 @@ cdef bint find_holders(Engine* engine, const Mask* alive, int64_t seq, int attem
         return True
     if is_private(found.sig.kind):
         return found.whole == mask_count(alive)
-    all = mask_full(block_count(found.sig.kind, engine.size))
+    all = mask_full(blocks_of(engine, &found.sig))
     return mask_within(&all, &found.held)
 
 

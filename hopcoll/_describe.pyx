@@ -27,11 +27,12 @@ cdef list describe_operation(const Engine* e, const Operation* op):
         states = "".join(str(op.states[block.state + c]) for c in range(block.grid.chunks))
         out.append(f"        block {b}: {block.start} to {block.dest} epoch {block.epoch} "
                    f"finals {block.finals} states {states} "
-                   f"in flight {block.in_flight}")
-        for phase in range(2):
+                   f"in flight {block.in_flight} behind {block.behind} taken {block.taken}")
+        for phase in range(PHASES):
             sink = &block.sink[phase]
             if sink.tag:
-                out.append(f"            {'final' if phase else 'partial'} from {sink.source}: "
+                name = ("partial", "final", "right")[phase]
+                out.append(f"            {name} from {sink.source}: "
                            f"open {sink.open} broken {sink.broken} {sink.first}..{sink.end} "
                            f"arrived {sink.arrived} posted {sink.posted} told {sink.told}")
     return out

@@ -8,10 +8,15 @@ one, so that it ends up behind the last of them and no link carries the bytes tw
 location serves one receiver at a time).  It has given nobody anything by then, so that no circle
 can close.  The rank before it does not wait to be asked, either: it shows what it called (CALLED),
 and is complete.
+
+In a tree who asks goes on to the next rank above, and a rank has place for as many as there are
+right below it, or for one.  A circle can close there neither: who is sent on comes below a rank
+whose way to the root stands, and a way that is still to be asked for leads upwards only.
 """
 from libc.stdint cimport int32_t
 from hopcoll._state cimport *
-from hopcoll._plan cimport final_taker
+from hopcoll._plan cimport final_takers
+from hopcoll._twins cimport twin_of
 from hopcoll._records cimport send_message
 from hopcoll._streams cimport close_outlet
 
@@ -29,11 +34,16 @@ cdef bint is_over(const Engine* engine, const Operation* op) noexcept nogil:
 
 
 cdef bint is_asked(const Engine* engine, const Operation* op) noexcept nogil:
-    """Whether the next rank of a Bcast has shown that it called the same, or is late, and will see
-    what we called.  A root needs nothing of others: without this, two of them would never notice
-    each other."""
-    cdef int taker = final_taker(engine, op, 0)
-    return taker < 0 or mask_has(&op.asked, taker) or mask_has(&op.told, taker)
+    """Whether the next ranks of a Bcast have shown that they called the same, or are late, and will
+    see what we called.  A root needs nothing of others: without this, two of them would never
+    notice each other.  Of two trees the second will do: all ranks are in it, and its block is never
+    empty."""
+    cdef int takers[2]
+    cdef int i
+    for i in range(final_takers(engine, op, op.blocks - 1, takers)):
+        if not mask_has(&op.asked, takers[i]) and not mask_has(&op.told, takers[i]):
+            return False
+    return True
 
 
 cdef bint awaits_us(const Engine* engine, const Operation* op) noexcept nogil:
@@ -52,21 +62,35 @@ cdef void tell_away(Engine* engine, Operation* op, int32_t index, int behind) no
     close_outlet(engine, op, index)
 
 
+cdef int places(const Engine* engine, const Operation* op, int b) noexcept nogil:
+    """How many ranks we give a block to at once before others are sent on to them."""
+    cdef const Twin* twin
+    if not op.twins:
+        return 1
+    twin = twin_of(engine, op, b)
+    return 2 if twin.child[0] >= 0 and twin.child[1] >= 0 else 1
+
+
 cdef bint send_behind(Engine* engine, Operation* op, int32_t index) noexcept nogil:
-    """Sends who came late to the rank that we are giving our bytes to, if there is one."""
+    """Sends who came late to a rank that we are giving our bytes to, if there are as many as we
+    have below us (or one)."""
     cdef const Outlet* late = &engine.outlets[index]
     cdef const Outlet* other
     cdef int32_t i
+    cdef int room
     if (op.sig.kind != BCAST or not late.attached or late.phase != FINAL_PHASE
             or late.epoch != engine.epoch):
         return False
+    room = places(engine, op, late.block)
     i = op.block[late.block].outlets[<int>FINAL_PHASE]
     while i >= 0:
         other = &engine.outlets[i]
         if (other.spring.dest != late.spring.dest and other.epoch == engine.epoch
                 and other.spring.next < other.spring.end):
-            tell_away(engine, op, index, other.spring.dest)
-            return True
+            room -= 1
+            if room == 0:
+                tell_away(engine, op, index, other.spring.dest)
+                return True
         i = other.next
     return False
 

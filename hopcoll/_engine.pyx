@@ -9,7 +9,8 @@ from hopcoll._membership cimport (
     answer_lost, coordinate, end_stopped, on_bye, on_dead, on_membership_message)
 from hopcoll._late cimport check_late, note_stuck, on_late_message
 from hopcoll._silence cimport watch
-from hopcoll._chunks cimport lose_patience, on_data_event, part_streams
+from hopcoll._chunks cimport lose_patience, on_data_event
+from hopcoll._renewal cimport part_streams
 from hopcoll._operation cimport (
     abandon_former, copy_for_late, on_operation_message, settle)
 from hopcoll._fan cimport free_early

@@ -6,7 +6,7 @@ probability n * n / 2**65.
 """
 from libc.stdint cimport int64_t, int32_t, uint64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
-from cython_kernels.stream cimport Sink
+from cython_kernels.stream cimport Sink, chunk_length, slot_of_chunk
 from hopcoll._state cimport *
 from hopcoll._fan cimport fans
 from hopcoll._merge cimport status_at, status_length
@@ -20,6 +20,7 @@ from hopcoll._checks cimport check_end
 
 cdef enum:
     TOKEN_KIND_SINK = 1
+    TOKEN_KIND_LANDING = 4
     TICK_US = 300000
 
 
@@ -252,8 +253,13 @@ cdef uint64_t tag_name(Explorer* x, int receiver, int tag) noexcept nogil:
 
 cdef uint64_t token_name(Explorer* x, int rank, int64_t token) noexcept nogil:
     cdef int kind = <int>(token >> 60)
+    cdef const Landing* landing
     if kind <= TOKEN_KIND_SINK:
         return token
+    if kind == TOKEN_KIND_LANDING:
+        landing = &x.world.ranks[rank].engine.landings[(token >> 12) & 0x7fffffff]
+        return (<uint64_t>kind << 60 | <uint64_t>landing.seq << 12 | <uint64_t>landing.part
+                | <uint64_t>landing.stray << 48)
     return <uint64_t>kind << 60 | x.outlet_name[rank][(token >> 12) & 0x7fffffff]
 
 
@@ -264,9 +270,11 @@ cdef int64_t waited(int64_t since, int64_t now, int64_t limit) noexcept nogil:
 cdef uint64_t mix_block(Explorer* x, uint64_t h, int rank, const Block* block) noexcept nogil:
     cdef const Sink* sink
     cdef int phase
+    cdef int64_t c
     h = mix(h, block.finals)
     h = mix(h, <uint64_t>block.epoch << 32 | block.in_flight)
-    for phase in range(2):
+    h = mix(h, <uint64_t>block.behind << 32 ^ <uint64_t>block.taken)
+    for phase in range(PHASES):
         sink = &block.sink[phase]
         if not sink.open and sink.arrived == sink.posted:
             h = mix(h, 0xC105ED ^ <uint64_t>sink.broken)
@@ -276,6 +284,11 @@ cdef uint64_t mix_block(Explorer* x, uint64_t h, int rank, const Block* block) n
         h = mix(h, <uint64_t>sink.first << 32 | <uint64_t>sink.end)
         h = mix(h, <uint64_t>sink.posted << 32 | <uint64_t>sink.arrived)
         h = mix(h, <uint64_t>sink.told << 32 | <uint64_t>block.sink_attempt[phase])
+        for c in range(block.taken if phase == RIGHT_PHASE and sink.open else sink.arrived,
+                       sink.arrived):
+            h = mix_bytes(h, slot_of_chunk(&block.grid, x.world.ranks[rank].engine.landings[
+                block.landing[phase]].slots, x.world.settings.window, c),
+                          chunk_length(&block.grid, c))
     return h
 
 
@@ -372,6 +385,7 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
     copy.history = NULL
     copy.statuses = copy.outbox = copy.proposal = NULL
     copy.landings = NULL
+    copy.landing_free = copy.landings_used = 0
     copy.wheres = NULL
     memset(&copy.late, 0, sizeof(Late))
     copy.promised_us = copy.ballot_us = copy.heard_us = copy.beat_us = 0

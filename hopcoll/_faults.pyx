@@ -8,6 +8,7 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 from hopcoll._state cimport *
 from hopcoll._plan cimport chain_after, chain_before, is_fold
+from hopcoll._twins cimport twin_of
 
 cdef extern from "<signal.h>" nogil:
     int kill(int, int)
@@ -38,13 +39,19 @@ cdef int64_t moved_total(Engine* engine, Operation* op) noexcept nogil:
     cdef int b, before, after, ways
     cdef int64_t total = 0
     cdef Block* block
+    cdef const Twin* twin
     cdef Mask members = members_of(engine, op.attempt)
     for b in range(op.blocks):
         block = &op.block[b]
         if op.sig.kind == BCAST or op.sig.kind == ALLGATHER or is_fold(op.sig.kind):
             ways = 2 if op.sig.kind == ALLREDUCE else 1      # partial sums, and finals back
-            before = chain_before(&members, engine.size, block.start, engine.rank) >= 0
-            after = chain_after(&members, engine.size, block.start, engine.rank) >= 0
+            if op.twins:
+                twin = twin_of(engine, op, b)
+                before = twin.parent >= 0
+                after = (twin.child[0] >= 0) + (twin.child[1] >= 0)
+            else:
+                before = chain_before(&members, engine.size, block.start, engine.rank) >= 0
+                after = chain_after(&members, engine.size, block.start, engine.rank) >= 0
             total += ways * (before + after) * block.grid.nbytes
         elif block.start != engine.rank:
             total += block.grid.nbytes

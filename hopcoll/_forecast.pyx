@@ -566,7 +566,7 @@ cdef bint make_nodes(Fabric* f, const Settings* settings) noexcept nogil:
             return False
         node.engine.user = combine_nothing
         for k in range(f.steps):
-            node.ended_ns[k] = -1
+            node.begun_ns[k] = node.ended_ns[k] = -1
     return True                   # all on host 0: landing slots would only copy no content
 
 

@@ -119,7 +119,7 @@ cdef Mask awaited_of(Engine* engine, int64_t seq) noexcept nogil:
         members = attempt_members(engine, op)
         return mask_without(&members, &op.have)
     for b in range(op.blocks):
-        for phase in range(2):
+        for phase in range(PHASES):
             if not sink_idle(&op.block[b].sink[phase]):
                 mask_add(&out, op.block[b].sink[phase].source)
     return out

@@ -4,11 +4,13 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 from cython_kernels.stream cimport CHUNK_FINAL, CHUNK_NONE, make_grid
 from hopcoll._state cimport *
-from hopcoll._plan cimport block_count, block_dest, block_start, is_fold, is_wanted
+from hopcoll._plan cimport block_dest, block_start, blocks_of, is_fold, is_wanted
+from hopcoll._twins cimport is_twinned, twin_levels
 
 cdef enum:
     CHUNK_BYTES_MIN = 8192    # shorter ones cost a rank more than the link
     CHAIN_PARTS = 8           # so many times longer than the chain is a message, in chunks
+    LEVEL_STEPS = 8           # of a chain that is as long as one level of a tree
 
 
 cdef void land(Block* block, const unsigned char* source) noexcept nogil:
@@ -20,11 +22,14 @@ cdef void land(Block* block, const unsigned char* source) noexcept nogil:
 cdef int64_t chunk_bytes_of(const Engine* engine, const Operation* op,
                             int64_t nbytes) noexcept nogil:
     """How long the chunks of a block are.  Where one chain goes through all ranks, its last rank
-    begins a chunk a rank later than the first: in a short message that is to be a small part."""
+    begins a chunk a rank later than the first, and in a tree, where those of four streams wait for
+    the same link, some for each rank that is above it: in a short message that is to be a small
+    part."""
     cdef int64_t most = engine.settings.chunk_bytes, fitting
-    if op.blocks > 1 or engine.size < 3:
+    cdef int steps = LEVEL_STEPS * twin_levels(engine.size) if op.twins else engine.size - 2
+    if (op.blocks > 1 and not op.twins) or steps < 1:
         return most
-    fitting = nbytes // (CHAIN_PARTS * (engine.size - 2))
+    fitting = nbytes // (CHAIN_PARTS * steps)
     if fitting < CHUNK_BYTES_MIN:
         fitting = CHUNK_BYTES_MIN
     fitting = (fitting + 63) & ~63            # whole items of any dtype
@@ -42,7 +47,7 @@ cdef int lay_out(Engine* engine, Operation* op, const Layout* layout,
     for b in range(op.blocks):
         block = &op.block[b]
         begin, end = b * unit, (b + 1) * unit
-        if kind == ALLREDUCE:
+        if kind == ALLREDUCE or op.twins:
             begin = (b * op.sig.count // op.blocks) * op.item_bytes
             end = ((b + 1) * op.sig.count // op.blocks) * op.item_bytes
         elif kind == REDUCE_SCATTER and vector:
@@ -77,10 +82,11 @@ cdef int lay_out(Engine* engine, Operation* op, const Layout* layout,
 
 cdef int prepare_blocks(Engine* engine, Operation* op, const Layout* layout,
                         unsigned char* recv) noexcept nogil:
-    cdef int b, kind = op.sig.kind
+    cdef int b, phase, kind = op.sig.kind
     cdef int64_t states = 0
     cdef Block* block
-    op.blocks = block_count(kind, engine.size)
+    op.twins = is_twinned(engine, &op.sig)
+    op.blocks = blocks_of(engine, &op.sig)
     op.block = <Block*>engine.transport.allocate(engine.transport.self,
                                                  op.blocks * sizeof(Block))
     if op.block == NULL:
@@ -92,13 +98,14 @@ cdef int prepare_blocks(Engine* engine, Operation* op, const Layout* layout,
         block = &op.block[b]
         block.start = block_start(kind, engine.size, op.sig.root, b, op.blocks)
         block.dest = block_dest(kind, engine.rank, op.sig.root, b)
-        if op.sig.flags & FLAG_ORDERED:
+        if op.sig.flags & FLAG_ORDERED or (op.twins and kind == ALLREDUCE):
             block.start = 0
             if kind == REDUCE:
                 block.dest = -1
-        block.epoch = -1
+        block.epoch = block.behind = block.twin.epoch = -1
         block.outlets[0] = block.outlets[1] = -1
-        block.landing[0] = block.landing[1] = -1
+        for phase in range(PHASES):
+            block.landing[phase] = -1
         block.offset = block.recv - op.base
         block.state = states
         states += block.grid.chunks

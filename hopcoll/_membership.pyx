@@ -35,7 +35,7 @@ from hopcoll._partial cimport set_roll
 from hopcoll._fan cimport free_early, spread
 from hopcoll._plan cimport is_for_root, is_from_root
 from hopcoll._records cimport claim, compare_signature, send_message
-from hopcoll._chunks cimport abandon_streams, part_streams
+from hopcoll._renewal cimport abandon_streams, part_streams
 from hopcoll._decisions cimport is_enough, is_mixed, keep_status, write_proposal, write_status
 from hopcoll._passing cimport (
     is_told_cut, on_accepted, on_answer, on_cut, pass_on, promise, refuse, say, send_ballot,
@@ -482,7 +482,7 @@ cdef void end_stopped(Engine* engine) noexcept nogil:
     for seq in range(engine.finished, engine.next_seq):
         op = find_operation(engine, seq)
         for b in range(op.blocks if op != NULL else 0):
-            for phase in range(2):
+            for phase in range(PHASES):
                 if not sink_idle(&op.block[b].sink[phase]):
                     engine.fence(engine.fence_context, op.block[b].sink[phase].source)
     for i in range(engine.outlets_made):

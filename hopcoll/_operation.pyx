@@ -7,12 +7,11 @@ is done too and no ballot holds us frozen (a promise to everyone: a done operati
 """
 from libc.stdint cimport int64_t, int32_t
 from libc.string cimport memcpy, memset
-from cython_kernels.stream cimport sink_idle
 from hopcoll._state cimport *
 from hopcoll._plan cimport ends_at_root, final_giver, is_fold, is_from_root, is_private
 from hopcoll._records cimport (
     ask_again, claim, combine, complain, compare_signature, dispute, fate_of, free_records,
-    refresh_attempt, release_memory, send_message)
+    refresh_attempt, release_memory, send_message, sinks_idle)
 from hopcoll._flow cimport flow_anew, flush_due, know_others, update_stable
 from hopcoll._partial cimport (
     arrive, check_roll, forget_roll, has_late, is_late_for, is_lost_to_us, keep_for_late, keeper_of,
@@ -27,8 +26,9 @@ from hopcoll._small cimport (
     answer_fetch, fetch, land_small, on_contribution, store_contribution, try_small)
 from hopcoll._streams cimport attach_early, check_lengths
 from hopcoll._chunks cimport (
-    abandon_streams, awaits_root, cancel_sinks, check_chunk_faults, check_complete, end_streams,
-    on_away, on_credit, on_grant, pump_chunks, rerun_chunks)
+    awaits_root, cancel_sinks, check_chunk_faults, check_complete, on_away, on_credit, on_grant,
+    pump_chunks)
+from hopcoll._renewal cimport abandon_streams, end_streams, rerun_chunks
 from hopcoll._layout cimport count_awaited, prepare_blocks
 
 # ---- starting -----------------------------------------------------------------------------
@@ -400,7 +400,7 @@ cdef bint may_finish(const Engine* engine, const Operation* op) noexcept nogil:
     if op.in_flight:
         return False
     for b in range(op.blocks):
-        if not (sink_idle(&op.block[b].sink[0]) and sink_idle(&op.block[b].sink[1])):
+        if not sinks_idle(&op.block[b]):
             return False
     # Once stopped nobody asks us for anything any more.
     return (op.keeps_nothing or op.small or op.retained != NULL or op.seq < engine.stable
@@ -543,10 +543,11 @@ cdef void stop_operations(Engine* engine) noexcept nogil:
 
 cdef void tell_called(Engine* engine, const Operation* op) noexcept nogil:
     """Who has all of a Bcast asks nobody for it any more: its new neighbour hears of it so."""
-    cdef int before
-    if op.small or op.sig.kind != BCAST or op.awaited:
+    cdef int before, last = op.blocks - 1
+    if (op.small or op.sig.kind != BCAST or last < 0
+            or (op.awaited and op.block[last].finals < op.block[last].grid.chunks)):
         return
-    before = final_giver(engine, op, 0)
+    before = final_giver(engine, op, last)
     if before >= 0 and not is_gone(engine, before):
         send_message(engine, before, MSG_CALLED, op.seq, &op.sig, NULL, 0)
 
@@ -578,7 +579,7 @@ cdef void abandon_former(Engine* engine) noexcept nogil:
 cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
     """After a decision: all streams end, answered by voids, and begin again where they stood."""
     cdef int64_t seq
-    cdef int old
+    cdef int old, b
     cdef Operation* op
     flow_anew(engine)
     end_streams(engine)
@@ -590,7 +591,8 @@ cdef void enter_epoch(Engine* engine, int previous) noexcept nogil:
             continue
         old = op.attempt
         op.away = mask_none()
-        op.behind = -1
+        for b in range(op.blocks):
+            op.block[b].behind = -1
         op.asked_us = 0
         if op.status != STATUS_OK:
             op.complete = 0

@@ -8,9 +8,11 @@ on; the last one makes the final value, the only place where it is made.  Finals
 the chain (Allreduce) or along it (Bcast, and Allgather, where every rank's block is a broadcast).
 Chains over rotated orders keep every link busy both ways (Hoplite, section 4, pipelines chunks
 along a chain; the rotation is the ring's).  What only one rank wants it fetches from where it is;
-in a Scan each partial sum is the final value of its rank.
+in a Scan each partial sum is the final value of its rank.  Many ranks have two trees in the place
+of some of these chains (`hopcoll._twins`).
 """
 from hopcoll._state cimport *
+from hopcoll._twins cimport is_twinned, twin_of, twin_source
 
 
 cdef int chain_before(const Mask* members, int size, int start, int rank) noexcept nogil:
@@ -71,7 +73,13 @@ cdef bint is_from_root(int kind) noexcept nogil:
     return kind == BCAST or kind == SCATTER
 
 
+cdef int blocks_of(const Engine* engine, const Signature* sig) noexcept nogil:
+    """How many blocks a large operation has: alike at all ranks, and in all epochs."""
+    return TWINS if is_twinned(engine, sig) else block_count(sig.kind, engine.size)
+
+
 cdef int block_count(int kind, int size) noexcept nogil:
+    """... along chains."""
     if kind == ALLREDUCE:
         return size if size < BLOCKS_MAX else BLOCKS_MAX
     if (kind == GATHER or kind == ALLGATHER or kind == SCATTER or kind == ALLTOALL
@@ -121,11 +129,16 @@ cdef bint is_wanted(const Engine* engine, const Operation* op, int block) noexce
     return mask_has(&members, b.start)
 
 
-cdef int partial_source(const Engine* engine, const Operation* op, int block) noexcept nogil:
-    """Who sends us partial sums; -1: nobody."""
+cdef int partial_source(const Engine* engine, const Operation* op, int block,
+                        int phase) noexcept nogil:
+    """Who sends us partial sums, by phase: along a chain one rank at the most; -1: nobody."""
     cdef Mask members
     cdef int dest = op.block[block].dest
     if not is_fold(op.sig.kind) or op.standing:
+        return -1
+    if op.twins:
+        return twin_of(engine, op, block).child[1 if phase == RIGHT_PHASE else 0]
+    if phase == RIGHT_PHASE:
         return -1
     members = attempt_members(engine, op)
     if (dest >= 0 and not mask_has(&members, dest)) or not mask_has(&members, engine.rank):
@@ -133,6 +146,12 @@ cdef int partial_source(const Engine* engine, const Operation* op, int block) no
     if op.sig.flags & FLAG_ARRIVAL:
         return op.before
     return chain_before(&members, engine.size, op.block[block].start, engine.rank)
+
+
+cdef bint adds(const Engine* engine, const Operation* op, int block) noexcept nogil:
+    """Whether partial sums come to us: else we give our input as it is."""
+    return (partial_source(engine, op, block, PARTIAL_PHASE) >= 0
+            or partial_source(engine, op, block, RIGHT_PHASE) >= 0)
 
 
 cdef int late_source(const Engine* engine, const Operation* op, int block,
@@ -156,12 +175,14 @@ cdef int final_source(const Engine* engine, const Operation* op, int block) noex
     cdef int kind = op.sig.kind, start = op.block[block].start, dest = op.block[block].dest
     if is_scan(kind) or (dest >= 0 and dest != engine.rank):
         return -1
+    if op.twins and op.block[block].behind < 0:
+        return -1 if op.standing and dest >= 0 else twin_source(engine, op, block)
     members = members_of(engine, engine.epoch) if op.standing \
         else attempt_members(engine, op)
     if op.rolled and (op.standing or not mask_has(&members, engine.rank)):
         return late_source(engine, op, block, &members)
-    if op.behind >= 0:
-        return op.behind
+    if op.block[block].behind >= 0:
+        return op.block[block].behind
     members = mask_without(&members, &op.away)
     if is_fold(kind) or kind == BCAST:
         if op.standing:
@@ -182,16 +203,32 @@ cdef int final_source(const Engine* engine, const Operation* op, int block) noex
     return chain_before(&members, engine.size, start, engine.rank)
 
 
-cdef int final_taker(const Engine* engine, const Operation* op, int block) noexcept nogil:
-    """Whom a copy's chain gives our finals; -1: nobody."""
-    cdef Mask members = members_of(engine, engine.epoch if op.standing else op.attempt)
-    return chain_after(&members, engine.size,
-                       op.holder[block] if op.standing else op.block[block].start, engine.rank)
+cdef int final_takers(const Engine* engine, const Operation* op, int block,
+                      int* takers) noexcept nogil:
+    """Whom we are to give the finals of a Bcast; returns how many there are, two at the most."""
+    cdef Mask members
+    cdef const Twin* twin
+    cdef int side, count = 0
+    if op.twins:
+        twin = twin_of(engine, op, block)
+        for side in range(2):
+            if twin.child[side] >= 0:
+                takers[count] = twin.child[side]
+                count += 1
+        return count
+    members = members_of(engine, engine.epoch if op.standing else op.attempt)
+    takers[0] = chain_after(&members, engine.size,
+                            op.holder[block] if op.standing else op.block[block].start,
+                            engine.rank)
+    return takers[0] >= 0
 
 
 cdef int final_giver(const Engine* engine, const Operation* op, int block) noexcept nogil:
-    """Whose taker we are along a copy's chain; -1: nobody's."""
-    cdef Mask members = members_of(engine, engine.epoch if op.standing else op.attempt)
+    """Whose taker we are in a Bcast; -1: nobody's."""
+    cdef Mask members
+    if op.twins:
+        return twin_of(engine, op, block).parent
+    members = members_of(engine, engine.epoch if op.standing else op.attempt)
     return chain_before(&members, engine.size,
                         op.holder[block] if op.standing else op.block[block].start, engine.rank)
 
@@ -204,6 +241,8 @@ cdef bint is_finalizer(const Engine* engine, const Operation* op, int block) noe
         return True
     if op.sig.flags & FLAG_ARRIVAL:
         return op.last
+    if op.twins:
+        return twin_of(engine, op, block).parent < 0
     members = attempt_members(engine, op)
     return (mask_has(&members, engine.rank)
             and chain_after(&members, engine.size, op.block[block].start, engine.rank) < 0)

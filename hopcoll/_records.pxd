@@ -10,6 +10,7 @@ cdef void send_more(Engine* engine, int dest, int type, int more, int64_t seq,
 cdef void merge_watermarks(Engine* engine, int peer, const Head* head) noexcept nogil
 cdef Operation* claim(Engine* engine, int64_t seq) noexcept nogil
 cdef void release_memory(Engine* engine, void* memory) noexcept nogil
+cdef bint sinks_idle(const Block* block) noexcept nogil
 cdef void free_records(Engine* engine) noexcept nogil
 cdef int fate_of(const Engine* engine, const Operation* op, Mask* failed) noexcept nogil
 cdef void refresh_attempt(Engine* engine, Operation* op) noexcept nogil

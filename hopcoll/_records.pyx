@@ -71,7 +71,7 @@ cdef Operation* claim(Engine* engine, int64_t seq) noexcept nogil:
     op.whole_told = -1
     op.place_attempt = -1
     op.up_attempt = op.landed_attempt = -1
-    op.before = op.after = op.tail = op.behind = -1
+    op.before = op.after = op.tail = -1
     for i in range(BLOCKS_MAX):
         op.holder[i] = NOBODY
     return op
@@ -82,13 +82,22 @@ cdef void release_memory(Engine* engine, void* memory) noexcept nogil:
         engine.transport.release(engine.transport.self, memory)
 
 
+cdef bint sinks_idle(const Block* block) noexcept nogil:
+    """Whether nothing is to come of a block that was asked for."""
+    cdef int phase
+    for phase in range(PHASES):
+        if not sink_idle(&block.sink[phase]):
+            return False
+    return True
+
+
 cdef bint record_quiet(const Operation* op) noexcept nogil:
     cdef int b
     if op.in_flight or op.in_flight_retained or op.early >= 0:
         return False
     for b in range(op.blocks):
         if (op.block[b].outlets[0] >= 0 or op.block[b].outlets[1] >= 0
-                or not sink_idle(&op.block[b].sink[0]) or not sink_idle(&op.block[b].sink[1])):
+                or not sinks_idle(&op.block[b])):
             return False
     return True
 

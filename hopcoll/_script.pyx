@@ -4,10 +4,11 @@
 Inputs are made so that a result shows what went into it: item i of rank r's input is bit r, rotated
 by i, and a sum of such items is the set of its contributors; an input counted twice carries.
 """
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from hopcoll._state cimport *
 from hopcoll._plan cimport is_for_root
-from hopcoll._world cimport Rank, Step, World
+from hopcoll._twins cimport twin_at
+from hopcoll._world cimport OPERATIONS_MAX, Rank, Step, World
 
 
 cdef uint64_t bcast_item(int seq, int root, int64_t i) noexcept nogil:
@@ -96,6 +97,74 @@ cdef uint64_t input_item(const Step* step, int size, int rank, int k, int64_t j)
                 return copy_item(k, rank, r, j)
             j -= count
     return rotate((<uint64_t>1) << rank, j)
+
+
+cdef int mix_items(void* context, const Operation* op, void* dest, const void* left,
+                   const void* right, int64_t count) noexcept nogil:
+    """The operation of MIXED steps, of which no two orders or brackets give the same."""
+    cdef int64_t i
+    for i in range(count):
+        (<uint64_t*>dest)[i] = mixed((<const uint64_t*>left)[i], (<const uint64_t*>right)[i])
+    return 0
+
+
+cdef bint has_brackets(const World* world, const Step* step) noexcept nogil:
+    """Whether it is known here in which brackets a MIXED step combines: in those of two trees."""
+    return ((step.kind == ALLREDUCE or step.kind == REDUCE)
+            and world.size - 1 > world.settings.degree
+            and 8 * step.count > world.settings.eager_bytes)
+
+
+cdef uint64_t mixed_below(const World* world, const Step* step, int k, const Mask* members,
+                          int outer, int shift, int rank, int64_t i) noexcept nogil:
+    """Item i of all that a rank, and those below it in a tree, give to operation k."""
+    cdef Twin twin = twin_at(members, outer, shift, rank)
+    cdef uint64_t out = input_item(step, world.size, rank, k, i)
+    if twin.child[0] >= 0:
+        out = mixed(mixed_below(world, step, k, members, outer, shift, twin.child[0], i), out)
+    if twin.child[1] >= 0:
+        out = mixed(out, mixed_below(world, step, k, members, outer, shift, twin.child[1], i))
+    return out
+
+
+cdef enum:
+    MEMO_ITEMS = 64
+
+cdef struct Memo:             # the result of one operation, which all its ranks are held against
+    Step step
+    int32_t size
+    int32_t pad
+    uint64_t who
+    uint64_t known            # bit i: so is item i
+    uint64_t item[MEMO_ITEMS]
+
+cdef Memo memos[OPERATIONS_MAX]
+
+
+cdef uint64_t mixed_item(const World* world, const Step* step, int k, const Mask* members,
+                         int64_t i) noexcept nogil:
+    """Item i of the result of a MIXED step: it follows from who contributed."""
+    cdef Memo* memo = &memos[k]
+    if i >= MEMO_ITEMS:
+        return mixed_result(world, step, k, members, i)
+    if (memo.step.kind != step.kind or memo.step.root != step.root
+            or memo.step.flags != step.flags or memo.step.count != step.count
+            or memo.size != world.size or memo.who != members.word[0]):
+        memo.step, memo.size, memo.who, memo.known = step[0], world.size, members.word[0], 0
+    if not memo.known >> i & 1:
+        memo.item[i] = mixed_result(world, step, k, members, i)
+        memo.known |= <uint64_t>1 << i
+    return memo.item[i]
+
+
+cdef uint64_t mixed_result(const World* world, const Step* step, int k, const Mask* members,
+                           int64_t i) noexcept nogil:
+    cdef int outer = step.root if step.kind == REDUCE and not step.flags & FLAG_ORDERED else -1
+    cdef int shift = i >= step.count // 2, r
+    for r in range(world.size):
+        if mask_has(members, r) and twin_at(members, outer, shift, r).parent < 0:
+            return mixed_below(world, step, k, members, outer, shift, r, i)
+    return 0
 
 
 cdef uint64_t carried_sum(const World* world, int rank, int k, int64_t j) noexcept nogil:

@@ -10,9 +10,6 @@ from hopcoll._script cimport *
 from hopcoll._checks cimport check_end
 from hopcoll._describe cimport describe
 from hopcoll._explorer cimport *
-from hopcoll._fan cimport place_in
-from hopcoll._tree cimport children_in, parent_in
-from hopcoll._plan cimport block_count, block_start, chain_before, chain_after
 
 cdef enum:
     TRACE_MAX = 1 << 16
@@ -59,7 +56,8 @@ SABOTAGES = {"freeze": BREAK_FREEZE, "ballot_order": BREAK_BALLOT_ORDER,
              "drain": BREAK_DRAIN, "accept": BREAK_ACCEPT,
              "carry": BREAK_CARRY, "roll": BREAK_ROLL, "former": BREAK_FORMER,
              "chain": BREAK_CHAIN, "merge": BREAK_MERGE, "speak": BREAK_SPEAK,
-             "cover": BREAK_COVER, "attempt": BREAK_ATTEMPT}
+             "cover": BREAK_COVER, "attempt": BREAK_ATTEMPT, "run": BREAK_RUN,
+             "slots": BREAK_SLOTS, "sides": BREAK_SIDES}
 DELAYS = {"none": DELAY_NONE, "eager": DELAY_EAGER, "late": DELAY_LATE, "any": DELAY_ANY}
 ORDERS = {"every": EVERY_ORDER, "lowest": LOWEST_FIRST, "turns": IN_TURNS}
 IN_PLACE = FLAG_IN_PLACE
@@ -69,6 +67,7 @@ ORDERED = FLAG_ORDERED
 PARTIAL = FLAG_PARTIAL
 CARRY = FLAG_CARRY
 ARRIVAL = FLAG_ARRIVAL
+MIXED = STEP_MIXED
 
 
 # ---- random runs --------------------------------------------------------------------------
@@ -639,49 +638,3 @@ def explore_all(int size, script, *, order="every", raw=False, int64_t states_ma
         free(x.choices)
         free_world(x.world)
         free(x)
-
-
-def chain(int size, members, int start):
-    """The order in which a block's partial sums go: (rank, the one before, the one after) of each
-    member; -1 at the ends."""
-    cdef Mask mask = mask_none()
-    for rank in members:
-        mask_add(&mask, rank)
-    return [(rank, chain_before(&mask, size, start, rank), chain_after(&mask, size, start, rank))
-            for rank in members]
-
-
-cdef Mask mask_of(ranks) except *:
-    cdef Mask mask = mask_none()
-    for rank in ranks:
-        mask_add(&mask, rank)
-    return mask
-
-
-def control_tree(ranks, doubtful, int root, int degree):
-    """(parent, children) of each rank in the tree along which agreement goes; -1: no parent."""
-    cdef Tree tree
-    cdef int16_t children[DEGREE_MAX]
-    tree.ranks = mask_of(ranks)
-    tree.doubtful = mask_of(doubtful)
-    tree.root, tree.degree, tree.count = root, degree, len(ranks)
-    return {rank: (parent_in(&tree, rank),
-                   [children[i] for i in range(children_in(&tree, rank, children))])
-            for rank in ranks}
-
-
-def fan_tree(ranks, int first, int degree):
-    """(parent, children) of each rank in the tree of a small operation; -1: no parent."""
-    cdef Mask members = mask_of(ranks)
-    cdef Passing place
-    out = {}
-    for rank in ranks:
-        place = place_in(&members, first, degree, rank)
-        out[rank] = (place.parent, [place.child[i] for i in range(place.children)])
-    return out
-
-
-def block_starts(kind, int size, int root):
-    """The rank at which the value tree of each block starts."""
-    cdef int blocks = block_count(KINDS[kind], size)
-    return [block_start(KINDS[kind], size, root, b, blocks) for b in range(blocks)]

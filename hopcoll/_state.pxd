@@ -107,8 +107,17 @@ cdef struct Landing:          # slots in which the chunks of a stream from anoth
     int32_t stray             # the rank is lost: what may still land is looked at by nobody
     int32_t next              # in the list of the free
 
+cdef struct Twin:             # our place in one of two trees; see _twins.pyx
+    int32_t epoch             # in which it was found; -1: never
+    int32_t attempt           # ... in this attempt
+    int32_t holder            # ... of what stands, and goes out from there; -1: it does not
+    int32_t parent            # -1: nobody
+    int32_t child[2]          # what is before us, and behind us, in its order; -1: nobody
+    int32_t first             # those whose sum we make, us included: the run of positions from
+    int32_t last              # here to here
+
 # A piece of a result with a way of its own.  A fold goes along a chain of ranks, each of which adds
-# its input; a copy starts where its bytes are.
+# its input, or up a tree; a copy starts where its bytes are.
 cdef struct Block:
     Grid grid                 # what is put together here
     Grid out                  # what is given from `send`, where that is no fold
@@ -121,10 +130,14 @@ cdef struct Block:
     int32_t dest              # rank that wants it; -1: all
     int32_t epoch             # epoch in which its streams were opened, -1 before
     int32_t in_flight         # sends of it that read the caller's memory
-    Sink sink[2]
-    int32_t sink_attempt[2]
-    int32_t landing[2]        # -1: chunks land where they belong
-    int32_t outlets[2]
+    int32_t behind            # of a large Bcast: whom we were sent to; -1: nobody
+    int32_t pad
+    Sink sink[PHASES]
+    int32_t sink_attempt[PHASES]
+    int32_t landing[PHASES]   # -1: chunks land where they belong
+    int32_t outlets[2]        # by phase, partial and final
+    int64_t taken             # chunks below were taken out of the slots of RIGHT_PHASE
+    Twin twin
 
 cdef struct Quarrel:          # two ranks take a block to be of different lengths
     int32_t source            # -1: none
@@ -186,7 +199,7 @@ cdef struct Operation:
     int32_t before            # us in that order; -1: nobody
     int32_t after             # ... -1: nobody yet
     int32_t last              # we are the last
-    int32_t behind            # of a large Bcast: whom we were sent to; -1: nobody
+    int32_t twins             # it goes along two trees
     Mask wholes
     Mask asked                # of a large Bcast: who showed that they have called it
     Mask told                 # ... to whom we showed that we have

@@ -48,7 +48,7 @@ cdef bint take_landing(Engine* engine, Operation* op, int b, int phase) noexcept
     engine.landing_free = landing.next
     engine.landings_used += 1
     landing.seq = op.seq
-    landing.part = b * 2 + phase
+    landing.part = b << 2 | phase
     landing.in_flight = 0
     landing.stray = 0
     return True

@@ -4,6 +4,7 @@
 cdef enum:
     FAULTS_MAX = 16
     BLOCKS_MAX = 8            # of a result that all ranks get
+    TWINS = 2                 # ... along two trees
     NOBODY = 0x7fff           # "no holder" in 16 bits
     DEGREE_MAX = 16           # of the control tree
     GROUPS_MAX = 8            # of ranks that called different things, which an error names
@@ -45,6 +46,8 @@ cdef enum Status:
 cdef enum Phase:
     PARTIAL_PHASE = 0
     FINAL_PHASE = 1
+    RIGHT_PHASE = 2           # partial sums again, of the other child; see _twins.pyx
+    PHASES = 3
 
 cdef enum EntryKind:
     ENTRY_DEATH = 0
@@ -97,6 +100,9 @@ cdef enum Sabotage:
     BREAK_SPEAK = 2097152     # a rank answers for others that have not promised
     BREAK_COVER = 4194304     # a rank tells how far others are that it has not heard of
     BREAK_ATTEMPT = 8388608   # what went up or down a tree counts in another attempt
+    BREAK_RUN = 16777216      # a sum is kept although it is of other ranks now
+    BREAK_SLOTS = 33554432    # a slot is granted again before what came into it was added
+    BREAK_SIDES = 67108864    # what is behind us in the order is added as if it were before us
 
 cdef enum Cut:                # somebody told that the tree of a ballot is cut
     CUT_NONE = 0

@@ -7,6 +7,9 @@ from hopcoll._network cimport Network
 cdef enum:
     OPERATIONS_MAX = 16
 
+cdef enum:
+    STEP_MIXED = 65536        # of a step: combined by an operation that shows every bracket
+
 cdef enum Action:
     ACT_CALL = 1              # rank a calls its next operation
     ACT_CONTROL = 2           # the next control message from a to b arrives

@@ -73,6 +73,7 @@ cdef World* make_world(const World* plan, int64_t* total) noexcept nogil:
                           + settings.ring * (sizeof(Operation)
                                              + n * (settings.eager_bytes + 48 + sizeof(Block)))
                           + settings.outlets_max * (sizeof(Outlet) + sizeof(Landing))
+                          + settings.ring * TWINS * (settings.window * settings.chunk_bytes + 64)
                           + items * 8 * 9
                           + plan.steps_count * sizeof(Carry)
                           + plan.steps_count * (512 + sizeof(Result)) + 2048)
@@ -107,7 +108,9 @@ cdef World* make_world(const World* plan, int64_t* total) noexcept nogil:
         one.engine = engine_new(&world.network.ports[r].table, settings)
         if one.engine == NULL:
             world.violation = OUT_OF_ROOM
-        elif plan.silence:
+            continue
+        one.engine.user = mix_items
+        if plan.silence:
             one.world = world
             one.engine.fence = note_fence
             one.engine.fence_context = one
@@ -216,6 +219,8 @@ cdef void call_next(World* world, int rank) noexcept nogil:
     sig.kind = step.kind
     sig.dtype = UINT64
     sig.redop = SUM if is_fold(step.kind) else NONE
+    if step.flags & STEP_MIXED:
+        sig.redop = USER_OP
     sig.root = step.root
     sig.flags = step.flags & (FLAG_RAISE | FLAG_VECTOR | FLAG_ORDERED | FLAG_PARTIAL
                               | FLAG_CARRY | FLAG_ARRIVAL)

@@ -263,13 +263,13 @@ def forecast(
     seconds = [
         (
             max(node["ended_ns"][k] for node in living)
-            - min(node["begun_ns"][k] for node in nodes)
+            - min(node["begun_ns"][k] for node in nodes if node["begun_ns"][k] >= 0)
         )
         / 1e9
         for k in range(operations)
         if all(node["ended_ns"][k] >= 0 for node in living)
     ]
-    first_ns = min(node["begun_ns"][0] for node in nodes)
+    first_ns = min(node["begun_ns"][0] for node in nodes if node["begun_ns"][0] >= 0)
     data_bytes = sum(node["data_bytes"] for node in nodes) // operations
     small = kind == "barrier" or moved <= eager_bytes
     needed = None if small else _needed_bytes(kind, moved, size)

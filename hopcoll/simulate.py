@@ -130,6 +130,11 @@ def random_case(seed: int, *, size: int | None = None, mode: str | None = None) 
             case["detect_us"] = 1000000
             case["disturb_every"] = rng.choice((60, 200, 600))
             case["hosts"] = [rng.randrange(3) for _ in range(size)]
+    # A fold by an operation that shows its brackets; apart, so that seeds stay what they were.
+    mixed = random.Random(f"mixed/{seed}")
+    case["script"] = script = [
+        _mixed(step) if mixed.random() < 0.3 else step for step in case["script"]
+    ]
     if mode == "mismatch":
         case["deaths"] = 0
     if mode in ("mismatch", "mismatch-deaths") and size > 1:
@@ -143,6 +148,16 @@ def random_case(seed: int, *, size: int | None = None, mode: str | None = None) 
         ):
             case["odd"] = (rng.randrange(size), step, odd)
     return case
+
+
+def _mixed(step: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same operation, where it is a fold of all in the order of the ranks, with brackets that
+    show in its result."""
+    kind, count, root, flags, *more = step
+    others = _simulation.ARRIVAL | _simulation.PARTIAL | _simulation.CARRY
+    if kind in ("allreduce", "reduce") and not flags & others:
+        flags |= _simulation.MIXED
+    return kind, count, root, flags, *more
 
 
 def sabotages() -> list[str]:

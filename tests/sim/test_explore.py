@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import pytest
 
-from hopcoll._simulation import ARRIVAL, CARRY, IN_PLACE, PARTIAL, RAISE, VECTOR, explore_all
+from hopcoll._simulation import (
+    ARRIVAL,
+    CARRY,
+    IN_PLACE,
+    MIXED,
+    PARTIAL,
+    RAISE,
+    VECTOR,
+    explore_all,
+)
 
 SMALL = {"depth": 1, "ring": 4, "window": 1, "active": 1}
 TWO = {**SMALL, "depth": 2, "active": 2}
@@ -111,6 +120,22 @@ def test_five_ranks_in_one_order(step):
 def test_allreduce_in_chunks_of_five_ranks_in_one_order():
     """One death: with two it takes half an hour."""
     exhaust(5, [("allreduce", 5, 0, 0)], deaths=1, order="lowest", outlets_max=32, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("size", "step", "deaths"),
+    [
+        (4, ("bcast", 4, 1, 0), 2),
+        (4, ("reduce", 4, 1, MIXED), 2),
+        (4, ("allreduce", 4, 0, MIXED), 1),
+        (5, ("bcast", 4, 0, 0), 1),
+        (5, ("allreduce", 2, 0, MIXED | IN_PLACE), 1),
+    ],
+    ids=lambda value: f"{value[0]}-{value[1]}" if isinstance(value, tuple) else str(value),
+)
+def test_two_trees_in_one_order(size, step, deaths):
+    """With a control tree of degree 2 four ranks are many."""
+    exhaust(size, [step], deaths=deaths, order="lowest", degree=2, outlets_max=32, **SMALL)
 
 
 @pytest.mark.parametrize("root", range(3))

@@ -41,9 +41,24 @@ def test_eight_hosts_are_near_what_the_wire_allows(kind, nbytes, multiple):
     assert 1 <= found.multiple <= multiple
 
 
-def test_chains_of_many_ranks():
-    assert forecast("bcast", 64 * MIB, 64).multiple < 1.2
-    assert forecast("allreduce", 64 * MIB, 64).multiple < 1.2
+@pytest.mark.parametrize(
+    ("kind", "nbytes", "multiple"),
+    [
+        ("bcast", 64 * MIB, 1.05),
+        ("reduce", 64 * MIB, 1.09),
+        ("allreduce", 64 * MIB, 1.1),
+        ("bcast", MIB, 1.5),
+        ("reduce", MIB, 1.7),
+        ("allreduce", MIB, 1.4),
+    ],
+)
+@pytest.mark.parametrize("size", [18, 64, 200])
+def test_many_hosts_are_near_what_the_wire_allows(kind, nbytes, multiple, size):
+    """Along two trees; a chain through 64 would be at 1.9 with a message of 1 MiB."""
+    found = forecast(kind, nbytes, size)
+    assert found.through
+    assert 1 <= found.multiple <= multiple
+    assert found.resent_bytes == 0
 
 
 @pytest.mark.parametrize("kind", ["barrier", "bcast", "reduce", "allreduce"])
@@ -125,6 +140,30 @@ def test_who_comes_late_is_served_by_who_serves_nobody(delays_s, multiple):
     assert found.through
     assert found.multiple < multiple
     assert found.resent_bytes == 0
+
+
+@pytest.mark.parametrize("late", [[13], [12], [13, 6], [5, 6, 7], list(range(1, 12))], ids=str)
+def test_who_is_late_in_a_tree_is_gone_around(late):
+    """Who takes its place gives half as much again; nothing is sent twice."""
+    size = 24
+    delays_s = [0.1 if rank in late else 0.0 for rank in range(size)]
+    found = forecast("bcast", 32 * MIB, size, delays_s=delays_s)
+    assert found.through
+    assert found.multiple < 2
+    assert found.resent_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "victim"),
+    [("allreduce", 0), ("allreduce", 15), ("reduce", 15), ("reduce", 3), ("bcast", 16)],
+)
+def test_a_death_in_a_tree_costs_less_than_twice(kind, victim):
+    without = forecast(kind, 32 * MIB, 24)
+    with_one = forecast(kind, 32 * MIB, 24, kills=[(victim, without.seconds[0] / 2)], operations=2)
+    assert with_one.through
+    assert with_one.seconds[0] < 2 * without.seconds[0]
+    # The next one is as fast as ever.
+    assert with_one.seconds[1] < 1.05 * without.seconds[0]
 
 
 def test_queues_are_bounded():

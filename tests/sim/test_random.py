@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from hopcoll import simulate
-from hopcoll._simulation import SABOTAGES
+from hopcoll._simulation import MIXED, SABOTAGES
 from hopcoll._simulation import simulate as simulate_one
 
 #: Seeds within which each broken rule must be caught, and where.
@@ -31,6 +31,9 @@ CAUGHT_WITHIN = {
     "former": ("silence", 2000),
     "cover": ("plain", 100),
     "attempt": ("ballots", 2000),
+    "run": ("plain", 1000),
+    "slots": ("plain", 200),
+    "sides": ("plain", 200),
 }
 
 
@@ -173,6 +176,26 @@ def test_many_ranks_along_narrow_trees(degree):
         assert found["violation"] is None, (seed, found["violation"])
         deaths += found["deaths"]
     assert deaths > 12
+
+
+@pytest.mark.parametrize("degree", [2, 16])
+@pytest.mark.parametrize("deaths", [1, 16])
+def test_chunks_of_many_ranks_along_two_trees(degree, deaths):
+    """Results are the folds in the trees' brackets of those who contributed, whoever died when."""
+    script = [
+        ("allreduce", 20, 0, MIXED),
+        ("bcast", 9, 5, 0),
+        ("reduce", 9, 23, MIXED),
+        ("allreduce", 9, 0, MIXED),
+    ]
+    total = collections.Counter()
+    for seed in range(25):
+        found = simulate_one(
+            24, script, seed, kill_every=400, deaths=deaths, degree=degree, window=2, depth=3
+        )
+        assert found["violation"] is None, (seed, found["violation"])
+        total.update(found["counters"], deaths=found["deaths"])
+    assert min(total[name] for name in ("deaths", "kept_chunks", "dropped_chunks")) > 10
 
 
 def test_every_rule_has_its_broken_variant():

@@ -29,7 +29,7 @@ PROGRAMS = {"hopcoll/_doctor_job.py", "hopcoll/_rank.py", "hopcoll/chaos/job.py"
 #: The protocol, which knows no MPI, no clock, no randomness and no operating system.
 PURE = (
     *("_chunks", "_contexts", "_engine", "_membership", "_operation", "_plan", "_records"),
-    "_state",
+    *("_renewal", "_state", "_twins"),
 )
 IMPURE = {"mpi4py", "time", "random", "os", "threading", "socket", "posix", "openmp"}
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from hopcoll._simulation import control_tree, fan_tree
+from hopcoll._shapes import control_tree, fan_tree
 
 
 def depth_of(parents, rank):
