@@ -135,7 +135,7 @@ class Campaign:
         file = self.root / "plan.json"
         file.write_text(json.dumps(plan))
         self.jobs += 1
-        stdout, stderr = self._run(plan, file, fired)
+        stdout, how = self._run(plan, file, fired)
         ended = [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
         lost = fired.exists()
         left = len(plan["hosts"])
@@ -150,7 +150,7 @@ class Campaign:
             self.away = gone if plan["loss"] != "rank" else None
         wrong = judge(ended, before, left) if left else []
         if wrong:
-            self.violations.append({"plan": plan, "wrong": wrong, "stderr": stderr[-4000:]})
+            self.violations.append({"plan": plan, "wrong": wrong, **how})
         for one in ended[:1]:
             self.rollbacks += len(one["restored"]) - 1
             self.steps.append(one["restored"][0] or 0)
@@ -168,14 +168,16 @@ class Campaign:
         fired = self.root / "fired"
         fired.unlink(missing_ok=True)
         self.jobs += 1
-        stdout, stderr = self._run(plan, file, fired)
+        stdout, how = self._run(plan, file, fired)
         ended = [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
         if wrong := judge(ended, before, len(plan["hosts"])):
-            self.violations.append({"plan": plan, "wrong": wrong, "stderr": stderr[-4000:]})
+            self.violations.append({"plan": plan, "wrong": wrong, **how})
         for one in ended[:1]:
             self.steps.append(one["restored"][0] or 0)
 
-    def _run(self, plan: dict[str, Any], file: Path, fired: Path) -> tuple[str, str]:
+    def _run(self, plan: dict[str, Any], file: Path, fired: Path) -> tuple[str, dict[str, Any]]:
+        """Run a job; return what its ranks said, and how it ended."""
+        begin_s = time.monotonic()
         words = ["-m", PROGRAM, str(file)]
         how = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -193,7 +195,8 @@ class Campaign:
             job.terminate()
             stdout, stderr = job.communicate()
             self.violations.append({"plan": plan, "wrong": ["hangs"], "stderr": stderr[-4000:]})
-        return stdout, stderr
+        seconds = round(time.monotonic() - begin_s, 1)
+        return stdout, {"code": job.returncode, "seconds": seconds, "stderr": stderr[-4000:]}
 
     def _take_host(self, plan: dict[str, Any], job: subprocess.Popen[str], fired: Path) -> None:
         """Wait until the victim is in the middle of its commit; then take its host away."""
@@ -220,9 +223,19 @@ class Campaign:
         }
 
 
-def run(losses: int, seed: int, sabotage: str = "", lab: bool = False) -> dict[str, Any]:
-    """Lose so many; return the report."""
+def run(
+    losses: int, seed: int, sabotage: str = "", lab: bool = False, out: Path | None = None
+) -> dict[str, Any]:
+    """Lose so many; return the report, which is in `out` all the time, as far as it has come."""
     begin_s = time.monotonic()
+
+    def report() -> dict[str, Any]:
+        seconds = round(time.monotonic() - begin_s, 1)
+        made = {"seed": seed, "lab": lab, **campaign.report(), "seconds": seconds}
+        if out is not None:
+            out.write_text(json.dumps(made, indent=1) + "\n")
+        return made
+
     with contextlib.ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
         made = stack.enter_context(Lab(HOSTS, name=f"hk{os.getpid()}")) if lab else None
@@ -231,9 +244,9 @@ def run(losses: int, seed: int, sabotage: str = "", lab: bool = False) -> dict[s
         while (done := sum(campaign.losses.values())) < losses:
             campaign.one()
             bar.update(sum(campaign.losses.values()) - done)
+            report()
         campaign.check()
-        report = campaign.report()
-    return {"seed": seed, "lab": lab, **report, "seconds": round(time.monotonic() - begin_s, 1)}
+        return report()
 
 
 @click.command(help=__doc__.partition("\n")[0])
@@ -246,8 +259,7 @@ def run(losses: int, seed: int, sabotage: str = "", lab: bool = False) -> dict[s
     help="The report.",
 )
 def main(losses: int, seed: int, lab: bool, sabotage: str, out: Path) -> None:
-    report = run(losses, seed, sabotage, lab)
-    out.write_text(json.dumps(report, indent=1) + "\n")
+    report = run(losses, seed, sabotage, lab, out)
     click.echo(json.dumps({**report, "violations": len(report["violations"])}, indent=1))
     sys.exit(bool(report["violations"]))
 

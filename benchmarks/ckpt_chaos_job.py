@@ -159,7 +159,8 @@ class Job:
     def end(self, where: str) -> None:
         """Die here, with all that goes down at once."""
         plan = self.plan
-        (self.root / "fired").write_text(where)
+        (self.root / "firing").write_text(where)
+        (self.root / "firing").rename(self.root / "fired")
         if plan["loss"] == "lab":
             while True:
                 signal.pause()  # until the supervisor takes the host away

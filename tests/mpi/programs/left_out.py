@@ -1,4 +1,4 @@
-"""A store whose committer stops itself ahead of its link, alone on its host: ``left_out.py FOLDER``.
+"""A store whose committer stops itself ahead of its link, alone on its host: `left_out.py FOLDER`.
 
 The others leave it out and go on. What happens is said in lines of JSON: "stopping", "saved" (a
 step is durable), "ended".
