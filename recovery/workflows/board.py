@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from recovery.workflows import ledger as ledgers
-from recovery.workflows.graph import Graph, Loop, Node, Vertex, load_graph
+from recovery.workflows.graph import Graph, Loop, Node, Vertex
 from recovery.workflows.ledger import Ledger, Plan
+from recovery.workflows.stored import load_graph
 
 __all__ = ["AVAILABLE", "DELAYED", "FLUSHING", "HELD", "READY", "RUNNING", "WAITING", "Board", "Slot"]
 

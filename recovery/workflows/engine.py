@@ -33,8 +33,9 @@ from recovery.workflows.board import (
     Board,
     Slot,
 )
-from recovery.workflows.graph import Event, Graph, Loop, Task, Vertex, load_call
+from recovery.workflows.graph import Event, Graph, Loop, Task, Vertex
 from recovery.workflows.ledger import FIRST, INLINE, Ledger
+from recovery.workflows.stored import load_call
 
 if TYPE_CHECKING:
     from recovery.workflows.context import TaskContext

@@ -20,7 +20,8 @@ from hopcoll.errors import HopcollError, RankFailedError, WorkflowError
 from recovery.lease import describe_owner
 from recovery.workflows.attempts import GangError
 from recovery.workflows.context import TaskContext
-from recovery.workflows.graph import Task, dump_call, load_call
+from recovery.workflows.graph import Task
+from recovery.workflows.stored import dump_call, load_call
 
 if TYPE_CHECKING:
     from hopcoll import Communicator

@@ -22,11 +22,13 @@ from hopcoll.errors import (
 )
 from recovery.disk import Disk
 from recovery.workflows import values
+from recovery.workflows.checks import check_graph, describe
 from recovery.workflows.engine import Engine
 from recovery.workflows.folder import Folder, Store
 from recovery.workflows.gang import Gang
-from recovery.workflows.graph import Graph, Node, check_graph, describe, dump_graph, load_graph
+from recovery.workflows.graph import Graph, Node
 from recovery.workflows.ledger import Ledger
+from recovery.workflows.stored import dump_graph, load_graph
 
 if TYPE_CHECKING:
     from hopcoll import Communicator

@@ -41,7 +41,8 @@ from recovery.journal import Journal
 from recovery.workflows import Done, Node, Stop, TaskContext, Workflow, event, loop, task
 from recovery.workflows import engine as engines
 from recovery.workflows import folder as folders
-from recovery.workflows.graph import Graph, check_graph
+from recovery.workflows.checks import check_graph
+from recovery.workflows.graph import Graph
 from recovery.workflows.ledger import Ledger
 from tests.powercut import Killed, Log, Medium, RecordingDisk, choices
 
