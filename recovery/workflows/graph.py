@@ -38,6 +38,8 @@ __all__ = [
 
 CHECKPOINTS = ("sync", "async", "none", "auto")
 _NAME_LENGTH_MAX = 100
+#: In names of tasks; what is made of them.
+_RESERVED = "/~[]"
 #: Deeper arguments are a mistake.
 _DEPTH_MAX = 100
 
@@ -68,6 +70,10 @@ class Options:
                 f"checkpoint of {where} must be one of {', '.join(CHECKPOINTS)}, "
                 f"not {self.checkpoint!r}"
             )
+        for option in ("deterministic", "external", "catch_exceptions"):
+            value = getattr(self, option)
+            if not isinstance(value, bool):
+                raise TypeError(f"{option} of {where} must be True or False, not {value!r}")
         for option in ("rollback", "verify"):
             value = getattr(self, option)
             if value is not None and not callable(value):
@@ -78,12 +84,14 @@ class Options:
             or (isinstance(self.ranks, int) and self.ranks > 0)
         ):
             raise ValueError(f"ranks of {where} must be 'all' or at least 1, not {self.ranks!r}")
-        if not isinstance(self.retries, int) or self.retries < 0:
+        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
             raise ValueError(f"retries of {where} must be 0 or more, not {self.retries!r}")
-        for option in ("backoff_s", "timeout_s"):
-            value = getattr(self, option)
-            if value is not None and not (0 <= value < math.inf):
-                raise ValueError(f"{option} of {where} must be 0 or more seconds, not {value!r}")
+        if not _is_number(self.backoff_s) or not 0 <= self.backoff_s < math.inf:
+            raise ValueError(f"backoff_s of {where} must be 0 or more, not {self.backoff_s!r}")
+        if self.timeout_s is not None and not (
+            _is_number(self.timeout_s) and 0 < self.timeout_s < math.inf
+        ):
+            raise ValueError(f"timeout_s of {where} must be more than 0, not {self.timeout_s!r}")
         if not isinstance(self.idempotency_key, (bool, str)) or self.idempotency_key == "":
             raise ValueError(
                 f"idempotency_key of {where} must be True or a text, not {self.idempotency_key!r}"
@@ -104,12 +112,21 @@ class Options:
             )
         if self.ranks is not None and self.timeout_s is not None:
             raise ValueError(
-                f"{where}: timeout_s cannot end a gang; give the collectives of ctx.comm a timeout_s"
+                f"{where}: timeout_s cannot end a gang; give the collectives of ctx.comm one"
+            )
+        if self.rollback is not None and self.timeout_s is not None:
+            raise ValueError(
+                f"{where}: a call that took too long goes on in its thread and cannot be undone: "
+                "timeout_s contradicts rollback"
             )
         if self.external and self.ranks is not None:
             raise ValueError(
                 f"{where}: an external effect is of one process, so ranks contradicts external=True"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -133,8 +150,9 @@ def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         wherever an effect or a continuation needs it to be durable.
     rollback : callable, optional
         Undoes what the task did to the world; called with the task's arguments (and ``ctx``)
-        before the task runs again, or when it was cut off. It may be called again where it was
-        cut off itself.
+        before the task runs again, or when it was cut off; what was made from it is undone before.
+        It may be called again where it was cut off itself. A process that was taken for silent,
+        not dead, and wakes up may do after it what it was about to do.
     external : bool, default False
         The task has an effect that cannot be undone. It is released only when its intent and all
         that it depends on can no longer become another.
@@ -319,7 +337,10 @@ def event(key: str, name: str | None = None) -> Node:
     """
     if not isinstance(key, str) or not key:
         raise ValueError(f"key of an event must be a text, not {key!r}")
-    return Node(Event(key, _check_name(name or f"event:{key}"[:_NAME_LENGTH_MAX])))
+    if name is None:
+        text = "".join(c if c.isprintable() and c not in _RESERVED else "_" for c in key)
+        name = f"event:{text}"[:_NAME_LENGTH_MAX]
+    return Node(Event(key, _check_name(name)))
 
 
 @dataclass(frozen=True)
@@ -384,7 +405,7 @@ def _check_name(name: str) -> str:
         or not name
         or len(name) > _NAME_LENGTH_MAX
         or not name.isprintable()
-        or any(c in "/~[]" for c in name)
+        or any(c in _RESERVED for c in name)
     ):
         raise ValueError(
             f"name must be a text of 1 to {_NAME_LENGTH_MAX} characters without / ~ [ ], "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from hopcoll.errors import WorkflowError
 from recovery.workflows.graph import Graph, Node

@@ -1,9 +1,9 @@
 """Random workflows on real ranks, whose processes are killed at any moment.
 
-``python -m tests.crash.workflow_chaos --kills 300 --json FILE``. A job of 1 to 3 ranks runs a workflow of
-`tests.crash.workflow_corpus`; a rank, or all of them with the launcher, gets SIGKILL at a random moment;
-what is left goes on, or is started again, and is killed again. In the end the world outside (a real
-SQLite database, a file) must be as if nothing had happened.
+``python -m tests.crash.workflow_chaos --kills 300 --json FILE``. A job of 1 to 3 ranks runs a
+workflow of `tests.crash.workflow_corpus`; a rank, or all of them with the launcher, gets SIGKILL at
+a random moment; what is left goes on, or is started again, and is killed again. In the end the
+world outside (a real SQLite database, a file) must be as if nothing had happened.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """Random workflows that are cut off again and again, and what must hold of them all the same.
 
-A world outside (a SQLite database and a text file) survives every crash, as the real one does. Values
-carry the *tokens* of all tasks that they were made from: a task that is not deterministic draws a new
-one whenever it runs. So the last value tells which run of each task counts, and whatever was done to
-the world must agree with it: each effect once, with a value made from those tokens and no others.
+A world outside (a SQLite database and a text file) survives every crash, as the real one does.
+Values carry the *tokens* of all tasks that they were made from: a task that is not deterministic
+draws a new one whenever it runs. So the last value tells which run of each task counts, and
+whatever was done to the world must agree with it: each effect once, with a value made from those
+tokens and no others.
 
-A crash is a process that dies at its k-th call of the disk (or of the world), and a disk that keeps of
-what was not synced what the model of `tests.powercut` allows. Its successor may die as well.
+A crash is a process that dies at its k-th call of the disk (or of the world), and a disk that keeps
+of what was not synced what the model of `tests.powercut` allows. Its successor may die as well.
 
-``python -m tests.crash.workflow_corpus --points 10000 --json FILE`` runs many more than the tests do.
+``python -m tests.crash.workflow_corpus --points 10000 --json FILE`` runs many more than the tests
+do.
 """
 
 from __future__ import annotations
