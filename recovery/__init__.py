@@ -21,6 +21,9 @@ The layout, from the bottom up::
     live.py         a state in use, taken and put back
     metrics.py      the log of a session
     replays.py      a job run again by its history
+    segments.py     what stands in a workflow's journal
+    journal.py      the journal: one owner at a time, fenced; group commit
+    lease.py        whether the owner of a workflow still lives
     training.py     the session: a loop that goes on
     segments.py     the bytes of a journal
     journal.py      what was intended and what was done, by one process at a time

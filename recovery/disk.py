@@ -1,6 +1,7 @@
 """The calls that change the disk, in one place: tests record, count and fail them, and die in them.
 
-Nothing else in this package writes to the directory of a store. Reading needs no such place.
+Nothing else in this package writes to the directory of a store or of a workflow's journal. Reading
+needs no such place.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
 """The journal of a workflow: what was intended and what was done, by one process at a time.
 
-A folder of segments (`recovery.segments` has their bytes). Who takes the journal over makes a segment
-of its own: the file is written aside, fsynced, and linked to the next free number, which the file
-system gives to one process only; then the folder is fsynced. *Then* it reads what counts, and makes
-the **base** of its segment durable: up to which byte each older segment counts, with a copy of the
-records of the last group it found. From then on it appends. A compaction is a take-over from
-oneself: a new segment whose base counts nothing and carries all that is to be kept.
+A folder of segments (`recovery.segments` has their bytes). Who takes the journal over makes a
+segment of its own: the file is written aside, fsynced, and linked to the next free number, which
+the file system gives to one process only; then the folder is fsynced. *Then* it reads what counts,
+and makes the **base** of its segment durable: up to which byte each older segment counts, with a
+copy of the records of the last group it found. From then on it appends. A compaction is a
+take-over from oneself: a new segment whose base counts nothing and carries all that is to be kept.
 
-A **flush** writes all records that wait as one group, syncs them, and **then looks** whether there is
-a segment with a higher number. Only then are they reported durable.
+A **flush** writes all records that wait as one group, syncs them, and **then looks** whether there
+is a segment with a higher number. Only then are they reported durable.
 
 Why nothing that was reported is ever left out
 ----------------------------------------------
 No clock and no lock is needed, and a process may be stopped anywhere, for as long as one likes.
 
-*One step.* Process P, with segment p, reports a record. It wrote it, the fsync returned, and then it
-saw no segment above p. So every segment above p got its name after that look, and whoever made it
-read afterwards: it finds P's record, and P's base, in the file.
+*One step.* Process P, with segment p, reports a record. It wrote it, the fsync returned, and then
+it saw no segment above p. So every segment above p got its name after that look, and whoever made
+it read afterwards: it finds P's record, and P's base, in the file.
 
 *All steps.* Claim: every valid base above p counts or carries the record. The one with the lowest
 number was built on the highest valid base that its process found: p's own, as shown (those between
@@ -24,30 +24,33 @@ are void or, if they became valid meanwhile, are lower, and the claim holds for 
 p up to its last group and carries that. Each later one repeats what the base before it counts, and
 carries or counts the rest. A journal is read by its highest valid base, so the record counts.
 
-* *Two take over at once:* the numbers differ. The lower one finds the higher number after its base,
-  and is fenced before it reports anything. The higher one reads the lower segment with its base or
-  without one (void), either is right, as nothing was reported. A void segment that becomes valid
-  later is below the next base, and nobody reads it; or it *is* the highest valid one again, because
-  all above it are void: then it was built by the same rule, and those reported nothing.
+* *Two take over at once:* the numbers differ. The lower one finds the higher number after its
+  base, and is fenced before it reports anything. The higher one reads the lower segment with its
+  base or without one (void), either is right, as nothing was reported. A void segment that becomes
+  valid later is below the next base, and nobody reads it; or it *is* the highest valid one again,
+  because all above it are void: then it was built by the same rule, and those reported nothing.
 * *The old owner wakes up while or after it was succeeded:* it may write what it likes into its own
   segment. A base counts that up to a byte that was whole before, and later bytes are not read. Its
-  look finds the higher number and it is fenced: the highest segment is removed by nobody but its own
-  process, if that gave up before it opened the journal, and then nobody built on it.
+  look finds the higher number and it is fenced: the highest segment is removed by nobody but its
+  own process, if that gave up before it opened the journal, and then nobody built on it.
 * *Compaction by a successor while the old owner writes:* its file has lost its name, and a higher
-  number is there: fenced. A compaction takes the next number; is that taken, its process is fenced.
-  The old segments are removed only when the new base is durable, and after a look. What is removed
-  is in no later base, so it may be removed days later, and a power cut may bring it back.
+  number is there: fenced. A compaction takes the next number; is that taken, its process is
+  fenced. The old segments are removed only when the new base is durable, and after a look. What is
+  removed is in no later base, so it may be removed days later, and a power cut may bring it back.
+* *A hole:* a process chose its number, was stopped, and links it when that was taken and removed
+  meanwhile. Whoever removed it has a valid base with a higher number: the process is fenced, and
+  nobody reads what it wrote.
 * *Power cuts.* The name of a segment is durable before its base is written, so a valid base has a
   name. What a base counts was durable before: group g + 1 is written after the fsync of group g
-  returned, and the last group is not counted, but carried. (An fsync by the successor would not do:
-  it may succeed after the owner's own has failed, and says nothing of another host's cache.) A base
-  is one frame with one hash: it is there as a whole, or its segment is void. So nothing that counts
-  can be missing without being noticed.
-* *A failed write or fsync* ends the journal in this process: its records may be there or not, and a
-  second fsync would say nothing. The next owner reads what is there.
-* *Shared file systems.* Segments are opened for reading after the link, so close-to-open holds. The
-  look lists the folder, which opens it: a client asks the server then, where a lookup of one name
-  might be answered from a cache of names that were not there.
+  returned, and the last group is not counted, but carried. (An fsync by the successor would not
+  do: it may succeed after the owner's own has failed, and says nothing of another host's cache.) A
+  base is one frame with one hash: it is there as a whole, or its segment is void. So nothing that
+  counts can be missing without being noticed.
+* *A failed write or fsync* ends the journal in this process: its records may be there or not, and
+  a second fsync would say nothing. The next owner reads what is there.
+* *Shared file systems.* Segments are opened for reading after the link, so close-to-open holds.
+  The look lists the folder, which opens it: a client asks the server then, where a lookup of one
+  name might be answered from a cache of names that were not there.
 
 What is needed of the disk: a 512-byte sector is written as a whole and does not disturb others; a
 link has one winner.
@@ -74,8 +77,8 @@ from recovery.segments import Entry, Record
 
 __all__ = ["Journal", "Reading", "Record"]
 
-#: A segment grows by so many zeros, which are on the disk before they are written over: ext4 commits
-#: nothing but the bytes then.
+#: A segment grows by so many zeros, which are on the disk before they are written over: ext4 then
+#: commits nothing but the bytes.
 _GROW_BYTES = 1 << 20
 #: More that waits is written in several groups: a successor copies the last one.
 _GROUP_BYTES_MAX = 16 << 20
@@ -300,10 +303,13 @@ class Journal:
         """Go on in a new segment, which counts none of the older ones."""
         old = self._own
         assert old is not None
-        own = self._take(old.number + 1)
-        if own is None:
-            self._look(old)
-            raise WorkflowError(f"{self.folder}: segment {old.number + 1} came and went")
+        for _ in range(_TRIES_MAX):
+            own = self._take(old.number + 1)
+            if own is not None:
+                break
+            self._look(old)  # passes where somebody took the number and gave up
+        else:
+            raise WorkflowError(f"{self.folder}: segment {old.number + 1} was not won")
         self._own = own
         self._disk.close(old.descriptor)
         self._write(own, [base])
@@ -343,6 +349,7 @@ class Journal:
             assert own is not None
             with contextlib.suppress(OSError):
                 own.put([(self._durable, segments.END, b"", b"{}", b"")])
+                own.trim()
 
     def _check(self) -> None:
         """Raise where this journal appends nothing more; for those who hold the lock."""
@@ -510,6 +517,10 @@ class _Own:
         self._disk.fdatasync(self.descriptor)
         self._end = end
         self._group += 1
+
+    def trim(self) -> None:
+        """Give back what was not needed."""
+        self._disk.truncate(self.descriptor, self._end)
 
 
 def _is_ours(name: str) -> bool:

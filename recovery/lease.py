@@ -1,9 +1,9 @@
 """Whether the owner of a workflow still lives, told without a clock that two hosts share.
 
-The owner writes a **lease**: a small file beside the journal, named after the owner's nonce, whose
-content changes with every beat. An observer looks at it for as long as its patience lasts *on its own
-clock*, and says what it saw. That serves liveness only: a verdict may be wrong, and the journal
-fences whoever was taken for silent and wakes up (`recovery.journal`).
+The owner writes a **lease**: a small file beside the journal, named after the owner's nonce,
+whose content changes with every beat. An observer looks at it for as long as its patience lasts
+*on its own clock*, and says what it saw. That serves liveness only: a verdict may be wrong, and
+the journal fences whoever was taken for silent and wakes up (`recovery.journal`).
 
 One verdict is a proof, "dead": the process cannot do anything any more, nor to the outside world.
 
@@ -12,9 +12,9 @@ One verdict is a proof, "dead": the process cannot do anything any more, nor to 
   parent to ask.
 * The same machine (host name and machine id) has booted since.
 
-Anything else (another host, a container of its own, no machine id) is not proved here; the caller may
-know more (`proven_dead`), such as Slurm's word that a job has ended. A process that the owner started
-may outlive it; the proof is about the owner alone.
+Anything else (another host, a container of its own, no machine id) is not proved here; the caller
+may know more (`proven_dead`), such as Slurm's word that a job has ended. A process that the owner
+started may outlive it; the proof is about the owner alone.
 """
 
 from __future__ import annotations
@@ -151,12 +151,14 @@ def observe(
     clock, pause : callable, optional
         Of this process; for tests.
     """
+    if not patience_s >= 0:
+        raise ValueError(f"patience_s must be 0 or more, not {patience_s}")
     if owner is None:
         return "free"
     path = _path_of(Path(folder), owner)
-    since = clock()
-    first = _content(path)
-    content = first
+    until = clock() + patience_s
+    content = first = _content(path)
+    asks = proven_dead is not None
     while True:
         if content is not None and content.startswith(_FREE):
             return "free"
@@ -165,17 +167,19 @@ def observe(
         life = _life_of(owner)
         if life is not None:
             return life
-        now = clock()
-        if now == since or now - since >= patience_s:
-            if proven_dead is not None and proven_dead(owner):
-                return "dead"
-            if now - since >= patience_s:
-                return "silent"
-        pause(min(look_s, patience_s))
+        left_s = until - clock()
+        if (asks or left_s <= 0) and proven_dead is not None and proven_dead(owner):
+            return "dead"
+        asks = False
+        if left_s <= 0:
+            return "silent"
+        pause(min(look_s, left_s))
         content = _content(path)
 
 
 def _path_of(folder: Path, owner: dict[str, Any]) -> Path:
+    if "nonce" not in owner:
+        raise ValueError("owner has no nonce: it was not made by describe_owner")
     return folder / f"{_PREFIX}{owner['nonce']}"
 
 
@@ -189,12 +193,15 @@ def _content(path: Path) -> bytes | None:
 def _life_of(owner: dict[str, Any]) -> Literal["running", "dead"] | None:
     """Return what this host knows of the owner for certain; None for nothing."""
     here = describe_owner()
-    if owner["boot"] != here["boot"]:
-        same = all(here[key] and owner[key] == here[key] for key in ("host", "machine"))
-        return "dead" if same and owner["boot"] and here["boot"] else None
-    if not here["boot"] or any(
-        not here[key] or owner[key] != here[key] for key in ("pid_namespace", "time_namespace")
-    ):
+
+    def same(*keys: str) -> bool:
+        return all(here[key] and here[key] == owner.get(key) for key in keys)
+
+    if not same("boot"):
+        rebooted = same("host", "machine") and here["boot"] and owner.get("boot")
+        return "dead" if rebooted else None
+    # A kernel that knows no namespaces of time has none for anybody.
+    if not same("pid_namespace") or here["time_namespace"] != owner.get("time_namespace"):
         return None
     return _life_of_process(owner["pid"], owner["start"])
 

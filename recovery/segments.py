@@ -1,12 +1,12 @@
 """What stands in a workflow's journal, and how it is read; `recovery.journal` tells how it is kept.
 
-A journal is a folder of segments, ``0000000001.seg`` and so on, each written by one process alone. A
-segment is a **header** (magic, version, who wrote it, a mark of 8 random bytes), then **frames** one
-after the other, then zeros. A frame begins with the segment's mark and an XXH3 of all the rest of it,
-seeded with where it stands: so the body of a record that is itself a piece of a journal is never
-taken for a frame. The forms: a *record* of the user's; the *base*, always first, which says up to
-which byte each older segment counts, and repeats (*carries*) records that count as well; the *end*
-of a segment that was closed.
+A journal is a folder of segments, ``0000000001.seg`` and so on, each written by one process
+alone. A segment is a **header** (magic, version, who wrote it, a mark of 8 random bytes), then
+**frames** one after the other, then zeros. A frame begins with the segment's mark and an XXH3 of
+all the rest of it, seeded with where it stands: so the body of a record that is itself a piece of
+a journal is never taken for a frame. The forms: a *record* of the user's; the *base*, always
+first, which says up to which byte each older segment counts, and repeats (*carries*) records that
+count as well; the *end* of a segment that was closed.
 
 **Groups.** What one flush writes is a group, numbered from 1; a group is written only when the one
 before it is durable. So of a segment that a power cut or a kill ended, only the last group can be
@@ -75,6 +75,7 @@ _WHOLE = struct.Struct(_SEAL.format + _FRAME.format[1:])
 #: sequence number, bytes of body, head and kind: a record that a base carries.
 _CARRIED = struct.Struct("<QQIH")
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
+_from_json = json.JSONDecoder().raw_decode
 #: A folder whose segments are replaced while it is read is read again.
 _TRIES_MAX = 100
 
@@ -159,7 +160,7 @@ def encode_entry(kind: str, head: dict[str, Any], body: bytes) -> tuple[bytes, b
 
 def encode_group(mark: bytes, group: int, offset: int, entries: Sequence[Entry]) -> bytes:
     """Return the frames of a group that is written at `offset`."""
-    parts = []
+    parts: list[bytes] = []
     rest = len(entries)
     for seq, form, kind, head, body in entries:
         rest -= 1
@@ -261,7 +262,7 @@ def _scan(path: Path, number: int, limit: int | None) -> _Segment:
             segment.last_index = len(segment.records)
         head_at = offset + _WHOLE.size + kind_bytes
         body_at = head_at + head_bytes
-        head = json.loads(data[head_at:body_at].decode())
+        head = _from_json(data[head_at:body_at].decode())[0]
         offset = body_at + body_bytes
         if form == BASE:
             segment.counts = [(one, up_to) for one, up_to in head["counts"]]
@@ -295,15 +296,15 @@ def _parse_header(path: Path, data: bytes, number: int) -> tuple[dict[str, Any],
         end = _HEADER.size + text_bytes
         end += -end % _BLOCK_BYTES
         blank = _HEADER.pack(_MAGIC, version, text_bytes, found, mark, 0)
-        if len(data) >= end and total == xxhash.xxh3_64_intdigest(
-            blank + data[_HEADER.size : end]
-        ):
+        if len(data) >= end and total == xxhash.xxh3_64_intdigest(blank + data[_HEADER.size : end]):
             if found != number:
                 raise CheckpointCorruptError(
                     f"{path} is corrupt: it was written as segment {found}", path
                 )
             return json.loads(data[_HEADER.size : _HEADER.size + text_bytes]), mark, end
-        raise CheckpointCorruptError(f"{path} is corrupt: the hash of its header does not fit", path)
+        raise CheckpointCorruptError(
+            f"{path} is corrupt: the hash of its header does not fit", path
+        )
     raise CheckpointMismatchError(f"{path} is no segment of a workflow's journal", path)
 
 
@@ -342,7 +343,7 @@ def _parse_carried(data: bytes, number: int) -> list[Record]:
         head_at = kind_at + kind_bytes
         body_at = head_at + head_bytes
         offset = body_at + body_bytes
-        kind, head = data[kind_at:head_at].decode(), json.loads(data[head_at:body_at].decode())
+        kind, head = data[kind_at:head_at].decode(), _from_json(data[head_at:body_at].decode())[0]
         records.append(Record(seq, kind, head, data[body_at:offset], number))
     return records
 

@@ -1,8 +1,8 @@
 """The child of test_journal.py: ``journal_child.py FOLDER``.
 
-For k = 1, 2, ... a process is forked that keeps the journal FOLDER/k/journal, and gets SIGKILL at its
-k-th call that changes the disk, until one comes through. FOLDER/k/killed then names the call, and
-FOLDER/k/notes has what the process noted (`tests.crash.journal_runs`).
+For k = 1, 2, ... a process is forked that keeps the journal FOLDER/k/journal, and gets SIGKILL at
+its k-th call that changes the disk, until one comes through. FOLDER/k/killed then names the call,
+and FOLDER/k/notes has what the process noted (`tests.crash.journal_runs`).
 """
 
 from __future__ import annotations

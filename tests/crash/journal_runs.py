@@ -1,8 +1,8 @@
 """Runs of a workflow's journal on a disk that is recorded, and the look at what a cut leaves of it.
 
-What is recorded are tags, each once; a record's body follows from its tag. What is noted: ("state",
-tags) when the journal comes to have these, which a cut may leave from then on; and ("durable", tags)
-when that was reported, so a cut may leave nothing older.
+What is recorded are tags, each once; a record's body follows from its tag. What is noted:
+("state", tags) when the journal comes to have these, which a cut may leave from then on; and
+("durable", tags) when that was reported, so a cut may leave nothing older.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def small_and_same_every_time(first: int = 1) -> Iterator[None]:
     with (
         mock.patch.object(journal_module, "_GROW_BYTES", 6144),
         mock.patch(
-            "recovery.journal.secrets.token_bytes", lambda n: random.Random(next(count)).randbytes(n)
+            "recovery.journal.secrets.token_bytes",
+            lambda n: random.Random(next(count)).randbytes(n),
         ),
         mock.patch("recovery.journal.secrets.token_hex", lambda n: f"{next(count):0{2 * n}x}"),
     ):

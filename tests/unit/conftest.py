@@ -4,6 +4,8 @@ import pytest
 
 from hopcoll import _life, communicator
 from hopcoll.communicator import Communicator
+from recovery import journal
+from tests.crash.store_runs import scratch_folder
 from tests.fake_engine import FakeEngine
 
 
@@ -20,3 +22,11 @@ def make(monkeypatch):
 @pytest.fixture
 def comm(make):
     return make()
+
+
+@pytest.fixture
+def folder(monkeypatch):
+    """A folder for a journal, in memory, whose segments are small."""
+    monkeypatch.setattr(journal, "_GROW_BYTES", 8192)
+    with scratch_folder("hopcoll-journal-") as made:
+        yield made / "journal"
