@@ -14,7 +14,7 @@ from typing import Any
 
 from recovery.workflows import ledger as ledgers
 from recovery.workflows.graph import Graph, Loop, Node, Vertex
-from recovery.workflows.ledger import Ledger, Plan
+from recovery.workflows.ledger import Ledger, Plan, Wants
 from recovery.workflows.stored import load_graph
 
 __all__ = [
@@ -61,11 +61,13 @@ class Slot:
 class Iteration(Vertex):
     """What an iteration of a loop is called with."""
 
-    def __init__(self, loop: Vertex, number: int, inputs: tuple[str, ...]) -> None:
+    def __init__(
+        self, loop: Vertex, number: int, inputs: tuple[str, ...], needs: tuple[str, ...]
+    ) -> None:
         body = loop.node.task
         assert isinstance(body, Loop)
         super().__init__(
-            f"{loop.id}[{number}]", Node(body.body, (), {}, (), body.body.name), inputs
+            f"{loop.id}[{number}]", Node(body.body, (), {}, (), body.body.name), inputs, needs
         )
         self.loop = loop
         self.number = number
@@ -222,8 +224,10 @@ class Board:
         """Put up an iteration; `first` is the first that is on the board."""
         body = loop.vertex.node.task
         assert isinstance(body, Loop)
-        inputs = loop.vertex.inputs if number == first else (f"{loop.id}[{number - 1}]",)
-        vertex = Iteration(loop.vertex, number, inputs)
+        inputs, needs = loop.vertex.inputs, loop.vertex.needs
+        if number != first:
+            inputs = needs = (ledgers.iteration_name(loop.id, number - 1),)
+        vertex = Iteration(loop.vertex, number, inputs, needs)
         slot = self.slots[vertex.id] = Slot(vertex, loop.parent, number)
         self._parts.setdefault(loop.id, []).append(vertex.id)
         if (number + 1) % body.every and number + 1 < body.times and not body.annotations.external:
@@ -249,7 +253,7 @@ class Board:
                 if number == newest:
                     vertex = self.slots[part].vertex
                     assert isinstance(vertex, Iteration)
-                    vertex.inputs = vertex.loop.inputs
+                    vertex.inputs, vertex.needs = vertex.loop.inputs, vertex.loop.needs
         self._parts[place[0]] = kept
 
     def remove(self, task: str) -> None:
@@ -299,6 +303,8 @@ class Board:
         name: str | None = task
         while name is not None and name in self.slots:
             for user in self.slots[name].users:
+                if name not in user.vertex.needs:
+                    continue  # it only waits
                 if user.is_loop:  # the first iteration that is left uses what the loop does
                     parts = self._parts.get(user.id)
                     found.append(parts[0] if parts else user.id)
@@ -316,9 +322,9 @@ class Board:
     def _done(self, task: str) -> ledgers.Done | None:
         return None if task in self.stale else self.ledger.done(task)
 
-    def _order(self) -> dict[str, Iterable[str]]:
-        """All tasks, inputs first."""
-        order: dict[str, Iterable[str]] = {}
+    def _order(self) -> dict[str, Wants]:
+        """All tasks, inputs first, with what they need, and what they wait for."""
+        order: dict[str, Wants] = {}
         for root in self.slots:
             stack = [root]
             while stack:
@@ -326,12 +332,15 @@ class Board:
                 if task in order:
                     stack.pop()
                     continue
-                inputs = self.inputs(task)
-                if self.slots[task].is_loop and task not in self.alias:
-                    inputs += [self.resolve(part) for part in self._parts.get(task, ())[-1:]]
+                slot, inputs = self.slots[task], self.inputs(task)
+                needs = [self.resolve(name) for name in slot.vertex.needs]
+                if slot.is_loop and task not in self.alias and self._parts.get(task):
+                    # It goes on from the last iteration, and what that was made from is its own.
+                    needs = [self.resolve(self._parts[task][-1])]
+                    inputs += needs
                 if rest := [name for name in inputs if name not in order]:
                     stack += rest
                 else:
-                    order[task] = inputs
+                    order[task] = Wants(needs, inputs)
                     stack.pop()
         return order

@@ -28,7 +28,7 @@ def check_graph(graph: Graph) -> None:
         return
     users: dict[str, list[str]] = {name: [] for name in vertices}
     for vertex in vertices.values():
-        for name in vertex.inputs:
+        for name in vertex.needs:
             users[name].append(vertex.id)
     ended: dict[str, Done] = {}
 

@@ -428,11 +428,14 @@ class Vertex:
     node : Node
     inputs : tuple of str
         The identifiers of what it waits for, each once: arguments first.
+    needs : tuple of str
+        Those of them whose values it uses.
     """
 
     id: str
     node: Node
     inputs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
     references: dict[int, str] = field(default_factory=dict, repr=False)
 
     def call(self, value_of: Callable[[str], Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -487,7 +490,7 @@ class Graph:
 
         def enter(one: Node) -> None:
             open_nodes[id(one)] = None
-            stack.append((one, iter(_inputs_of(one))))
+            stack.append((one, iter((*_arguments_of(one), *one.before))))
 
         enter(node)
         while stack:
@@ -507,12 +510,14 @@ class Graph:
                 count = names[one.name] = names.get(one.name, 0) + 1
                 identifier = prefix + (one.name if count == 1 else f"{one.name}~{count}")
                 done[id(one)] = identifier
-                children = _inputs_of(one)
+                needs = _arguments_of(one)
+                references = {id(child): done[id(child)] for child in (*needs, *one.before)}
                 vertices[identifier] = Vertex(
                     identifier,
                     one,
-                    tuple(dict.fromkeys(done[id(child)] for child in children)),
-                    {id(child): done[id(child)] for child in children},
+                    tuple(dict.fromkeys(references.values())),
+                    tuple(dict.fromkeys(done[id(child)] for child in needs)),
+                    references,
                 )
         return cls(done[id(node)], vertices)
 
@@ -529,7 +534,7 @@ def _has_nodes(value: Any, depth: int = 0) -> bool:
     return False
 
 
-def _inputs_of(node: Node) -> list[Node]:
+def _arguments_of(node: Node) -> list[Node]:
     found: list[Node] = []
 
     def look(value: Any, depth: int) -> None:
@@ -548,7 +553,6 @@ def _inputs_of(node: Node) -> list[Node]:
 
     look(node.arguments, 0)
     look(node.keywords, 0)
-    found.extend(node.before)
     return found
 
 

@@ -48,7 +48,7 @@ from typing import Any
 
 from hopcoll.errors import CheckpointCorruptError
 
-__all__ = ["Begun", "Done", "Ledger", "Plan", "Settled", "State", "exposed", "plan"]
+__all__ = ["Begun", "Done", "Ledger", "Plan", "Settled", "State", "Wants", "exposed", "plan"]
 
 #: Where a value is: nowhere, in the record, in a file, in memory on its way to a file.
 NOWHERE, INLINE, FILE, COMING = range(4)
@@ -499,13 +499,21 @@ class Plan:
     renewed: set[str]
 
 
-def plan(order: Mapping[str, Iterable[str]], output: str, ledger: Ledger) -> Plan:
+@dataclass(frozen=True)
+class Wants:
+    """What a task uses the values of, and all that has to have ended before it begins."""
+
+    needs: Iterable[str]
+    inputs: Iterable[str]
+
+
+def plan(order: Mapping[str, Wants], output: str, ledger: Ledger) -> Plan:
     """Find what has to run.
 
     Parameters
     ----------
-    order : dict of str to iterable of str
-        All tasks, inputs before those who use them, and their inputs.
+    order : dict of str to Wants
+        All tasks, inputs before those who use them.
     output : str
     ledger : Ledger
     """
@@ -530,7 +538,13 @@ def plan(order: Mapping[str, Iterable[str]], output: str, ledger: Ledger) -> Pla
             if done is not None and valid[task] and done.durable and task not in renewed:
                 continue
             run[task] = _reason(ledger, task, valid[task], user)
-            stack += [(name, task) for name in order[task]]
+            stack += [(name, task) for name in order[task].needs]
+            # What it only waits for has ended, though the value may be lost.
+            stack += [
+                (name, task)
+                for name in order[task].inputs
+                if not valid[name] or name in renewed
+            ]
         again = {
             task
             for task in run
@@ -584,7 +598,7 @@ def exposed(
     ----------
     task : str
     inputs, users : callable
-        The tasks that a task uses, and those that use it.
+        The tasks that a task waits for, and those that use its value.
     done : callable
         How a task ended, None if it has not, or has to run again.
     settled : Settled

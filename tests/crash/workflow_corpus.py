@@ -265,6 +265,9 @@ class OneRank:
     def run(self, lead: Any) -> Any:
         return lead()
 
+    def is_lost(self, owner: Any) -> bool:
+        return False
+
     def idle(self) -> None:
         if self._unsent:
             key, number = self._unsent[0]
