@@ -29,7 +29,7 @@ from tqdm import tqdm
 from hopcoll.errors import WorkflowNotFoundError
 from recovery.workflows import Workflow
 from tests import launch
-from tests.crash import workflow_corpus
+from tests.crash import workflow_graphs
 from tests.crash.workflow_corpus import Counts, Trial, WrongError
 from tests.crash.workflow_job import UNKNOWN, RealWorld
 
@@ -179,10 +179,10 @@ def _settle(folder: Path, name: str, world: RealWorld) -> None:
 
 
 def _check(seed: int, folder: Path, tokens: dict[str, str], world: RealWorld) -> None:
-    workflow_corpus.WORLD = world
+    workflow_graphs.WORLD = world
     trial = Trial(seed * 1000, folder, Counts())
-    trial.value = {"tokens": tokens}
-    trial._check(folder / "store")
+    trial.world, trial.value = world, {"tokens": tokens}
+    trial.check(folder / "store")
 
 
 @click.command()
