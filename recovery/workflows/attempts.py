@@ -13,8 +13,8 @@ from hopcoll.errors import EffectUnknownError, TaskFailedError, WorkflowError
 from recovery.workflows import ledger as ledgers
 from recovery.workflows import values
 from recovery.workflows.board import READY, Slot
-from recovery.workflows.context import Done, NotDoneError, TaskContext
 from recovery.workflows.checks import check_graph
+from recovery.workflows.context import Done, NotDoneError, TaskContext
 from recovery.workflows.graph import Graph, Node, Stop, Task, takes_context
 from recovery.workflows.ledger import COMING, FILE, FIRST, INLINE, NOWHERE
 from recovery.workflows.stored import dump_call, dump_graph
