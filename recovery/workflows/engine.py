@@ -504,6 +504,7 @@ class Engine:
         """A task has a graph in the place of a value."""
         with self._turn:
             self.append("more", head, body)
+            self.board.settle_loop(slot.id)
             self._consumed(slot)
             slot.phase = AVAILABLE if generation > 1 else RUNNING
             added = self.board.go_on(slot.id, owner, generation, graph)

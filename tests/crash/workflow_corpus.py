@@ -33,7 +33,7 @@ from unittest import mock
 import click
 from tqdm import tqdm
 
-from hopcoll.errors import EffectUnknownError, TaskFailedError, WorkflowError
+from hopcoll.errors import EffectUnknownError, HopcollError, WorkflowError
 from recovery.journal import Journal
 from recovery.workflows import Node, TaskContext, Workflow
 from recovery.workflows import engine as engines
@@ -165,6 +165,7 @@ class Trial:
         self.incarnation += 1
         before = facts(path)
         world.executed.clear()
+        world.asked.clear()
         world.undone.clear()
         world.elsewhere = self.draw.random() < 0.15
         world.moments_to_wake = self.draw.randint(1, 20)
@@ -262,7 +263,7 @@ class Trial:
         while more := {name for name in set(before.states) - renewed if is_void(name)}:
             renewed |= more
         users: dict[str, list[str]] = {}
-        for name, makers in world.executed:
+        for name, makers in [*world.executed, *world.asked]:
             for maker in makers:
                 users.setdefault(maker, []).append(name)
         for name in executed:
@@ -371,7 +372,7 @@ def try_seed(seed: int, counts: Counts, lives: list[int] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             Trial(seed, scratch, counts).run(lives)
-    except (WrongError, TaskFailedError, WorkflowError, KeyError, AssertionError) as error:
+    except (HopcollError, KeyError, AssertionError) as error:
         raise WrongError(
             f"--only {seed} --lives {','.join(map(str, lives))}: {type(error).__name__}: {error}"
         ) from error

@@ -42,6 +42,8 @@ class World:
     ----------
     executed : list of (str, list of str)
         The calls of this life: the task, and who made the values that it was called with.
+    asked : list of (str, list of str)
+        The calls of `look_up`, alike.
     undone : list of (str, dict, bool)
         The rollbacks of this life: the task, the tokens that it was called with, and whether it was
         before anything ran.
@@ -61,6 +63,7 @@ class World:
         self.file.touch()
         self.disk: RecordingDisk | None = None
         self.executed: list[tuple[str, list[str]]] = []
+        self.asked: list[tuple[str, list[str]]] = []
         self.undone: list[tuple[str, dict[str, str], bool]] = []
         self.tries: collections.Counter[str] = collections.Counter()
         self.zombies: list[Act] = []
@@ -135,7 +138,11 @@ def _merge(inputs: Iterable[Any]) -> dict[str, str]:
 
 
 def _begin(ctx: TaskContext, inputs: Iterable[Any]) -> None:
-    WORLD.executed.append((ctx.task_id, [value["by"] for value in inputs if "by" in value]))
+    WORLD.executed.append((ctx.task_id, _makers(inputs)))
+
+
+def _makers(inputs: Iterable[Any]) -> list[str]:
+    return [value["by"] for value in inputs if "by" in value]
 
 
 def _value(ctx: TaskContext, inputs: Iterable[Any], token: str) -> dict[str, Any]:
@@ -227,6 +234,7 @@ def turn_keyed(state: Any, i: int, ctx: TaskContext) -> Any:
 
 def look_up(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
     """Whether `asked` was done."""
+    WORLD.asked.append((ctx.task_id, _makers(inputs)))
     found = WORLD.rows("select task, tokens from plain")
     if how.get("file"):
         found = WORLD.lines()

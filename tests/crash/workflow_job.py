@@ -37,7 +37,7 @@ class RealWorld(graphs.World):
             self.file = path / "world.txt"
             self.file.touch()
             self.disk = None
-            self.executed, self.undone, self.zombies = [], [], []
+            self.executed, self.asked, self.undone, self.zombies = [], [], [], []
             self.tries = collections.Counter()
 
     def moment(self) -> None:
