@@ -164,7 +164,7 @@ class Folder:
 
         Raises
         ------
-        WorkflowNotFoundError
+        WorkflowNotFoundError, WorkflowMismatchError
         CheckpointCorruptError
         """
         self.store.check()
@@ -172,6 +172,8 @@ class Folder:
             reading = Journal.read(self.path / "journal")
         except CheckpointNotFoundError:
             raise WorkflowNotFoundError(f"{self.store.path} has no workflow {self.id}") from None
+        except CheckpointMismatchError as error:
+            raise WorkflowMismatchError(str(error)) from error
         ledger = Ledger()
         for record in reading.records:
             ledger.apply(record.kind, record.head, record.body, record.seq)

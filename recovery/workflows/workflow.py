@@ -130,7 +130,9 @@ class Workflow:
     def __enter__(self) -> Workflow:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None and self._thread is not None and self._thread.is_alive():
+            self._folder.request_cancel()  # else what waits for an event would be waited for
         self.close()
 
     def close(self) -> None:

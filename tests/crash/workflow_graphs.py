@@ -358,8 +358,11 @@ def _random_graph(draw: random.Random, as_effects: bool = False) -> Node:
         inputs = [nodes[i] for i in picks]
         kind = draw.choice(
             ("plain",) * 6 + ("thing",) * 3 + ("keyed", "asked", "line", "blind")
-            + ("gang", "loop", "loop", "event", "fails", "goes_on", "goes_on")
+            + ("gang", "loop", "loop", "event", "fails", "goes_on", "goes_on", "pinch", "pinch")
         )  # fmt: skip
+        if kind == "pinch":
+            nodes += _pinch(draw, inputs)
+            continue
         node = _random_node(draw, kind, inputs, as_effects)
         if nodes and draw.random() < 0.15:
             i = draw.randrange(len(nodes))
@@ -408,6 +411,23 @@ def _random_node(draw: random.Random, kind: str, inputs: list[Node], as_effects:
     if as_effects and how["effect"]:
         return keyed.bind({}, *inputs)
     return plain.options(**options).bind(how, *inputs)
+
+
+def _pinch(draw: random.Random, inputs: list[Node]) -> list[Node]:
+    """An effect of something that is kept, made from something that is not, and that others use as
+    well: when may it be released?"""
+    how = {"fixed": False}
+    lost = plain.options(checkpoint="none")
+    kept = plain.options(checkpoint=draw.choice(("sync", "async")))
+    one, two = lost.bind(how, *inputs), lost.bind(how, *inputs)
+    kind, more = draw.choice(((keyed, {}), (asked, {}), (asked, {"file": True}), (blind, {})))
+    effect = kind.bind(more, kept.bind(how, one))
+    late: list[Node] = []
+    for _ in range(draw.randint(0, 4)):
+        late = [plain.options(checkpoint="sync").bind(how, *late)]
+    if draw.random() < 0.5:
+        return [effect, kept.bind(how, one, *late)]
+    return [effect, kept.bind(how, one, two), kept.bind(how, two, *late)]
 
 
 def _random_loop(
