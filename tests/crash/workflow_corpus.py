@@ -120,12 +120,14 @@ class Trial:
 
     value: dict[str, Any]
 
-    def __init__(self, seed: int, scratch: Path, counts: Counts) -> None:
+    def __init__(
+        self, seed: int, scratch: Path, counts: Counts, node: Node | None = None
+    ) -> None:
         self.seed = seed
         self.draw = random.Random(seed)
         self.scratch = scratch
         self.counts = counts
-        self.node: Node = corpus(seed // 1000)
+        self.node: Node = corpus(seed // 1000) if node is None else node
         self.world: World | None = None
         self.incarnation = 0
 
@@ -363,15 +365,18 @@ def crashes_of(seed: int) -> list[int]:
     return lives
 
 
-def try_seed(seed: int, counts: Counts, lives: list[int] | None = None) -> None:
-    """Run one workflow with crashes that the seed says; raises `WrongError`."""
+def try_seed(
+    seed: int, counts: Counts, lives: list[int] | None = None, node: Node | None = None
+) -> None:
+    """Run one workflow, of the corpus or another, with crashes that the seed says, or others;
+    raises `WrongError`."""
     memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
     scratch = Path(tempfile.mkdtemp(prefix="hopcoll-workflow-", dir=memory))
     lives = crashes_of(seed) if lives is None else lives
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Trial(seed, scratch, counts).run(lives)
+            Trial(seed, scratch, counts, node).run(lives)
     except (HopcollError, KeyError, AssertionError) as error:
         raise WrongError(
             f"--only {seed} --lives {','.join(map(str, lives))}: {type(error).__name__}: {error}"

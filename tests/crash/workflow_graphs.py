@@ -448,3 +448,42 @@ def _random_loop(
         return loop(turn_keyed, first, times, every=every)
     body = turn if kind == "turn" else turn_thing
     return loop(body.options(**{**options, "deterministic": fixed}), first, times, every=every)
+
+
+# Graphs in which one rule is all that helps
+
+
+def _late(count: int, *inputs: Node) -> Node:
+    """The end of a chain whose every value is waited for."""
+    node = plain.options(checkpoint="sync").bind({"fixed": False}, *inputs)
+    for _ in range(count - 1):
+        node = plain.options(checkpoint="sync").bind({"fixed": False}, node)
+    return node
+
+
+def _out(*inputs: Node) -> Node:
+    return plain.options(name="output").bind({"fixed": False}, *inputs)
+
+
+_LOST = plain.options(checkpoint="none", name="lost")
+_KEPT = plain.options(checkpoint="sync", name="kept")
+_HOW = {"fixed": False}
+
+
+def used_later() -> Node:
+    """What the effect was made from is lost, and used by somebody who comes later."""
+    lost = _LOST.bind(_HOW)
+    effect = blind.bind({}, _KEPT.bind(_HOW, lost))
+    return _out(effect, _KEPT.bind(_HOW, lost, _late(6)))
+
+
+def used_again() -> Node:
+    """What the effect was made from is lost, and used by somebody who may have to run again."""
+    one, two = _LOST.bind(_HOW), _LOST.bind(_HOW)
+    effect = blind.bind({}, _KEPT.bind(_HOW, one))
+    return _out(effect, _KEPT.bind(_HOW, one, two), _KEPT.bind(_HOW, two, _late(6)))
+
+
+def of_a_stranger() -> Node:
+    """Only an effect that can be asked about."""
+    return _out(asked.bind({}), _late(2))
