@@ -19,6 +19,7 @@ import shutil
 import signal
 import sqlite3
 import tempfile
+import threading
 import time
 import uuid
 import warnings
@@ -42,15 +43,19 @@ MOMENTS = (*EFFECTS, *range(2, 12))
 
 Moment = int | str
 
-#: Where this process stops; None for a successor.
-STOPS_AT: Moment | None = None
+#: Where this process stops, and the file that is there when it may go on; None for a successor.
+STOPS_AT: tuple[Moment, Path] | None = None
 
 
 def _stop_at(moment: Moment) -> None:
     global STOPS_AT
-    if STOPS_AT == moment:
+    if STOPS_AT is not None and STOPS_AT[0] == moment:
+        go_on = STOPS_AT[1]
         STOPS_AT = None
         os.kill(os.getpid(), signal.SIGSTOP)
+        # Of several threads, this one may come a little further before it is stopped.
+        while not go_on.exists():
+            threading.Event().wait(0.001)
 
 
 class StoppingDisk(Disk):
@@ -127,7 +132,7 @@ def graph(path: Path) -> Node:
 def _own(path: Path, moment: Moment) -> None:
     """The owner, in a process of its own; never returns."""
     global STOPS_AT
-    STOPS_AT = moment
+    STOPS_AT = (moment, path / "go on")
     code = 1
     try:
         warnings.simplefilter("ignore")
@@ -168,6 +173,7 @@ def once(path: Path, moment: Moment, counts: collections.Counter[str]) -> None:
             value = run()
         except EffectUnknownError as error:
             unknown = error
+        (path / "go on").touch()
         os.kill(owner, signal.SIGCONT)
         _, status = os.waitpid(owner, 0)
         owner = 0
