@@ -238,7 +238,8 @@ def put_back(name: str, *values: Any, ctx: TaskContext) -> None:
     if SET.get("rollback"):
         raise SET["rollback"]
     called(f"undo {name}")
-    DONE.remove(name)
+    if name in DONE:  # an attempt that was cut off may not have come so far
+        DONE.remove(name)
 
 
 @task(rollback=put_back)

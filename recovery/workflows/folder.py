@@ -31,7 +31,7 @@ from hopcoll.errors import (
 )
 from recovery.disk import Disk
 from recovery.journal import Journal
-from recovery.lease import Lease, Verdict, describe_owner, observe
+from recovery.lease import Lease, Verdict, describe_owner, observe, release
 from recovery.log import publish, read_sealed
 from recovery.workflows import values
 from recovery.workflows.ledger import INLINE, NOWHERE, Ledger
@@ -45,6 +45,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,99}")
 _SPOOL_BYTES_MAX = 1 << 20
 _EVENT_BYTES_MAX = 1 << 20
 _ERROR_LENGTH_MAX = 4000
+#: By which nonces this process was about to take a workflow over, and did not.
+_GIVEN_UP: set[str] = set()
 
 
 class Store:
@@ -226,6 +228,8 @@ class Folder:
         if reading.owner is not None and not reading.closed:
             gone = lost is not None and lost(reading.owner)
             verdict = self.watch(reading.owner, 0.0 if gone else patience_s)
+            if reading.owner["nonce"] in _GIVEN_UP:
+                verdict = "free"
             if verdict == "running" and not (force or gone):
                 raise WorkflowRunningError(
                     f"workflow {self.id} runs in process {reading.owner['pid']} of "
@@ -253,6 +257,9 @@ class Folder:
             self._clean(ledger)
         except BaseException:
             # Else it would seem to run for as long as this process does.
+            _GIVEN_UP.add(self.nonce)
+            if self._lease is None:
+                release(journal_path, owner)
             with contextlib.suppress(Exception):
                 self.close()
             raise

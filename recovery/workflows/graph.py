@@ -150,9 +150,10 @@ def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         wherever an effect or a continuation needs it to be durable.
     rollback : callable, optional
         Undoes what the task did to the world; called with the task's arguments (and ``ctx``)
-        before the task runs again, or when it was cut off; what was made from it is undone before.
-        It may be called again where it was cut off itself. A process that was taken for silent,
-        not dead, and wakes up may do after it what it was about to do.
+        before the task runs again, or when it was cut off, and so may have done nothing yet; what
+        was made from it is undone before. It may be called again where it was cut off itself. A
+        process that was taken for silent, not dead, and wakes up may do after it what it was about
+        to do.
     external : bool, default False
         The task has an effect that cannot be undone. It is released only when its intent and all
         that it depends on can no longer become another.
