@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from recovery.workflows import Done, Node, NotDoneError, Stop, TaskContext, event, loop, task
+from recovery.workflows import Done, Node, Stop, TaskContext, event, loop, task
 
 #: What was called, in order.
 CALLS: list[str] = []
@@ -286,9 +286,12 @@ NODES = {"one": one.bind, "failing": _failing}
 
 
 @task
+def goes_on_to_a_gang() -> Any:
+    return give.options(ranks="all").bind(1)
+
+
+@task
 def chain_of(n: int) -> Any:
     """A loop inside a continuation."""
     return loop(step, 0, n)
 
-
-__all__ = ["Done", "NotDoneError"]

@@ -160,8 +160,8 @@ def _state_of(state: Any) -> str:
 @click.option("--follow", is_flag=True, help="Go on until it ends, with a progress bar.")
 def show(identifier: str, store: Path | None, as_json: bool, follow: bool) -> None:
     """Show what a workflow's journal says: each task, where its value is, and why it ran again."""
-    workflow = _workflow(identifier, store)
     with _explained():
+        workflow = _workflow(identifier, store)
         if follow:
             _follow(workflow)
         status = workflow.status()
@@ -217,8 +217,8 @@ def graph(identifier: str, output: Path, store: Path | None) -> None:
     """
     from recovery.workflows.picture import draw
 
-    workflow = _workflow(identifier, store)
     with _explained():
+        workflow = _workflow(identifier, store)
         ledger, _ = workflow._folder.look()
         draw(output, workflow.id, workflow.graph(), ledger)
     click.echo(f"wrote {output}")

@@ -81,7 +81,9 @@ class Store:
                 self.disk.fsync_folder(one.parent)
             mark = self.path / "STORE.json"
             if not mark.exists():
-                if others := [n for n in os.listdir(self.path) if not n.startswith(".mark-")]:
+                names = os.listdir(self.path)
+                others = [name for name in names if not name.startswith(".mark-")]
+                if others and mark.name not in names:  # another process may have made it just now
                     raise WorkflowMismatchError(
                         f"{self.path} holds something else ({sorted(others)[0]}); workflows want "
                         "a directory of their own"

@@ -507,3 +507,15 @@ def test_a_delete_that_was_cut_off_is_gone_on_with(
 
 def test_loops_are_tasks_too(run: Run) -> None:
     assert run(loop(tasks.step, one.bind(), 4)) == 1 + 0 + 1 + 2 + 3
+
+
+# Gangs without ranks
+
+
+def test_gangs_want_ranks(run: Run, store: Path) -> None:
+    gang = give.options(ranks=2)
+    with pytest.raises(WorkflowError, match=r"give runs on ranks, and the workflow has none: give"):
+        run(add.bind(one.bind(), gang.bind(1)))
+    assert Workflow.list(store) == [] and CALLS == []
+    with pytest.raises(WorkflowError, match=r"goes_on_to_a_gang/give runs on ranks"):
+        run(tasks.goes_on_to_a_gang.bind())
