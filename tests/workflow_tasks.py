@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from recovery.workflows import Done, Node, Stop, TaskContext, event, loop, task
+from recovery.workflows import Node, Stop, TaskContext, event, loop, task
 
 #: What was called, in order.
 CALLS: list[str] = []

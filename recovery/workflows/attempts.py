@@ -73,8 +73,9 @@ class Attempts:
         arguments, keywords = slot.vertex.call(self._engine.value_of)
         arguments, keywords = values.freeze(arguments), values.freeze(keywords)
         if not slot.announced and (options.external or options.rollback is not None):
-            if state is not None and state.begun is not None and options.external:
-                if self._was_done(slot, task, state.begun, arguments, keywords):
+            begun = None if state is None else state.begun
+            if begun is not None and options.external:
+                if self._was_done(slot, task, begun, arguments, keywords):
                     return
             self._announce(slot, task, arguments, keywords)
             return

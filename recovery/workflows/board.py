@@ -9,7 +9,7 @@ value is durable leave the board as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from recovery.workflows import ledger as ledgers

@@ -96,7 +96,7 @@ def describe(graph: Graph) -> str:
                     )
                 return f"node {vertex.references[id(value)]}"
             if isinstance(value, Task):
-                return f"task {value.__module__}.{value.__qualname__}"
+                return f"task {value.__module__}.{value.function.__qualname__}"
             return None
 
         kind: Any = node.task

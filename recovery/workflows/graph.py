@@ -210,7 +210,7 @@ class Task(Named):
         functools.update_wrapper(self, function)
         self.function = function
         self.annotations = options
-        self.name = options.name or getattr(function, "__name__", type(function).__name__)
+        self.name = options.name or str(getattr(function, "__name__", type(function).__name__))
         try:
             self.signature: inspect.Signature | None = inspect.signature(function)
         except (TypeError, ValueError):  # some of those that are written in C

@@ -231,7 +231,7 @@ class _Walk:
             self._update(f"array{value.dtype.str if value.dtype.names is None else value.dtype}"
                          f"{value.shape}:".encode())
             flat = np.ascontiguousarray(value)
-            self._update(memoryview(flat.reshape(-1).view(np.uint8)) if flat.nbytes else b"")
+            self._update(flat.reshape(-1).view(np.uint8).data if flat.nbytes else b"")
         else:
             self._reduced(value, kind, depth)
 

@@ -309,17 +309,33 @@ class Workflow:
                 raise
             finally:
                 self.ran, self.undone = engine.ran, engine.undone
-                if engine.board.changed:
-                    warnings.warn(
-                        f"workflow {self.id}: the code of {', '.join(sorted(engine.board.changed))}"
-                        " has changed since it ran; what it gave then was used as it is",
-                        RuntimeWarning,
-                        stacklevel=5,
-                    )
+                self._warn_of_changes(engine, graph)
             output = engine.value_of(engine.board.output)
             self._folder.end(ledger, "done", output=engine.board.resolve(engine.board.output))
             engine.sweep()
             return output
+
+    def _warn_of_changes(self, engine: Engine, graph: Graph | None) -> None:
+        """Tell what is not as it was when the workflow was begun."""
+        texts = []
+        if names := sorted(engine.board.changed):
+            texts.append(
+                f"the code of {', '.join(names)} has changed since it ran; what it gave then was "
+                "used as it is"
+            )
+        slots = engine.board.slots
+        if names := [
+            name
+            for name, vertex in (graph.vertices.items() if graph is not None else ())
+            if name in slots
+            and slots[name].vertex.node.task.annotations != vertex.node.task.annotations
+        ]:
+            texts.append(
+                f"the annotations of {', '.join(names)} have changed since it was begun; those of "
+                "then hold. For others run it under another name, or delete it first"
+            )
+        for text in texts:
+            warnings.warn(f"workflow {self.id}: {text}", RuntimeWarning, stacklevel=6)
 
     def _check_ranks(self, graph: Graph) -> None:
         if self._gang is None:

@@ -13,7 +13,6 @@ do. A seed that fails is printed with its crashes, and tried again by ``--only S
 from __future__ import annotations
 
 import collections
-import contextlib
 import hashlib
 import itertools
 import json

@@ -18,7 +18,7 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -116,7 +116,8 @@ class World:
         return found
 
 
-WORLD: World
+#: Set by who runs workflows.
+WORLD: World = cast(World, None)
 
 
 def kind_of(name: str) -> str:

@@ -154,7 +154,7 @@ def _settle(path: Path, error: EffectUnknownError) -> None:
 
 
 def once(path: Path, moment: Moment, counts: collections.Counter[str]) -> None:
-    """Stop an owner, succeed it, wake it; raises AssertionError where an effect was not done once."""
+    """Stop an owner, succeed it, wake it; raises AssertionError where what must hold does not."""
     owner = os.fork()
     if owner == 0:
         _own(path, moment)

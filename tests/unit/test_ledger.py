@@ -159,7 +159,8 @@ def test_a_durable_iteration_lets_go_of_those_before_but_not_of_what_the_first_w
     assert ledger.states["l[2]"].done.inputs == {"a": 1}  # type: ignore[union-attr]
     assert [name for name, _ in ledger.attic["l[2]"]] == ["l[1]"]
     # The state before the loop is lost, and nobody needs it.
-    order = {"a": Wants((), ()), "l[2]": Wants(("a",), ("a",)), "l": Wants(("l[2]",), ("a", "l[2]"))}
+    order = {"a": Wants((), ()), "l[2]": Wants(("a",), ("a",))}
+    order["l"] = Wants(("l[2]",), ("a", "l[2]"))
     found = plan(order, "l", ledger)
     assert list(found.run) == ["l"] and not found.undo
     # Another user makes it another one: all is undone, and begins anew.

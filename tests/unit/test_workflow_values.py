@@ -1,4 +1,4 @@
-"""Values, loops and continuations: what is kept, where, for how long, and that nobody changes it."""
+"""Values, loops and continuations: what is kept, where, for how long, and changed by nobody."""
 
 from __future__ import annotations
 
