@@ -241,7 +241,10 @@ def run(losses: int, seed: int, sabotage: str = "", lab: bool = False) -> dict[s
 @click.option("--seed", default=0, show_default=True)
 @click.option("--lab", is_flag=True, help="Lose hosts of a lab; needs root.")
 @click.option("--sabotage", default="", type=click.Choice(["", "early"]), help="Prove it awake.")
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@click.option(
+    "--json", "out", type=click.Path(path_type=Path), default=RESULTS, show_default=True,
+    help="The report.",
+)
 def main(losses: int, seed: int, lab: bool, sabotage: str, out: Path) -> None:
     report = run(losses, seed, sabotage, lab)
     out.write_text(json.dumps(report, indent=1) + "\n")

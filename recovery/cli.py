@@ -1,4 +1,6 @@
-"""`hopcoll ckpt`: look into a checkpoint store, check it, compare, tidy up. Only prune changes it.
+"""`hopcoll ckpt`: look into a checkpoint store, check it, compare, tidy up, repair.
+
+Only prune and repair change it.
 
 Exit codes: 0 if all is well; 1 if something is wrong or differs; 2 for a wrong call, and where
 there is no store.
@@ -20,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hopcoll.errors import CheckpointError, CheckpointNotFoundError
-from recovery import shards
+from recovery import repairs, shards
 from recovery.disk import Disk
 from recovery.level import Level, retention
 from recovery.log import Record
@@ -77,7 +79,8 @@ class _Store:
                 except FileNotFoundError:
                     continue  # pruned meanwhile
                 except CheckpointError as error:
-                    broken[number] = str(error)
+                    if head.counts(number):
+                        broken[number] = str(error)
                     continue
                 if record.kind == "commit":
                     commits[number] = record
@@ -161,12 +164,12 @@ def _print_json(document: Any) -> None:
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
 
 
-@click.group(short_help="Look into a checkpoint store, check it, compare, tidy up.")
+@click.group(short_help="Look into a checkpoint store, check it, compare, tidy up, repair.")
 def ckpt() -> None:
-    """Look into a checkpoint store, check it, compare, tidy up.
+    """Look into a checkpoint store, check it, compare, tidy up, repair.
 
-    PATH is the directory of a store, or of one of its levels. Nothing is changed but by prune, and
-    all of it may be done beside a job that goes on saving.
+    PATH is the directory of a store, or of one of its levels. Nothing is changed but by prune and
+    repair, and all but repair may be done beside a job that goes on saving.
     """
 
 
@@ -584,3 +587,50 @@ def prune(
         return
     verb = "would go" if dry_run else "removed"
     click.echo(f"{verb}: {_listed(gone) or 'none'}; kept: {_listed(kept) or 'none'}")
+
+
+@ckpt.command("repair", short_help="Go on from the slot before one that is corrupt.")
+@click.argument("path", type=_STORE)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@_as_json
+def repair(path: Path, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Let a store whose newest slot is corrupt go on from the newest one that can be read.
+
+    What the corrupt slot said is given up: mostly the newest checkpoint, whose arrays stay in
+    PATH/shards, as plain HDF5, until a job opens the store. Before that, try to get the file back
+    from where it came from. A job that has the store open can commit nothing more.
+    """
+    if as_json and not (yes or dry_run):
+        raise click.UsageError("--json asks nothing: add --yes or --dry-run")
+    if not (path / "slots").is_dir():
+        raise _NoStore(f"{path} holds no checkpoint store")
+    with _explained():
+        finding = repairs.examine(path)
+    kept = [commit.step for commit in finding.kept]
+    if not as_json:
+        for slot in finding.corrupt:
+            click.echo(f"{slot} is corrupt")
+        for commit in finding.gone if finding.corrupt else ():
+            click.echo(f"step {commit.step} is not whole any more")
+    if finding.corrupt and not dry_run:
+        if not yes:
+            where = f"step {kept[-1]}" if kept else "no checkpoint at all"
+            click.confirm(f"Go on from {where}?", abort=True)
+        with _explained():
+            repairs.repair(path, finding)
+    if as_json:
+        _print_json(
+            {
+                "path": str(path),
+                "corrupt": [str(slot) for slot in finding.corrupt],
+                "kept": kept,
+                "gone": [commit.step for commit in finding.gone] if finding.corrupt else [],
+                "dry_run": dry_run,
+            }
+        )
+    elif not finding.corrupt:
+        click.echo("nothing to repair: the newest slot can be read")
+    else:
+        verb = "would go on from" if dry_run else "goes on from"
+        click.echo(f"{verb} slot {finding.base.number}; steps: {_listed(kept) or 'none'}")

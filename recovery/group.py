@@ -50,13 +50,18 @@ class Group:
     def __init__(self, comm: Communicator | None, host: str | None, timeout_s: float) -> None:
         self._comm = None if comm is None else comm.Dup(timeout_s=timeout_s)
         self._timeout_s = timeout_s
-        self._broken: BaseException | None = None
+        self._broken: HopcollError | None = None
         self.rank = 0 if self._comm is None else self._comm.rank
         self.size = 1 if self._comm is None else self._comm.size
         self.members: tuple[int, ...] = tuple(range(self.size))
         self.hosts: dict[int, str] = {}
         self.hosts = self.everyone(host or socket.gethostname())
         self.expected = self.members
+
+    @property
+    def broken(self) -> bool:
+        """Whether this rank lost the others: it cannot know what they do. Local."""
+        return self._broken is not None
 
     @property
     def host(self) -> str:

@@ -19,24 +19,20 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 
 from hopcoll.errors import (
     CheckpointCorruptError,
     CheckpointError,
-    CheckpointFencedError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
 )
 from recovery import shards
 from recovery.disk import Disk
 from recovery.log import Commit, Log, Record, UncertainError, publish, read_sealed
-from recovery.state import dtype_from_json
 
 __all__ = ["Level", "Problem", "PrunedError", "Written", "retention"]
 
@@ -46,7 +42,6 @@ _SHARD = re.compile(r"([0-9a-f]+)-(\d+)-[\w.]+\.h5")
 _TEMPORARY = re.compile(r"([0-9a-f]+)-.*")
 #: A shard is referred to, instead of written anew, where at least this much of it is used.
 _REUSED_MIN = 0.3
-_READERS = 2
 _OPENINGS_MAX = 5
 
 
@@ -292,6 +287,9 @@ class Level:
     ) -> Record:
         """Commit what was written; when this returns, it is durable. `clean` is to follow.
 
+        After an error the new shards are still there. Whether they may go is for all to say that
+        could commit them.
+
         Parameters
         ----------
         step, save, parent, retain
@@ -304,11 +302,10 @@ class Level:
         Raises
         ------
         PrunedError
-            Nothing was committed: a shard that is not new is no longer there for it. The new ones
-            are removed, as after every error unless it says that the step may be committed.
+            Nothing was committed: a shard that is not new is no longer there for it.
         CheckpointFencedError
         CheckpointError
-            The disk refused.
+            The disk refused; the step may be committed where the cause is an `UncertainError`.
         """
         old = set(manifest["shards"]) - set(fresh)
 
@@ -318,19 +315,15 @@ class Level:
                 raise PrunedError(lost)
             return manifest
 
-        try:
-            with self._explained(f"step {step} cannot be saved"):
-                record = self.log.commit(step, save, parent, build, retain)
-        except BaseException as error:
-            refused = isinstance(error.__cause__, OSError)
-            uncertain = isinstance(error.__cause__, UncertainError)
-            if isinstance(error, (PrunedError, CheckpointFencedError)) or (
-                refused and not uncertain
-            ):
-                self.discard(fresh)  # no slot names them
-            raise
+        with self._explained(f"step {step} cannot be saved"):
+            record = self.log.commit(step, save, parent, build, retain)
         self._used[record.number] = frozenset(manifest["shards"])
         return record
+
+    def abort(self, save: int) -> bool:
+        """Keep a save from being committed later, by whoever tried it; see `Log.abort`."""
+        with self._explained(f"save {save} cannot be given up"):
+            return self.log.abort(save)
 
     def prune(self, retain: Callable[[list[Commit]], list[Commit]]) -> Record | None:
         """Let commits die and remove what only they need; also beside an owner that goes on."""
@@ -437,43 +430,6 @@ class Level:
             path = self.log.path(commit.slot)
             raise self._missing(path, commit) from None
 
-    def read_arrays(self, record: Record) -> list[np.ndarray]:
-        """Read all arrays of a commit, and check every byte of them.
-
-        Raises
-        ------
-        CheckpointCorruptError
-            Names the file, and the dataset in it.
-        CheckpointNotFoundError
-            It was pruned meanwhile.
-        """
-        arrays = [
-            np.empty(tuple(entry["shape"]), dtype_from_json(entry["dtype"], self.root))
-            for entry in record.body["arrays"]
-        ]
-
-        def read(i: int) -> None:
-            piece = record.body["arrays"][i]["piece"]
-            if piece:
-                name, index = piece
-                path = self.root / "shards" / name
-                shards.read_range(path, record.body["shards"][name]["ranges"][index], arrays[i])
-
-        largest_first = sorted(range(len(arrays)), key=lambda i: -arrays[i].nbytes)
-        commit = Commit(record.number, record.body["step"])
-        try:
-            with (
-                self._explained(f"step {commit.step} cannot be read", but=(FileNotFoundError,)),
-                ThreadPoolExecutor(_READERS, "hopcoll-read") as readers,
-            ):
-                list(readers.map(read, largest_first))
-        except FileNotFoundError as error:
-            raise self._missing(Path(error.filename), commit) from None
-        return [
-            np.asfortranarray(array) if entry.get("order") == "F" else array
-            for array, entry in zip(arrays, record.body["arrays"], strict=True)
-        ]
-
     def _missing(self, path: Path, commit: Commit) -> CheckpointError:
         head = self.log.refresh()
         if head is not None and commit in head.alive:
@@ -499,19 +455,22 @@ class Level:
             except FileNotFoundError:
                 yield Problem(self.root / "STORE.json", None, "is missing")
             numbers = self.log.numbers()
+            unread: dict[int, Problem] = {}
             for number in numbers:
                 try:
                     slots[number] = self.log.read(number)
                 except FileNotFoundError:
                     continue  # pruned meanwhile
                 except CheckpointError as error:
-                    yield _problem(self.log.path(number), error)
-            if not slots:
+                    unread[number] = _problem(self.log.path(number), error)
+            head = slots[max(slots)] if slots else None
+            yield from (unread[n] for n in unread if head is None or head.counts(n))
+            if head is None:
                 return
             # Where the highest slot cannot be read, what those below it name may be gone by right.
-            certain = max(slots) == numbers[-1]
+            certain = head.number == numbers[-1]
             seen = set()
-            for commit in slots[max(slots)].alive:
+            for commit in head.alive:
                 if commit.slot not in slots:
                     if certain and not self.log.path(commit.slot).exists():
                         yield Problem(self.log.path(commit.slot), None, "is missing")

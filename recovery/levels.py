@@ -30,7 +30,7 @@ class Verdict:
     done : set of int
         The levels that have it.
     errors : list of Exception
-        Why others have not, or what went wrong afterwards.
+        Why others have not.
     """
 
     done: set[int] = field(default_factory=set)
@@ -207,6 +207,11 @@ class Levels:
         """Whether some level wants a save of this step. Local, alike at all ranks."""
         return any(place.is_due(step) for place in self.places)
 
+    @property
+    def always_due(self) -> bool:
+        """Whether some level wants a save of every step. Local, alike at all ranks."""
+        return any(place.level.every == 1 for place in self.places)
+
     def save(self, job: Job, *, everywhere: bool) -> Verdict:
         """Save at the levels that are due, or at all of them.
 
@@ -220,13 +225,11 @@ class Levels:
         layout = agree(self.group, job, check_replicas=self.how.check_replicas)
         for place in due:
             try:
-                problem = save_at(self.group, place, job, layout, self.how, self.key)
+                save_at(self.group, place, job, layout, self.how, self.key)
             except HopcollError as error:
                 verdict.errors.append(error)
                 continue
             verdict.done.add(place.index)
-            if problem is not None:
-                verdict.errors.append(problem)
         if verdict.done:
             if self._forked_from is not None:
                 self._let_die(self._forked_from, verdict.done)
@@ -234,6 +237,27 @@ class Levels:
             self.key = (generation_of(self.how.incarnation), job.save)
             self.step = job.step
         return verdict
+
+    def clean(self) -> None:
+        """Remove what the last save let die, for those who were told of its end already.
+
+        Raises
+        ------
+        CheckpointError
+            A disk refused; alike at all ranks. The clean-up behind the next save tries again.
+        """
+
+        def clean() -> None:
+            failures = []
+            for place in self.places:
+                try:
+                    place.clean()
+                except CheckpointError as error:
+                    failures.append(error)
+            if failures:
+                raise failures[0]
+
+        self._do(clean)
 
     def _let_die(self, key: Key, done: set[int]) -> None:
         """After a restore of an older commit: at the other levels, later ones die now."""

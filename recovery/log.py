@@ -3,10 +3,11 @@
 A slot is a file ``slots/0000000042.json``, one JSON object with a hash of itself. It is written
 aside, fsynced, and linked to its name, which the file system gives to one file only; then the
 folder is fsynced. So slot n is filled once, by one process, whatever stops or wakes up meanwhile.
-The kinds: ``open`` (an incarnation takes the store over), ``commit``, ``prune``. **The highest slot
-tells all**; each repeats what holds from it on:
+The kinds: ``open`` (an incarnation takes the store over), ``commit``, ``prune``, ``abort`` (a save
+is given up). **The highest slot tells all**; each repeats what holds from it on:
 
-* ``owner``: the incarnation that may commit; ``save``: the number of its last committed save.
+* ``owner``: the incarnation that may commit; ``save``: the number of its last save that was
+  committed, or given up.
 * ``alive``: the commits that count, oldest first, as (slot, step). They are the living chain: each
   is the parent of the next, the last is what a restore gives. A commit that goes on from an older
   one leaves the others out, and these are dead from then on.
@@ -46,9 +47,10 @@ import json
 import os
 import re
 import secrets
+import shlex
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,9 +101,9 @@ class Record:
         """The commit that a restore gives."""
         return self.alive[-1] if self.alive else None
 
-    def commit_of(self, step: int) -> Commit | None:
-        """The living commit of a step."""
-        return next((commit for commit in self.alive if commit.step == step), None)
+    def counts(self, number: int) -> bool:
+        """Whether another slot is not void from this one on."""
+        return number >= self.floor or any(one.slot == number for one in self.alive)
 
 
 class Log:
@@ -169,6 +171,12 @@ class Log:
                 self.head = self.read(numbers[-1])
             except FileNotFoundError:
                 continue  # it became old while the folder was listed
+            except CheckpointCorruptError as error:
+                raise CheckpointCorruptError(
+                    f"{error}; a person may have the store go on from the slot before it by "
+                    f"`hopcoll ckpt repair {shlex.quote(str(self.root))}`",
+                    error.path,
+                ) from None
             return self.head
         raise CheckpointError(f"{self.folder} changes too fast to be read", self.folder)
 
@@ -242,6 +250,68 @@ class Log:
 
         return self._append(document)
 
+    def abort(self, save: int) -> bool:
+        """Let nobody commit a save any more who has not yet.
+
+        Returns
+        -------
+        bool
+            False where it is committed.
+
+        Raises
+        ------
+        CheckpointFencedError
+            The store was taken over, and whether the save was committed before is not known.
+        OSError, CheckpointError
+            As for `commit`.
+        """
+
+        def build(head: Record | None) -> dict[str, Any]:
+            self._check_owner()
+            assert head is not None
+            if head.save >= save:
+                raise _TooLateError
+            return {"kind": "abort", "owner": head.owner, "save": save, "alive": _alive(head)}
+
+        self.refresh()
+        try:
+            self._append(build)
+        except _TooLateError:
+            return False
+        return True
+
+    def pass_by(self, highest: Record, alive: Sequence[Commit]) -> Record | None:
+        """Take the store over behind slots that cannot be read; see repairs.py.
+
+        Parameters
+        ----------
+        highest : Record
+            What is taken for the highest slot, with its number.
+        alive : sequence of Commit
+
+        Returns
+        -------
+        Record or None
+            None where another process has filled the next slot.
+        """
+
+        def build(head: Record | None) -> dict[str, Any]:
+            if head != highest:
+                raise _TooLateError
+            return {
+                "kind": "open",
+                "owner": self.incarnation,
+                "save": 0,
+                "floor": highest.number + 1,
+                "alive": [[one.slot, one.step] for one in alive],
+            }
+
+        self.head = highest
+        try:
+            return self._append(build)
+        except _TooLateError:
+            return None
+
     def prune(
         self, retain: Callable[[list[Commit]], list[Commit]], examine: Callable[[Record], None]
     ) -> Record | None:
@@ -267,8 +337,7 @@ class Log:
 
     def void_slots(self, record: Record) -> list[int]:
         """Return the numbers of the slots that are void from `record` on and still there."""
-        alive = {commit.slot for commit in record.alive}
-        return [n for n in self.numbers() if n < record.floor and n not in alive]
+        return [n for n in self.numbers() if not record.counts(n)]
 
     def _check_owner(self) -> None:
         head = self.head
@@ -310,7 +379,7 @@ class Log:
         try:
             newest = self.refresh()
             if newest is not None and newest.number >= number:
-                if number >= newest.floor or any(one.slot == number for one in newest.alive):
+                if newest.counts(number):
                     return True
                 with contextlib.suppress(FileNotFoundError):
                     self._disk.unlink(self.path(number))  # it was a hole in the past
@@ -337,6 +406,10 @@ class Log:
             self.head = self.read(number)
         except FileNotFoundError:
             self.refresh()
+
+
+class _TooLateError(Exception):
+    """Another slot was filled first, and that decides."""
 
 
 class UncertainError(OSError):

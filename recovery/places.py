@@ -104,6 +104,8 @@ class Place:
         Of the newest commit in the living chain here; alike at all ranks.
     leads : bool
         Whether what this rank knows of the log is what stands there: it filled the last slot.
+    filled : Record or None
+        A commit of this rank, behind which nobody has cleaned up yet.
     """
 
     def __init__(self, index: int, level: Level, host: str, disk: Disk) -> None:
@@ -116,11 +118,24 @@ class Place:
         self.base: Record | None = None
         self.last_step: int | None = None
         self.leads = False
+        self.filled: Record | None = None
         self._known: dict[int, Offer] = {}
 
     def open(self, incarnation: str, member: str) -> None:
         """Be of this incarnation; the directory is taken over apart."""
         self.directory = Directory(self.path, self.disk, incarnation, member)
+
+    def clean(self) -> None:
+        """Remove what the commit of this rank let die.
+
+        Raises
+        ------
+        CheckpointError
+            The disk refused. The clean-up behind the next commit tries again.
+        """
+        record, self.filled = self.filled, None
+        if record is not None:
+            self.directory.clean(record)
 
     def is_due(self, step: int) -> bool:
         return self.last_step is None or step - self.last_step >= self.level.every

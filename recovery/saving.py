@@ -14,9 +14,16 @@ One save at one place, in rounds of the group:
    waits until no death can change what round 2 said, then links the slot, and tells. If it dies
    first, **the disk decides**: the next one looks whether the slot of this save is there; it makes
    it durable and adopts it, or commits itself from what it knows from round 2, which is all.
+5. Where nobody could commit, those who have take it back.
 
-Every answer of every round is the same at all ranks, so the verdict is too. A committer that was
-stopped and left out cannot commit later: a save with a higher number is in the log, or its own.
+Every answer of every round is the same at all ranks, so the verdict is too. Files are removed by a
+verdict alone: who lost the others, instead of being told by them, cannot know what they did, and
+removes nothing.
+
+A committer that was stopped and left out may wake up at any later time, and go on to its link. It
+finds that slot filled, and its own number or a higher one in the log: of the save, when somebody
+else committed it; of an `abort`, where nobody did. If the disk refuses that as well, the verdict is
+that the step may be committed, and its shards stay.
 """
 
 from __future__ import annotations
@@ -161,18 +168,15 @@ def agree(group: Group, job: Job, *, check_replicas: bool) -> Layout:
 
 def save_at(
     group: Group, place: Place, job: Job, layout: Layout, how: Settings, key: Key | None
-) -> CheckpointError | None:
+) -> None:
     """Save at one place. Collective; blocks for the disk and the others.
+
+    What the commit let die is still there: see `Place.clean`.
 
     Parameters
     ----------
     key : (int, int) or None
         Of the commit that this one goes on from.
-
-    Returns
-    -------
-    CheckpointError or None
-        It is committed; what went wrong in the clean-up after that.
 
     Raises
     ------
@@ -184,7 +188,7 @@ def save_at(
     DivergedError
         Replicated arrays differ.
     """
-    return _Save(group, place, job, layout, how, key).run()
+    _Save(group, place, job, layout, how, key).run()
 
 
 @dataclass(frozen=True)
@@ -207,21 +211,20 @@ class _Save:
         self.key = key
         self.attempts = itertools.count()
         self.draft = _Draft()
-        self.problem: CheckpointError | None = None
-        self.uncertain = False  # whether the commit may be there all the same
+        self.uncertain = False  # whether the commit may be there all the same, or come
 
-    def run(self) -> CheckpointError | None:
+    def run(self) -> None:
         for base in (self.place.base, None):
             self.draft = _Draft()
             try:
                 self._write_all(base)
                 pruned = self._commit()
             except HopcollError:
-                if not self.uncertain:
+                if not self.uncertain and not self.group.broken:
                     self.place.directory.discard(self.draft.fresh)
                 raise
             if not pruned:
-                return self.problem
+                return
         raise AssertionError("a commit without references was pruned")
 
     # Writing
@@ -375,46 +378,43 @@ class _Save:
         """Commit at the place, and tell; True where a prune took what the manifest refers to."""
         group, place = self.group, self.place
         manifest = self._manifest()
+        # Who commits, unless it dies: the lowest member of each unit.
+        committers = {self._unit(rank): rank for rank in reversed(group.members)}
         told: dict[str, Any] = {}
         try:
             group.settle()
             late: _Failed | None = None
         except CheckpointError as error:
             late = _Failed(error, False)
-        while True:
-            units = {self._unit(rank): 0 for rank in group.members}
+        units = set(committers)
+        while not units <= set(told):
             mine = None
             if self._leads() and self._unit(group.rank) not in told:
                 mine = late or self._try_commit(manifest)
             for rank, answer in group.everyone(mine).items():
                 if answer is not None:
                     told.setdefault(self._unit(rank), answer)
-            units = {self._unit(rank): 0 for rank in group.members}
-            if all(unit in told for unit in units):
-                break
-        verdicts = [told[unit] for unit in units]
+            units = {self._unit(rank) for rank in group.members}
+        verdicts = [told[unit] for unit in sorted(units)]
+        if "pruned" in verdicts:
+            return True
         failed = [one for one in verdicts if isinstance(one, _Failed)]
-        self.uncertain = any(one.uncertain for one in failed)
-        errors: list[BaseException] = [one.error for one in failed]
-        pruned = "pruned" in verdicts
+        errors: list[HopcollError] = [one.error for one in failed]
         if not errors and not self._held():
             errors = [RankFailedError(f"step {self.job.step} is not committed: a host died")]
-        if errors or pruned:
-            self._take_back(told)
-            if errors:
+        if errors:
+            self.uncertain = any(one.uncertain for one in failed)
+            if self._take_back(told, committers) or self.uncertain:
                 raise errors[0]
-            return True
-        slots = {unit: slot for unit, (slot, _) in told.items()}
-        number = slots[self._unit(group.rank)]
+            self.uncertain = True
+            raise _uncertain(errors[0], self.job.step) from errors[0]
         place.leads = self._leads()
         place.last_step = self.job.step
         if place.shared:
+            number = told[self._unit(group.rank)]
             place.base = Record(
                 number, "commit", self.how.incarnation, self.job.save, 0, (), manifest
             )
-        for _, problem in told.values():
-            if problem is not None:
-                self.problem = problem
         return False
 
     def _unit(self, rank: int) -> str:
@@ -433,14 +433,14 @@ class _Save:
         return self.place.shared or all(held & hosts for held in self.draft.holders.values())
 
     def _try_commit(self, manifest: dict[str, Any]) -> Any:
-        """Return (slot, error of the clean-up or None), "pruned", or how it failed."""
+        """Return the slot, "pruned", or how it failed."""
         place, job = self.place, self.job
         directory = place.directory
         try:
             if not place.leads:
                 found = self._adopted()
                 if found is not None:
-                    return found, None
+                    return found
             if place.shared and self.layout.spans:
                 self._add_index(manifest)
             parent = place.parent(directory.log.head, self.key)
@@ -454,11 +454,8 @@ class _Save:
         except OSError as error:
             return _Failed(CheckpointError(f"{place.path}: {error}", place.path), False)
         place.leads = True
-        try:
-            directory.clean(record)
-        except CheckpointError as error:
-            return record.number, error
-        return record.number, None
+        place.filled = record
+        return record.number
 
     def _adopted(self) -> int | None:
         """Look whether the member that died has committed this save; make it durable then."""
@@ -496,16 +493,31 @@ class _Save:
         shards = {name: self.draft.shards[name] for name in sorted(self.draft.shards)}
         return {"tree": self.job.tree, "arrays": arrays, "shards": shards}
 
-    def _take_back(self, told: dict[str, Any]) -> None:
-        """Remove the commit from the directories that have it, since others have not."""
-        mine = told.get(self._unit(self.group.rank))
-        if isinstance(mine, tuple) and self._leads():
-            slot = mine[0]
+    def _take_back(self, told: dict[str, Any], committers: dict[str, int]) -> bool:
+        """See to it that the commit is in no directory, and never will be.
+
+        Returns
+        -------
+        bool
+            Whether that is certain.
+        """
+        group, place = self.group, self.place
+        unit = self._unit(group.rank)
+        certain = True
+        if self._leads():
+            place.leads, place.filled = False, None
+            slot = told.get(unit)
             try:
-                self.place.directory.prune(lambda chain: [c for c in chain if c.slot != slot])
+                if isinstance(slot, int):
+                    place.directory.prune(lambda chain: [c for c in chain if c.slot != slot])
+                elif committers.get(unit) not in group.members:  # it may live, and wake up
+                    certain = place.directory.abort(self.job.save)
             except CheckpointError:
-                self.place.leads = False
-        self.group.everyone(None)
+                certain = False
+        answers = group.everyone((self._leads(), certain))
+        seen = {self._unit(rank) for rank, (led, _) in answers.items() if led}
+        lost = {self._unit(rank) for rank in group.members} - seen
+        return not lost and all(certain for _, certain in answers.values())
 
 
 def _piece_lost(job: Job, ranks: list[int], names: list[str]) -> RankFailedError:
@@ -514,6 +526,14 @@ def _piece_lost(job: Job, ranks: list[int], names: list[str]) -> RankFailedError
         f"{names}; restore, and go on with what is left",
         ranks,
     )
+
+
+def _uncertain(error: HopcollError, step: int) -> HopcollError:
+    text = f"whether step {step} is committed is not known: {error}"
+    if isinstance(error, RankFailedError):
+        return RankFailedError(text, error.ranks)
+    assert isinstance(error, CheckpointError)
+    return type(error)(text, error.path)
 
 
 def _axis(leaf: Leaf) -> int:

@@ -56,8 +56,8 @@ __all__ = [
 #: What is hashed, written and read at a time.
 PIECE_BYTES = 16 << 20
 _PROBE_BYTES = 4096
-#: What is read before it is hashed.
-_BLOCK_BYTES = 512 << 10
+#: What is read before it is hashed: a part of a core's own cache.
+_BLOCK_BYTES = 256 << 10
 #: Smaller pieces are joined to one write.
 _JOIN_BYTES = 1 << 20
 #: Large arrays start at a page of memory; smaller ones are packed.

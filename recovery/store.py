@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +33,7 @@ from recovery.places import Level, named_levels
 from recovery.restoring import collect
 from recovery.saving import Job
 from recovery.shards import check_compression
-from recovery.state import decode, encode
+from recovery.state import Leaf, decode, encode
 
 if TYPE_CHECKING:
     from hopcoll import Communicator
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointStore", "Restored", "Ticket"]
 
 _ALIGN_BYTES = 64
+#: What one thread copies at a time, and how many do.
+_COPY_BYTES, _COPIERS = 4 << 20, 2
 
 
 class Restored(NamedTuple):
@@ -150,8 +153,7 @@ class CheckpointStore:
     CheckpointMismatchError
         The directory holds something else, or a store of a newer version.
     CheckpointCorruptError
-        The newest slot is corrupt. Where that slot is lost, removing its file makes the store go on
-        from the one before it.
+        The newest slot is corrupt; `hopcoll ckpt repair` makes the store go on from the one before.
     CheckpointError
         The directory cannot be written to, or its file system is not fit; or the ranks did not
         all come in time. With a communicator all of these are raised at all ranks.
@@ -244,8 +246,9 @@ class CheckpointStore:
         Raises
         ------
         TypeError, ValueError
-            The state or the step; nothing was saved. The other ranks hear of it at their next
-            call.
+            The state or the step; nothing was saved. The other ranks hear of it, by a
+            `CheckpointError`, at their next call (where no level takes every step, at the next one
+            that is due).
         CheckpointError
             A save before it went wrong, or does not end; this one was not taken.
         DivergedError, RankFailedError
@@ -288,32 +291,50 @@ class CheckpointStore:
         with self._calls:
             self._check_writable()
             self.wait()
-            step = self._checked_step(step)
-            ticket = Ticket(self, step)
-            self._last_step = step
+            try:
+                step = self._checked_step(step)
+            except (TypeError, ValueError) as error:
+                if not staged or self._all.always_due:
+                    self._tell_others(error, staged)
+                raise
             if staged and not self._all.is_due(step):
+                self._last_step = step
+                ticket = Ticket(self, step)
                 ticket.done = True
                 return ticket
-            self._saves += 1
             try:
-                job = self._job_of(ticket, state, staged)
+                arrays = self._arrays_of(state, staged)
             except Exception as error:
-                if self._group.size > 1:  # the others have to hear of it
-                    job = Job(step, self._saves, None, [], [], error)
-                    self._start(lambda: self._save(job, ticket, staged))
+                self._tell_others(error, staged)
                 raise
-            self._start(lambda: self._save(job, ticket, staged))
-            return ticket
+            self._last_step = step
+            return self._begin(staged, step, *arrays)
 
-    def _job_of(self, ticket: Ticket, state: Any, staged: bool) -> Job:
+    def _tell_others(self, error: Exception, staged: bool) -> None:
+        """Take part in the save for which the other ranks wait, with nothing but an error."""
+        if self._group.size == 1:
+            return
+        ticket = self._begin(staged, self._last_step or 0, None, [], [], error)
+        if not staged:  # they hear of it in this call, and so does this rank, by `error`
+            with contextlib.suppress(CheckpointError):
+                ticket.wait()
+
+    def _begin(self, staged: bool, step: int, *what: Any) -> Ticket:
+        self._saves += 1
+        ticket = Ticket(self, step)
+        given_up = partial(getattr, ticket, "abandoned")
+        job = Job(step, self._saves, *what, given_up=given_up)
+        self._start(lambda: self._save(job, ticket, staged))
+        return ticket
+
+    def _arrays_of(self, state: Any, staged: bool) -> tuple[Any, list[Leaf], list[np.ndarray]]:
         tree, leaves = encode(state, allow_pickle=self._allow_pickle)
         arrays = [leaf.array for leaf in leaves]
         if staged:
             arrays = self._staging.copy(arrays)
         else:
             arrays = [np.asarray(array, order="C") for array in arrays]
-        given_up = partial(getattr, ticket, "abandoned")
-        return Job(ticket.step, self._saves, tree, leaves, arrays, given_up=given_up)
+        return tree, leaves, arrays
 
     def _save(self, job: Job, ticket: Ticket, staged: bool) -> None:
         """Save, in the store's thread."""
@@ -336,8 +357,21 @@ class CheckpointStore:
                 self.durable_step = job.step
             self._changed.notify_all()
         if durable:
-            for callback in self._callbacks:
-                callback(job.step)
+            with self._noting():
+                for callback in self._callbacks:
+                    callback(job.step)
+        if verdict.done:
+            with self._noting():
+                self._all.clean()
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Keep an error for the next call that waits for the thread."""
+        try:
+            yield
+        except BaseException as error:
+            with self._changed:
+                self._errors.append((None, error))
 
     def _checked_step(self, step: Any) -> int:
         try:
@@ -484,11 +518,8 @@ class CheckpointStore:
                 job = self._job
                 if job is None:
                     return
-            try:
+            with self._noting():
                 job()
-            except BaseException as error:  # handed on: the next call raises it
-                with self._changed:
-                    self._errors.append((None, error))
             del job  # and with it the arrays
             with self._changed:
                 self._job = None
@@ -550,12 +581,30 @@ class _Staging:
         for array, place in zip(arrays, places, strict=True):
             if array.nbytes:
                 room = self.memory[place : place + array.nbytes]
-                copy = room.view(array.dtype).reshape(array.shape)
-                np.copyto(copy, array)
+                copies.append(room.view(array.dtype).reshape(array.shape))
             else:
-                copy = np.empty(array.shape, array.dtype)
-            copies.append(copy)
+                copies.append(np.empty(array.shape, array.dtype))
+        _copy(copies, arrays)
         return copies
+
+
+def _copy(copies: list[np.ndarray], arrays: list[np.ndarray]) -> None:
+    """Copy arrays, large ones by two threads: one core alone cannot move what the memory can."""
+    parts = []
+    for copy, array in zip(copies, arrays, strict=True):
+        count = min(-(-array.nbytes // _COPY_BYTES), array.shape[0] if array.shape else 1)
+        if count > 1:
+            parts += zip(np.array_split(copy, count), np.array_split(array, count), strict=True)
+        else:
+            parts.append((copy, array))
+    if len(parts) > len(arrays) and len(os.sched_getaffinity(0)) > 1:
+        with contextlib.suppress(RuntimeError):  # the interpreter ends, and starts no more threads
+            with ThreadPoolExecutor(_COPIERS, "hopcoll-copy") as pool:
+                for done in [pool.submit(np.copyto, *part) for part in parts]:
+                    done.result()
+            return
+    for copy, array in parts:
+        np.copyto(copy, array)
 
 
 def _checked_retention(

@@ -1,7 +1,8 @@
 """A communicator whose ranks are threads of this process, for what needs many of them and no MPI.
 
 It has what a store uses. A rank dies by an exception that nothing catches; an operation then goes
-on without it, and says so to all alike.
+on without it, and says so to all alike. A rank that is left out is dead to the others, and lives:
+its operations raise `StaleEpochError`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hopcoll.errors import RankFailedError, TransferTimeoutError
+from hopcoll.errors import RankFailedError, StaleEpochError, TransferTimeoutError
 
 __all__ = ["FakeComm", "Killed", "World", "run"]
 
@@ -35,6 +36,7 @@ class World:
         self.size = size
         self.changed = threading.Condition()
         self.dead: set[int] = set()
+        self.left_out: set[int] = set()
         self.operations: dict[Any, _Operation] = {}
 
     def kill(self, rank: int) -> None:
@@ -44,10 +46,19 @@ class World:
                 self._look(operation)
             self.changed.notify_all()
 
+    def leave_out(self, rank: int) -> None:
+        self.left_out.add(rank)
+        self.kill(rank)
+
+    def _check(self, rank: int) -> None:
+        if rank in self.left_out:
+            raise StaleEpochError(f"rank {rank} was taken for dead")
+        if rank in self.dead:
+            raise Killed
+
     def join(self, key: Any, rank: int, value: Any, timeout_s: float) -> _Operation:
         with self.changed:
-            if rank in self.dead:
-                raise Killed
+            self._check(rank)
             operation = self.operations.setdefault(key, _Operation())
             operation.inputs[rank] = value
             self._look(operation)
@@ -58,8 +69,7 @@ class World:
 
             if not self.changed.wait_for(over, timeout_s):
                 raise TransferTimeoutError(f"{key} did not complete")
-            if rank in self.dead:
-                raise Killed
+            self._check(rank)
             return operation
 
     def _look(self, operation: _Operation) -> None:

@@ -1,4 +1,4 @@
-"""What MPI does not notice: stopped processes and pulled cables."""
+"""What MPI does not notice: stopped processes and pulled cables; and a store in that case."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks.lab import Lab
+from recovery import CheckpointStore
 from tests import launch
 
 PROGRAM = Path(launch.ROOT, "tests/mpi/programs/silence.py")
@@ -108,19 +109,22 @@ def lab():
         yield made
 
 
+def lab_job(lab: Lab, program: Path, folder: Path) -> subprocess.Popen[str]:
+    """Start a rank on each host."""
+    return lab.start(
+        str(program),
+        str(folder),
+        ranks=len(lab.hosts),
+        cwd=launch.ROOT,
+        env=launch.environment(SETTINGS),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
 @pytest.fixture
 def story(tmp_path, lab):
-    made = Story(
-        lab.start(
-            str(PROGRAM),
-            str(tmp_path),
-            ranks=len(lab.hosts),
-            cwd=launch.ROOT,
-            env=launch.environment(SETTINGS),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-    )
+    made = Story(lab_job(lab, PROGRAM, tmp_path))
     yield made
     for host in lab.hosts:
         lab.cable(host, plugged=True)
@@ -140,6 +144,29 @@ def test_more_than_half_go_on_without_a_host_out_of_reach(tmp_path, lab, story):
         assert line["seen"] == [[0, 1, 2, 3], [0, 1, 3]]
         assert line["error"] == ""
         assert line["lost"] == 1
+
+
+def test_a_committer_that_is_left_out_of_a_save_and_wakes_up(tmp_path, lab):
+    """It is alone on its host, so nobody can kill it. The next one commits; it finds its number
+    taken, and removes nothing."""
+    program = Path(launch.ROOT, "tests/mpi/programs/left_out.py")
+    story = Story(lab_job(lab, program, tmp_path))
+    try:
+        stopping = story.await_events(1, "stopping")
+        story.await_events(3, "saved", step=3)
+        slots = sorted(os.listdir(tmp_path / "store" / "slots"))
+        os.kill(stopping[0]["pid"], signal.SIGCONT)
+        said = story.await_events(4, "ended")
+    finally:
+        story.end()
+    assert [said[rank]["error"] for rank in range(4)] == ["StaleEpochError", "", "", ""]
+    assert sorted(os.listdir(tmp_path / "store" / "slots")) == slots
+    with CheckpointStore(tmp_path / "store", readonly=True) as store:
+        assert store.steps() == [2, 3]
+        assert not list(store.verify())
+        for step in (2, 3):
+            state = store.restore(step).state
+            assert all((state[f"array{i}"] == 10.0 * step + i).all() for i in range(4))
 
 
 def test_half_of_the_ranks_do_not_go_on(tmp_path, lab, story):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 from hopcoll.errors import CheckpointNotFoundError
 from recovery import CheckpointStore
 from tests import launch
+from tests.crash.store_stops import start, stop_and_wake
 from tests.store_faults import assert_is_state, state
 
 CHILD = Path(__file__).with_name("store_child.py")
@@ -63,72 +62,9 @@ def check_store(folder: Path, how: str) -> None:
     assert len(list((path / "shards").iterdir())) <= 2  # of this save, and of what did not change
 
 
-def start(program: str, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        env=launch.environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-STOPPED = """
-import signal, sys, threading
-from hopcoll.errors import CheckpointFencedError
-from recovery import CheckpointStore, Disk
-from tests.store_faults import state
-
-class Stopping(Disk):
-    armed = False
-    def link(self, source, target):
-        if self.armed:
-            Stopping.armed = False
-            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
-        super().link(source, target)
-
-for path in sys.stdin:
-    store = CheckpointStore(path.strip(), disk=Stopping())
-    store.save_sync(1, state(1))
-    Stopping.armed = True
-    try:
-        store.save_sync(2, state(2))
-    except CheckpointFencedError:
-        print("fenced", flush=True)
-    else:
-        print("saved", flush=True)
-"""
-
-
 def test_a_stopped_owner_wakes_up_after_its_successor_has_committed(tmp_path: Path) -> None:
-    """Stopped between its last look and its link: 20 times, with a successor that commits little
-    (the number is taken) and one that commits so much that the number is long forgotten."""
-    child = start(STOPPED)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        for turn in range(20):
-            path = tmp_path / str(turn)
-            child.stdin.write(f"{path}\n")
-            child.stdin.flush()
-            _, status = os.waitpid(child.pid, os.WUNTRACED)
-            assert os.WIFSTOPPED(status)
-            with CheckpointStore(path, keep_last=2) as successor:
-                assert_is_state(successor.restore().state, 1)
-                last = 40 if turn % 2 else 2
-                for step in range(2, last + 1):
-                    successor.save_sync(step, {"by": "successor", "step": step})
-                before = sorted(os.listdir(path / "slots"))
-                os.kill(child.pid, signal.SIGCONT)
-                assert child.stdout.readline() == "fenced\n"
-                assert sorted(os.listdir(path / "slots")) == before
-                assert successor.restore() == (last, {"by": "successor", "step": last})
-                successor.save_sync(last + 1, state(last + 1))
-                assert successor.steps() == [last, last + 1]
-                assert not list(successor.verify())
-    finally:
-        child.kill()
-        child.communicate()
+    """`python -m tests.crash.store_stops` does it a hundred times."""
+    assert stop_and_wake(tmp_path, 20) == {"stops": 20, "number_taken": 10, "number_forgotten": 10}
 
 
 PRUNING = """

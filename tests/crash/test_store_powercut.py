@@ -6,7 +6,6 @@ More states, and a kill at every single call: ``python -m tests.crash.store_runs
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

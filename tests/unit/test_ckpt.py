@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 import recovery
 from hopcoll.cli import main
+from hopcoll.errors import CheckpointCorruptError, CheckpointError, CheckpointFencedError
+from recovery import repairs
 from recovery.cli import ckpt
 
 
@@ -231,6 +234,93 @@ def test_a_store_without_a_commit(tmp_path: Path) -> None:
     said = ask("show", tmp_path / "empty")
     assert said.exit_code == 2
     assert "holds no checkpoint" in said.stderr
+
+
+def spoil_newest_slots(path: Path, count: int = 1) -> list[Path]:
+    slots = sorted((path / "slots").iterdir())[-count:][::-1]
+    for slot in slots:
+        data = bytearray(slot.read_bytes())
+        data[len(data) // 2] ^= 4
+        slot.write_bytes(data)
+    return slots
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_repair(path: Path, count: int) -> None:
+    """Steps 2, 3 and 6 were alive. What the last slots said is given up, the rest goes on."""
+    owner = recovery.CheckpointStore(path, keep_last=3)
+    owner.save_sync(7, state(70))
+    owner.wait()
+    slots = spoil_newest_slots(path, count)
+    for readonly in (True, False):
+        with pytest.raises(CheckpointCorruptError, match=f"{slots[0].name} is corrupt.*repair"):
+            recovery.CheckpointStore(path, readonly=readonly)
+    before = sorted(path.rglob("*"))
+    said = ask("repair", path, "--dry-run")
+    assert said.exit_code == 0
+    assert [str(slot) in said.stdout for slot in slots] == [True] * count
+    assert "steps: 3, 6" in said.stdout  # 2 went when 7 came
+    assert sorted(path.rglob("*")) == before
+
+    with pytest.raises(click.exceptions.Abort):
+        CliRunner().invoke(ckpt, ["repair", str(path)], "n\n", standalone_mode=False,
+                           catch_exceptions=False)  # fmt: skip
+    assert sorted(path.rglob("*")) == before
+    assert ask_json("repair", path, "--yes") == {
+        "path": str(path),
+        "corrupt": [str(slot) for slot in slots],
+        "kept": [3, 6],
+        "gone": [2],
+        "dry_run": False,
+    }
+    with recovery.CheckpointStore(path, readonly=True) as store:
+        step, found = store.restore()
+        assert step == 6 and (found["weights"] == 60).all()
+    assert ask("verify", path).exit_code == 0
+    assert ask_json("ls", path)["steps"] == [3, 6]
+    with pytest.raises(CheckpointFencedError):
+        owner.save_sync(8, state(80))
+    with recovery.CheckpointStore(path) as store:
+        assert store.restore().step == 6
+        store.save_sync(7, state(7))
+        store.wait()
+        assert store.steps() == [6, 7]
+        assert not list(store.verify())
+    assert not slots[0].exists()
+
+
+def test_repair_keeps_what_is_whole(path: Path) -> None:
+    """The slot before names a commit that the corrupt one let die, files and all."""
+    with recovery.CheckpointStore(path, keep_last=1) as store:
+        store.save_sync(7, state(70))
+    assert ask_json("ls", path)["steps"] == [7]
+    spoil_newest_slots(path)
+    assert ask_json("repair", path, "--yes")["kept"] == []
+    with recovery.CheckpointStore(path) as store:
+        assert store.steps() == []
+        store.save_sync(1, state(1))
+
+
+def test_nothing_to_repair(path: Path, tmp_path: Path) -> None:
+    before = sorted(path.rglob("*"))
+    assert "nothing to repair" in ask("repair", path).stdout
+    assert sorted(path.rglob("*")) == before
+    assert ask("repair", tmp_path).exit_code == 2
+    assert ask("repair", path, "--json").exit_code == 2
+    spoil_newest_slots(path, 100)
+    said = ask("repair", path, "--yes")
+    assert said.exit_code == 1
+    assert "no slot can be read" in said.stderr
+
+
+def test_a_repair_beside_another(path: Path) -> None:
+    """It was looked at before the other one filled the slot."""
+    spoil_newest_slots(path)
+    finding = repairs.examine(path)
+    repairs.repair(path, repairs.examine(path))
+    with pytest.raises(CheckpointError, match="was made meanwhile"):
+        repairs.repair(path, finding)
+    assert ask("verify", path).exit_code == 0
 
 
 def test_the_command_is_found_by_its_entry_point() -> None:

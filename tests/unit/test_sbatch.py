@@ -119,8 +119,8 @@ def test_the_program_takes_the_arguments_that_it_is_given(tmp_path: Path, submit
         assert process.wait(30) == 0
     check = (
         "import json, sys; from examples import sgd_digits; words = json.load(sys.stdin);"
-        "assert words[:2] == ['run', 'examples/sgd_digits.py'], words;"
-        "sys.argv = words[1:]; print(sgd_digits.parse_arguments().checkpoint_dir)"
+        "assert words[:4] == ['run', '--restarts', '5', 'examples/sgd_digits.py'], words;"
+        "sys.argv = words[3:]; print(sgd_digits.parse_arguments().checkpoint_dir)"
     )
     parsed = subprocess.run(
         [sys.executable, "-c", check],
