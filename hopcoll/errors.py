@@ -329,7 +329,7 @@ class WorkflowRunningError(WorkflowError):
 
 
 class WorkflowMismatchError(WorkflowError):
-    """The name is that of a workflow with another graph, or other arguments; nothing was changed."""
+    """The name is that of another graph, or of one with other arguments; nothing was changed."""
 
 
 class WorkflowNotFoundError(WorkflowError, FileNotFoundError):

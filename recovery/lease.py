@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 from recovery.disk import Disk
 
-__all__ = ["Lease", "Verdict", "describe_owner", "observe"]
+__all__ = ["Lease", "Verdict", "describe_owner", "observe", "release"]
 
 #: "running"; "dead", which is proven; "silent", so it may be taken over, but may come back; "free",
 #: closed by its owner, or of nobody.
@@ -120,6 +120,13 @@ class Lease:
 
     def _put(self, line: bytes) -> None:
         self._disk.put(self._path, line.ljust(_LINE_BYTES - 1) + b"\n")
+
+
+def release(folder: Path, owner: dict[str, Any], disk: Disk | None = None) -> None:
+    """Say that an owner has given the workflow up, which it could not take over in the end."""
+    with contextlib.suppress(OSError):
+        line = _FREE.ljust(_LINE_BYTES - 1) + b"\n"
+        (Disk() if disk is None else disk).put(_path_of(Path(folder), owner), line)
 
 
 def observe(

@@ -16,6 +16,7 @@ BUSY = {
         *("chaos", "family_faults", "training", "collectives", "family", "mpi4py_suite"),
         *("objects", "pipeline", "sgd", "trace", "transport", "user_ops", "wrong_use"),
         *("powercut", "store", "store_powercut", "ranks_powercut", "journal"),
+        "workflows",
     )
 }
 

@@ -4,7 +4,10 @@ The layout, from the bottom up::
 
     values.py     values: written, read, hashed
     ledger.py     what a journal says, and what has to run because of it. Pure
-    graph.py      tasks, nodes, graphs, and the checks before they run
+    names.py      functions by their names
+    graph.py      tasks, nodes, graphs
+    stored.py     graphs and calls as bytes
+    checks.py     what is checked of a graph before it runs
     context.py    what a task can ask for
     board.py      the tasks of a workflow that runs
     attempts.py   one attempt of one task

@@ -13,15 +13,19 @@ from hopcoll.errors import EffectUnknownError, TaskFailedError, WorkflowError
 from recovery.workflows import ledger as ledgers
 from recovery.workflows import values
 from recovery.workflows.board import READY, Slot
+from recovery.workflows.checks import check_graph
 from recovery.workflows.context import Done, NotDoneError, TaskContext
-from recovery.workflows.graph import Graph, Node, Stop, Task, check_graph, dump_call, dump_graph
-from recovery.workflows.graph import takes_context
+from recovery.workflows.graph import Graph, Node, Stop, Task, takes_context
 from recovery.workflows.ledger import COMING, FILE, FIRST, INLINE, NOWHERE
+from recovery.workflows.stored import dump_call, dump_graph
 
 if TYPE_CHECKING:
     from recovery.workflows.engine import Engine
 
-__all__ = ["Attempts", "GangError", "TaskTimeoutError"]
+__all__ = ["ERROR_LENGTH_MAX", "Attempts", "GangError", "TaskTimeoutError"]
+
+#: Of the text of an exception in the journal.
+ERROR_LENGTH_MAX = 4000
 
 #: What it costs to store a value, until one was stored: seconds, and bytes a second.
 _STORE_S, _STORE_RATE = 1e-4, 4e8
@@ -65,11 +69,13 @@ class Attempts:
             if done is not None and done.deterministic and slot.id not in self._board.plan.renewed:
                 slot.attempt = done.attempt  # the same value again, or an error
             else:
-                slot.attempt = (0 if state is None else state.attempt) + 1
+                slot.attempt = self._ledger.attempts(slot.id) + 1
         arguments, keywords = slot.vertex.call(self._engine.value_of)
+        arguments, keywords = values.freeze(arguments), values.freeze(keywords)
         if not slot.announced and (options.external or options.rollback is not None):
-            if state is not None and state.begun is not None and options.external:
-                if self._was_done(slot, task, state.begun, arguments, keywords):
+            begun = None if state is None else state.begun
+            if begun is not None and options.external:
+                if self._was_done(slot, task, begun, arguments, keywords):
                     return
             self._announce(slot, task, arguments, keywords)
             return
@@ -99,6 +105,8 @@ class Attempts:
                     return notes[number]
             found = ask()
             with self._engine.lock:
+                if number in notes:  # a call that is late told it first
+                    return notes[number]
                 self._engine.append("note", {"t": slot.id, "k": number, "v": found})
             return found
 
@@ -201,10 +209,9 @@ class Attempts:
         context: TaskContext,
     ) -> None:
         """An attempt has raised: undo it, try again, or give up."""
-        if isinstance(error, WorkflowError):
-            raise error
         options = task.annotations
         text = "".join(traceback.format_exception_only(type(error), error)).strip()
+        text = text[:ERROR_LENGTH_MAX]
         with self._engine.lock:
             head = {"t": slot.id, "a": slot.attempt, "error": text}
             if isinstance(error, TaskTimeoutError):
@@ -277,7 +284,8 @@ class Attempts:
             "t": slot.id,
             "a": slot.attempt,
             "in": self._versions(slot),
-            "nd": not (options.deterministic and whole),
+            # To run again, what can be rolled back is undone, and all that was made from it.
+            "nd": not (options.deterministic and whole) or options.rollback is not None,
             "s": round(took_s, 6),
             "c": task.code,
             **(extra or {}),
@@ -291,7 +299,14 @@ class Attempts:
                 head["l"] = 1
             elif slot.number + 1 >= loop.times:
                 head["l"] = 1
+        elif isinstance(value, Stop):
+            raise WorkflowError(f"{slot.id} returned Stop, and is not the body of a loop")
         if isinstance(value, Node):
+            if options.catch_exceptions:
+                raise WorkflowError(
+                    f"{slot.id} returned a graph, whose exceptions nobody catches: "
+                    "catch_exceptions is for tasks that return values"
+                )
             self._go_on(slot, head, value)
             return
         if options.catch_exceptions and not caught:
@@ -321,7 +336,10 @@ class Attempts:
 
     def _mode(self, slot: Slot, head: dict[str, Any], value: Any, took_s: float) -> str:
         """How a value is kept."""
-        mode = slot.checkpoint
+        last = None
+        if "l" in head:
+            last = self._board.slots[slot.vertex.loop.id]  # type: ignore[attr-defined]
+        mode = slot.checkpoint if last is None else last.checkpoint
         debt_s = took_s + max(
             (self._board.slots[name].debt_s for name in head["in"] if name in self._board.slots),
             default=0.0,
@@ -333,7 +351,8 @@ class Attempts:
             mode = "async" if head["nd"] or debt_s > store_s else "none"
         if mode == "none":
             # A gang that lost a rank cannot give its value again, whatever was said of it.
-            if self._board.is_output(slot) or (head["nd"] and head.get("w") and _says_same(slot)):
+            lost_one = head["nd"] and head.get("w") and _says_same(slot)
+            if lost_one or self._board.is_output(slot if last is None else last):
                 mode = "async"
             else:
                 slot.debt_s = debt_s

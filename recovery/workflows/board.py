@@ -9,14 +9,17 @@ value is durable leave the board as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from recovery.workflows import ledger as ledgers
-from recovery.workflows.graph import Graph, Loop, Node, Vertex, load_graph
-from recovery.workflows.ledger import Ledger, Plan
+from recovery.workflows.graph import Graph, Loop, Node, Vertex
+from recovery.workflows.ledger import Ledger, Plan, Wants
+from recovery.workflows.stored import load_graph
 
-__all__ = ["AVAILABLE", "DELAYED", "FLUSHING", "HELD", "READY", "RUNNING", "WAITING", "Board", "Slot"]
+__all__ = [
+    "AVAILABLE", "DELAYED", "FLUSHING", "HELD", "READY", "RUNNING", "WAITING", "Board", "Slot",
+]  # fmt: skip
 
 WAITING, READY, HELD, FLUSHING, RUNNING, DELAYED, AVAILABLE = range(7)
 
@@ -58,11 +61,13 @@ class Slot:
 class Iteration(Vertex):
     """What an iteration of a loop is called with."""
 
-    def __init__(self, loop: Vertex, number: int, inputs: tuple[str, ...]) -> None:
+    def __init__(
+        self, loop: Vertex, number: int, inputs: tuple[str, ...], needs: tuple[str, ...]
+    ) -> None:
         body = loop.node.task
         assert isinstance(body, Loop)
         super().__init__(
-            f"{loop.id}[{number}]", Node(body.body, (), {}, (), body.body.name), inputs
+            f"{loop.id}[{number}]", Node(body.body, (), {}, (), body.body.name), inputs, needs
         )
         self.loop = loop
         self.number = number
@@ -81,9 +86,17 @@ class Board:
     ledger : Ledger
     read_graph : callable
         Returns the pickled graph that a record's body stands for.
+    begin_anew : callable
+        Told what is void of a loop or of what a task went on to (the head of a record); the ledger
+        knows of it then.
     """
 
-    def __init__(self, ledger: Ledger, read_graph: Callable[[bytes, dict[str, Any]], bytes]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        read_graph: Callable[[bytes, dict[str, Any]], bytes],
+        begin_anew: Callable[[dict[str, Any]], None],
+    ) -> None:
         self.ledger = ledger
         self.slots: dict[str, Slot] = {}
         self.alias: dict[str, str] = {}
@@ -91,7 +104,11 @@ class Board:
         self.output = ""
         self.changed: set[str] = set()  # tasks whose code is not what it was
         self._parts: dict[str, list[str]] = {}  # what a task went on to
+        self.stale: set[str] = set()  # tasks that run again and have not ended yet
+        self._reasons: dict[str, str] = {}  # of those that begin anew
+        self._settled = ledgers.Settled()
         self._read_graph = read_graph
+        self._begin_anew = begin_anew
 
     def load(self) -> None:
         """Put up what the ledger knows, and plan what has to run."""
@@ -106,41 +123,42 @@ class Board:
             self._expand(list(root.vertices))
             self.plan = ledgers.plan(self._order(), self.resolve(self.output), self.ledger)
             self._note_changes()
-            again = [task for task in self.plan.run if self._begins_anew(task)]
-            if not again or self.plan.undo:
+            # What can be rolled back is known as long as nothing is dropped.
+            if self.plan.undo or not (void := self._void()):
                 break
-            for task in again:
-                self._forget(task)
+            for head in void:
+                self._begin_anew(head)
+        self.stale = set(self.plan.run)
         for slot in self.slots.values():
-            slot.reason = self.plan.run.get(slot.id, "")
+            slot.reason = self.reason_of(slot.id, self.plan.run.get(slot.id, ""))
+
+    def reason_of(self, task: str, reason: str = ledgers.FIRST) -> str:
+        """Why a task runs that was put up now."""
+        return self._reasons.get(task, reason)
 
     def _note_changes(self) -> None:
         for slot in self.slots.values():
             done = self.ledger.done(slot.id)
-            if done is not None and done.head.get("c", "") != slot.vertex.node.task.code:
+            if done is None or "by_hand" in done.head or done.head.get("o", slot.id) != slot.id:
+                continue
+            if done.head.get("c", "") != slot.vertex.node.task.code:
                 self.changed.add(slot.id)
 
-    def _begins_anew(self, task: str) -> bool:
-        """Whether a task went on to something that its next run will not go on to."""
-        if task not in self.plan.renewed:
-            return False
-        place = ledgers.iteration_of(task)
-        if place is not None and self.ledger.loops.get(place[0]) == place[1]:
-            return True
-        done = self.ledger.done(task)
-        return task in self.ledger.more or (done is not None and "o" in done.head)
-
-    def _forget(self, task: str) -> None:
-        place = ledgers.iteration_of(task)
-        if place is not None and self.ledger.loops.get(place[0]) == place[1]:
-            for number in list(self.ledger.iterations[place[0]]):
-                self.ledger.drop(f"{place[0]}[{number}]")
-            self.ledger.loops.pop(place[0], None)
-            return
-        self.ledger.forget([task])
-        state = self.ledger.states.get(task)
-        if state is not None:
-            state.done = None
+    def _void(self) -> list[dict[str, Any]]:
+        """Where another value may lead elsewhere: all iterations of a loop from one that gives
+        another on, and what a task went on to."""
+        found: list[dict[str, Any]] = []
+        loops: dict[str, int] = {}
+        for task in self.plan.run:
+            done = self.ledger.done(task)
+            if task not in self.plan.renewed or done is None:
+                continue
+            if (place := ledgers.iteration_of(task)) is not None:
+                loops[place[0]] = min(place[1], loops.get(place[0], place[1]))
+            elif done.head.get("o", "") == task or task in self.ledger.more:
+                found.append({"t": task})
+            self._reasons[task] = self.plan.run[task]
+        return found + [{"t": loop, "i": number} for loop, number in loops.items()]
 
     def _add(self, graph: Graph, parent: str | None, owner: str | None = None) -> list[Slot]:
         added = [Slot(vertex, parent) for vertex in graph.vertices.values()]
@@ -158,8 +176,8 @@ class Board:
                 numbers = sorted(self.ledger.iterations.get(task, ()))
                 for number in numbers:
                     tasks.append(self.add_iteration(slot, number, first=numbers[0]).id)
-                if numbers and self._is_last(f"{task}[{numbers[-1]}]"):
-                    self.set_alias(task, f"{task}[{numbers[-1]}]")
+                if numbers and self._is_last(tasks[-1]):
+                    self.set_alias(task, tasks[-1])
             elif task in self.ledger.more:
                 last, generation = self.ledger.more[task]
                 done = self.ledger.done(last)
@@ -206,8 +224,10 @@ class Board:
         """Put up an iteration; `first` is the first that is on the board."""
         body = loop.vertex.node.task
         assert isinstance(body, Loop)
-        inputs = loop.vertex.inputs if number == first else (f"{loop.id}[{number - 1}]",)
-        vertex = Iteration(loop.vertex, number, inputs)
+        inputs, needs = loop.vertex.inputs, loop.vertex.needs
+        if number != first:
+            inputs = needs = (ledgers.iteration_name(loop.id, number - 1),)
+        vertex = Iteration(loop.vertex, number, inputs, needs)
         slot = self.slots[vertex.id] = Slot(vertex, loop.parent, number)
         self._parts.setdefault(loop.id, []).append(vertex.id)
         if (number + 1) % body.every and number + 1 < body.times and not body.annotations.external:
@@ -233,7 +253,7 @@ class Board:
                 if number == newest:
                     vertex = self.slots[part].vertex
                     assert isinstance(vertex, Iteration)
-                    vertex.inputs = vertex.loop.inputs
+                    vertex.inputs, vertex.needs = vertex.loop.inputs, vertex.loop.needs
         self._parts[place[0]] = kept
 
     def remove(self, task: str) -> None:
@@ -273,8 +293,6 @@ class Board:
         if slot is None:
             return []
         found = [self.resolve(name) for name in slot.vertex.inputs]
-        if isinstance(slot.vertex, Iteration):
-            found += [self.resolve(name) for name in slot.vertex.loop.inputs]
         if slot.parent is not None:
             found.append(slot.parent)
         return list(dict.fromkeys(found))
@@ -284,19 +302,29 @@ class Board:
         found = []
         name: str | None = task
         while name is not None and name in self.slots:
-            found += [user.id for user in self.slots[name].users]
+            for user in self.slots[name].users:
+                if name not in user.vertex.needs:
+                    continue  # it only waits
+                if user.is_loop:  # the first iteration that is left uses what the loop does
+                    parts = self._parts.get(user.id)
+                    found.append(parts[0] if parts else user.id)
+                elif self.slots.get(user.id) is user:
+                    found.append(user.id)
             name = self.slots[name].alias_of
         return found
 
-    def exposed(self, slot: Slot, settled: set[str]) -> set[str]:
+    def exposed(self, slot: Slot) -> set[str]:
         """What an effect was made from that may still become another value."""
         return ledgers.exposed(
-            slot.id, self.inputs, self.users, self.ledger.done, settled, self.resolve(self.output)
+            slot.id, self.inputs, self.users, self._done, self._settled, self.resolve(self.output)
         )
 
-    def _order(self) -> dict[str, Iterable[str]]:
-        """All tasks, inputs first."""
-        order: dict[str, Iterable[str]] = {}
+    def _done(self, task: str) -> ledgers.Done | None:
+        return None if task in self.stale else self.ledger.done(task)
+
+    def _order(self) -> dict[str, Wants]:
+        """All tasks, inputs first, with what they need, and what they wait for."""
+        order: dict[str, Wants] = {}
         for root in self.slots:
             stack = [root]
             while stack:
@@ -304,12 +332,15 @@ class Board:
                 if task in order:
                     stack.pop()
                     continue
-                inputs = self.inputs(task)
-                if self.slots[task].is_loop and task not in self.alias:
-                    inputs += [self.resolve(part) for part in self._parts.get(task, ())[-1:]]
+                slot, inputs = self.slots[task], self.inputs(task)
+                needs = [self.resolve(name) for name in slot.vertex.needs]
+                if slot.is_loop and task not in self.alias and self._parts.get(task):
+                    # It goes on from the last iteration, and what that was made from is its own.
+                    needs = [self.resolve(self._parts[task][-1])]
+                    inputs += needs
                 if rest := [name for name in inputs if name not in order]:
                     stack += rest
                 else:
-                    order[task] = inputs
+                    order[task] = Wants(needs, inputs)
                     stack.pop()
         return order

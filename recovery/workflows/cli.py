@@ -18,14 +18,15 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from hopcoll.errors import CheckpointError, HopcollError, WorkflowError, WorkflowNotFoundError
-from recovery.workflows.folder import Store
-from recovery.workflows.ledger import COMING, FILE, INLINE, NOWHERE, Ledger, iteration_of
+from hopcoll.errors import HopcollError, WorkflowNotFoundError
+from recovery.workflows.ledger import COMING, FILE, INLINE, NOWHERE, Ledger
 from recovery.workflows.workflow import Workflow
 
 __all__ = ["wf"]
 
-_PLACES = {NOWHERE: "not kept", INLINE: "in the journal", FILE: "in a file", COMING: "being written"}
+_PLACES = {
+    NOWHERE: "not kept", INLINE: "in the journal", FILE: "in a file", COMING: "being written",
+}  # fmt: skip
 
 
 class _Failed(click.ClickException):
@@ -159,8 +160,8 @@ def _state_of(state: Any) -> str:
 @click.option("--follow", is_flag=True, help="Go on until it ends, with a progress bar.")
 def show(identifier: str, store: Path | None, as_json: bool, follow: bool) -> None:
     """Show what a workflow's journal says: each task, where its value is, and why it ran again."""
-    workflow = _workflow(identifier, store)
     with _explained():
+        workflow = _workflow(identifier, store)
         if follow:
             _follow(workflow)
         status = workflow.status()
@@ -169,7 +170,8 @@ def show(identifier: str, store: Path | None, as_json: bool, follow: bool) -> No
     if as_json:
         click.echo(json.dumps({**status.__dict__, "tasks": rows}, indent=1))
         return
-    click.echo(f"{status.id}: {status.state}, {status.done} tasks done, {ledger.lives} times resumed")
+    told = f"{status.state}, {status.done} tasks done, {ledger.lives} times resumed"
+    click.echo(f"{status.id}: {told}")
     if status.error:
         click.echo(status.error)
     table = [["task", "state", "runs", "seconds", "value", "why it ran again"]]
@@ -215,8 +217,8 @@ def graph(identifier: str, output: Path, store: Path | None) -> None:
     """
     from recovery.workflows.picture import draw
 
-    workflow = _workflow(identifier, store)
     with _explained():
+        workflow = _workflow(identifier, store)
         ledger, _ = workflow._folder.look()
         draw(output, workflow.id, workflow.graph(), ledger)
     click.echo(f"wrote {output}")

@@ -1,7 +1,7 @@
 """Runs a workflow: threads that take what comes next, with the journal between them.
 
-A thread takes a task that is ready, or the flush that others wait for. So in a chain one thread does
-it all without handing over, and where much is ready at once a flush makes many commits durable
+A thread takes a task that is ready, or the flush that others wait for. So in a chain one thread
+does it all without handing over, and where much is ready at once a flush makes many commits durable
 together. Nobody waits for the disk while something else can be done.
 
 The way of a task: its inputs are there; (an effect: nothing that it was made from is exposed, and
@@ -33,8 +33,9 @@ from recovery.workflows.board import (
     Board,
     Slot,
 )
-from recovery.workflows.graph import Event, Graph, Loop, Task, Vertex, load_call
+from recovery.workflows.graph import Event, Graph, Loop, Task, Vertex
 from recovery.workflows.ledger import FIRST, INLINE, Ledger
+from recovery.workflows.stored import load_call
 
 if TYPE_CHECKING:
     from recovery.workflows.context import TaskContext
@@ -94,8 +95,8 @@ class Engine:
     ) -> None:
         self.folder = folder
         self.ledger = ledger
-        self.board = Board(ledger, folder.unspool)
         self.lock = threading.RLock()
+        self.board = Board(ledger, folder.unspool, self._begin_anew)
         self.begin = begin
         self.ran: list[tuple[str, str]] = []
         self.undone: list[str] = []
@@ -117,7 +118,6 @@ class Engine:
         self._events: dict[str, list[Slot]] = {}
         self._gangs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._garbage: deque[tuple[int, str]] = deque()
-        self._settled: set[str] = set()
         self._threads: list[threading.Thread] = []
         self._idle_workers = 0
         self._running = 0
@@ -129,6 +129,7 @@ class Engine:
         self._error: BaseException | None = None
         self._stopping = False
         self._finished = False
+        self.over = False  # no thread of it runs any more
 
     # From the start to the end
 
@@ -199,6 +200,18 @@ class Engine:
         if self._writer is not None:
             self._to_write.put(None)
             self._writer.join()
+        self.over = True
+
+    def sweep(self) -> None:
+        """Remove the files that nobody needs; once the journal says so, at the end."""
+        names = [name for _, name in self._garbage] + self.ledger.dropped
+        self._garbage.clear()
+        self.ledger.dropped.clear()
+        self.folder.remove_values(names)
+
+    def _begin_anew(self, head: dict[str, Any]) -> None:
+        with self.lock:
+            self.append("anew", head)
 
     def _check_output(self) -> None:
         """Note when all is over. Locked."""
@@ -305,8 +318,12 @@ class Engine:
             return
         if self._delayed or self._writing or self._events or self._flushing:
             return
+        self._look_at_held()
+        if self._ready:
+            self._employ()
+            return
         slot = self._held[0]
-        names = ", ".join(sorted(self.board.exposed(slot, set())))
+        names = ", ".join(sorted(self.board.exposed(slot)))
         self.stop(
             WorkflowError(
                 f"{slot.id} has an effect that cannot be released: {names} would give another "
@@ -314,6 +331,12 @@ class Engine:
                 'annotate it with checkpoint="async"'
             )
         )
+
+    def _look_at_held(self) -> None:
+        """See which effects can be released by now. Locked."""
+        held, self._held = self._held, []
+        for slot in held:
+            self._make_ready(slot)
 
     # The way of a task
 
@@ -347,15 +370,19 @@ class Engine:
         task = slot.vertex.node.task
         if isinstance(task, Event):
             slot.phase = RUNNING
-            self._events.setdefault(task.key, []).append(slot)
-            self._give_events(task.key)
+            done = self.ledger.done(slot.id)
+            if done is not None:  # what it was given once is its own
+                self._give(slot, done.head["e"], done.body)
+            else:
+                self._events.setdefault(task.key, []).append(slot)
+                self._give_events(task.key)
         elif slot.is_loop:
             slot.phase = RUNNING
             self._go_round(slot)
         elif (
             task.annotations.external
             and not slot.announced
-            and self.board.exposed(slot, self._settled)
+            and self.board.exposed(slot)
         ):
             slot.phase = HELD
             self._held.append(slot)
@@ -383,7 +410,7 @@ class Engine:
                 self._become_available(loop)
                 return
             following = self.board.add_iteration(loop, newest.number + 1, newest.number)
-        following.reason = FIRST
+        following.reason = self.board.reason_of(following.id)
         self._connect([following])
 
     def _finish_empty(self, loop: Slot) -> None:
@@ -391,7 +418,10 @@ class Engine:
         value = loop.vertex.call(self.value_of)[0][0]
         loop.attempt = 1
         versions = {name: self._version(name) for name in self.board.inputs(loop.id)}
-        head = {"t": loop.id, "a": 1, "in": versions, "nd": False, "s": 0.0, "c": ""}
+        head = {
+            "t": loop.id, "a": 1, "in": versions, "nd": False, "s": 0.0,
+            "c": loop.vertex.node.task.code,
+        }  # fmt: skip
         mode = "async" if self.board.is_output(loop) else "none"
         self._attempts.store(loop, head, values.freeze(value), mode)
 
@@ -404,16 +434,17 @@ class Engine:
         """Give what came from outside to those that wait for it. Locked."""
         slots = self._events[key]
         for event_id, body in self.folder.events(key, self.ledger.events):
-            slot = slots.pop(0)
-            state = self.ledger.states.get(slot.id)
-            slot.attempt = (0 if state is None else state.attempt) + 1
-            versions = {name: self._version(name) for name in self.board.inputs(slot.id)}
-            head = {"t": slot.id, "a": slot.attempt, "in": versions, "nd": True, "s": 0.0,
-                    "c": "", "st": INLINE, "e": event_id}  # fmt: skip
-            self.finish(slot, values.freeze(values.unpack(body)), head, body, wait=True)
+            self._give(slots.pop(0), event_id, body)
             if not slots:
                 del self._events[key]
                 break
+
+    def _give(self, slot: Slot, event_id: str, body: bytes) -> None:
+        slot.attempt = self.ledger.attempts(slot.id) + 1
+        versions = {name: self._version(name) for name in self.board.inputs(slot.id)}
+        head = {"t": slot.id, "a": slot.attempt, "in": versions, "nd": True, "s": 0.0,
+                "c": "", "st": INLINE, "e": event_id}  # fmt: skip
+        self.finish(slot, values.freeze(values.unpack(body)), head, body, wait=True)
 
     def note_run(self, slot: Slot) -> None:
         reason = slot.reason or FIRST
@@ -425,6 +456,8 @@ class Engine:
         """Put a record into the journal, and into the ledger. Locked."""
         self._appended = seq = self._journal.append(kind, head, body)
         self.ledger.apply(kind, head, body, seq)
+        if kind in ("done", "more"):
+            self.board.stale.discard(head["t"])
         while self.ledger.dropped:
             self._garbage.append((seq, self.ledger.dropped.pop()))
         return seq
@@ -471,11 +504,12 @@ class Engine:
         """A task has a graph in the place of a value."""
         with self._turn:
             self.append("more", head, body)
+            self.board.settle_loop(slot.id)
             self._consumed(slot)
             slot.phase = AVAILABLE if generation > 1 else RUNNING
             added = self.board.go_on(slot.id, owner, generation, graph)
             for one in added:
-                one.reason = FIRST
+                one.reason = self.board.reason_of(one.id)
             self._left += len(added)
             self._connect(added)
             self._employ()
@@ -552,9 +586,7 @@ class Engine:
             garbage = []
             while self._garbage and self._garbage[0][0] <= durable:
                 garbage.append(self._garbage.popleft()[1])
-            held, self._held = self._held, []
-            for slot in held:
-                self._make_ready(slot)
+            self._look_at_held()
         self.folder.remove_values(garbage)
 
     def write_later(self, task: str, attempt: int, packed: values.Packed) -> None:

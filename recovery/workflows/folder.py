@@ -31,10 +31,10 @@ from hopcoll.errors import (
 )
 from recovery.disk import Disk
 from recovery.journal import Journal
-from recovery.lease import Lease, Verdict, describe_owner, observe
+from recovery.lease import Lease, Verdict, describe_owner, observe, release
 from recovery.log import publish, read_sealed
 from recovery.workflows import values
-from recovery.workflows.ledger import INLINE, Ledger
+from recovery.workflows.ledger import INLINE, NOWHERE, Ledger
 
 __all__ = ["Folder", "Store"]
 
@@ -43,6 +43,10 @@ _VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,99}")
 #: Larger graphs and arguments have a file of their own.
 _SPOOL_BYTES_MAX = 1 << 20
+_EVENT_BYTES_MAX = 1 << 20
+_ERROR_LENGTH_MAX = 4000
+#: By which nonces this process was about to take a workflow over, and did not.
+_GIVEN_UP: set[str] = set()
 
 
 class Store:
@@ -77,7 +81,9 @@ class Store:
                 self.disk.fsync_folder(one.parent)
             mark = self.path / "STORE.json"
             if not mark.exists():
-                if others := [n for n in os.listdir(self.path) if not n.startswith(".mark-")]:
+                names = os.listdir(self.path)
+                others = [name for name in names if not name.startswith(".mark-")]
+                if others and mark.name not in names:  # another process may have made it just now
                     raise WorkflowMismatchError(
                         f"{self.path} holds something else ({sorted(others)[0]}); workflows want "
                         "a directory of their own"
@@ -162,7 +168,7 @@ class Folder:
 
         Raises
         ------
-        WorkflowNotFoundError
+        WorkflowNotFoundError, WorkflowMismatchError
         CheckpointCorruptError
         """
         self.store.check()
@@ -170,12 +176,19 @@ class Folder:
             reading = Journal.read(self.path / "journal")
         except CheckpointNotFoundError:
             raise WorkflowNotFoundError(f"{self.store.path} has no workflow {self.id}") from None
+        except CheckpointMismatchError as error:
+            raise WorkflowMismatchError(str(error)) from error
         ledger = Ledger()
         for record in reading.records:
             ledger.apply(record.kind, record.head, record.body, record.seq)
         if ledger.status in ("empty", "deleted"):
             raise WorkflowNotFoundError(f"{self.store.path} has no workflow {self.id}")
         return ledger, reading.owner
+
+    def is_left(self) -> bool:
+        """Whether there is a folder, of whatever is left in it of a workflow."""
+        self.store.check()
+        return (self.path / "journal").is_dir()
 
     def watch(self, owner: dict[str, Any] | None, patience_s: float) -> Verdict:
         """Tell what an owner does."""
@@ -209,12 +222,16 @@ class Folder:
         for path in (self.path, journal_path):
             with contextlib.suppress(FileExistsError):
                 self._disk.mkdir(path)
+            if not path.is_dir():
+                raise WorkflowMismatchError(f"{path} is no folder of a workflow")
             self._disk.fsync_folder(path.parent)
         reading = Journal.read(journal_path)
         over = []
         if reading.owner is not None and not reading.closed:
             gone = lost is not None and lost(reading.owner)
             verdict = self.watch(reading.owner, 0.0 if gone else patience_s)
+            if reading.owner["nonce"] in _GIVEN_UP:
+                verdict = "free"
             if verdict == "running" and not (force or gone):
                 raise WorkflowRunningError(
                     f"workflow {self.id} runs in process {reading.owner['pid']} of "
@@ -226,19 +243,28 @@ class Folder:
             over.append(reading.owner["nonce"])
         owner = describe_owner()
         self.nonce = owner["nonce"]
-        journal = Journal(journal_path, self._disk, owner)
-        records = journal.open()
-        self.journal = journal
+        self.journal = Journal(journal_path, self._disk, owner)
         self._owner, self._over = owner, over
-        self._lease = Lease(journal_path, owner, beat_s=beat_s)
-        ledger = Ledger()
-        for record in records:
-            ledger.apply(record.kind, record.head, record.body, record.seq)
-        if ledger.status == "deleted":
+        try:
+            records = self.journal.open()
+            self._lease = Lease(journal_path, owner, beat_s=beat_s)
             ledger = Ledger()
-        if ledger.start is not None:
-            self.uuid = ledger.start["uuid"]
-        self._clean(ledger)
+            for record in records:
+                ledger.apply(record.kind, record.head, record.body, record.seq)
+            if ledger.status == "deleted":
+                ledger = Ledger()
+                self._empty()  # who deleted it may not have come so far
+            if ledger.start is not None:
+                self.uuid = ledger.start["uuid"]
+            self._clean(ledger)
+        except BaseException:
+            # Else it would seem to run for as long as this process does.
+            _GIVEN_UP.add(self.nonce)
+            if self._lease is None:
+                release(journal_path, owner)
+            with contextlib.suppress(Exception):
+                self.close()
+            raise
         return ledger
 
     def start(self, ledger: Ledger, fingerprint: str, graph: bytes) -> None:
@@ -258,6 +284,7 @@ class Folder:
         self, ledger: Ledger, status: str, error: str | None = None, output: str | None = None
     ) -> None:
         """Write down how it ended."""
+        error = None if error is None else error[:_ERROR_LENGTH_MAX]
         self._put(ledger, "end", {"status": status, "error": error, "output": output})
 
     def _put(
@@ -285,7 +312,7 @@ class Folder:
         used = {
             state.done.head["f"]
             for state in ledger.states.values()
-            if state.done is not None and "f" in state.done.head
+            if state.done is not None and state.done.place != NOWHERE and "f" in state.done.head
         } | {
             begun.head["f"]
             for state in ledger.states.values()
@@ -299,6 +326,7 @@ class Folder:
         }
         if ledger.start is not None and "f" in ledger.start:
             used.add(ledger.start["f"])
+        ledger.dropped.clear()
         with contextlib.suppress(FileNotFoundError):
             self.remove_values([n for n in os.listdir(self.path / "values") if n not in used])
 
@@ -353,7 +381,14 @@ class Folder:
         WorkflowError
             It cannot be stored.
         """
+        if not isinstance(event_id, str):
+            raise TypeError(f"event_id must be a text, not {event_id!r}")
         body = values.dumps(payload, f"the event {event_id}")
+        if len(body) > _EVENT_BYTES_MAX:
+            raise WorkflowError(
+                f"the event {event_id} has {len(body)} bytes, and {_EVENT_BYTES_MAX} is the most: "
+                "put it into a file, and send its name"
+            )
         folder = self.path / "events"
         with contextlib.suppress(FileExistsError):
             self._disk.mkdir(folder)
@@ -398,10 +433,25 @@ class Folder:
     def cancel_requested(self) -> bool:
         return (self.path / "cancel").exists()
 
-    def delete(self, ledger: Ledger) -> None:
-        """Remove it; the journal of this process is open. Where it is cut off, nothing of it counts."""
+    def delete(self) -> None:
+        """Remove it; the journal of this process is open. Where it is cut off, nothing of it counts
+        from the first moment on, and the next call removes the rest."""
         self.journal.compact([("end", {"status": "deleted", "error": None}, b"")])
         self.close()
+        self._empty()
+        journal = self.path / "journal"
+        *others, newest = sorted(os.listdir(journal), key=_segments_last)
+        for entry in others:
+            self._disk.unlink(journal / entry)
+        # The segment that says so goes when no older one can come back any more.
+        self._disk.fsync_folder(journal)
+        self._disk.unlink(journal / newest)
+        self._disk.rmdir(journal)
+        self._disk.rmdir(self.path)
+        self._disk.fsync_folder(self.store.path)
+
+    def _empty(self) -> None:
+        """Remove all but the journal."""
         for name in ("values", "events"):
             folder = self.path / name
             if folder.is_dir():
@@ -410,8 +460,8 @@ class Folder:
                 self._disk.rmdir(folder)
         with contextlib.suppress(FileNotFoundError):
             self._disk.unlink(self.path / "cancel")
-        journal = self.path / "journal"
-        for entry in sorted(os.listdir(journal)):
-            self._disk.unlink(journal / entry)
-        self._disk.rmdir(journal)
-        self._disk.rmdir(self.path)
+        self._disk.fsync_folder(self.path)
+
+
+def _segments_last(name: str) -> tuple[bool, str]:
+    return name.endswith(".seg"), name

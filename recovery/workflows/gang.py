@@ -1,17 +1,20 @@
 """Tasks that many ranks run together.
 
-All ranks are in `Workflow.run`. One of them, the lowest that lives, leads: it has the journal and runs
-everything; the others wait for orders. An order is a small Bcast on a communicator of the workflow's
-own, so waiting survives the leader: when it dies, all learn the same, and the next one takes the
-journal over and goes on. Orders are given at least every `_BEAT_S`, so that nobody is taken for late.
+All ranks are in `Workflow.run`. One of them, the lowest that lives, leads: it has the journal and
+runs everything; the others wait for orders. An order is a small Bcast on a communicator of the
+workflow's own, so waiting survives the leader: when it dies, all learn the same, and the next one
+takes the journal over and goes on. Orders are given at least every `_BEAT_S`, so that nobody is
+taken for late.
 
 A gang's function runs on a communicator of its own (a Split). What a rank's death does to it is
-hopcoll's business; the value is the leader's. A rank whose function raises leaves that communicator,
-so that the others, who may wait for it, go on without it; then the attempt has failed.
+hopcoll's business; the value is the leader's. A rank whose function raises leaves that
+communicator, so that the others, who may wait for it, go on without it; then the attempt has
+failed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -20,7 +23,8 @@ from hopcoll.errors import HopcollError, RankFailedError, WorkflowError
 from recovery.lease import describe_owner
 from recovery.workflows.attempts import GangError
 from recovery.workflows.context import TaskContext
-from recovery.workflows.graph import Task, dump_call, load_call
+from recovery.workflows.graph import Task
+from recovery.workflows.stored import dump_call, load_call
 
 if TYPE_CHECKING:
     from hopcoll import Communicator
@@ -83,7 +87,8 @@ class Gang:
             told = error
             if not isinstance(error, HopcollError):
                 told = WorkflowError(f"rank {self._comm.rank}, which leads: {error!r}")
-            self._order(_RAISE, told)
+            with contextlib.suppress(HopcollError):
+                self._order(_RAISE, told)
             raise
         self._order(_END, value)
         return value
@@ -120,7 +125,8 @@ class Gang:
         self._order(_CALL, order)
         answer = self._take_part(order, context)
         assert answer is not None
-        return answer
+        value, contributors, whole = answer
+        return value, contributors, whole and (wanted != "all" or len(members) == self._comm.size)
 
     def _take_part(
         self, order: tuple[tuple[int, ...], bytes, Any], leading: TaskContext | None
@@ -154,7 +160,6 @@ class Gang:
         if failed:
             raise GangError(RuntimeError(f"rank {failed[0]} raised {answers[failed[0]][0]}"))
         whole = contributors == members and not any(answers[r][1] for r in contributors)
-        whole = whole and len(members) == self._comm.size
         return value, contributors, whole
 
 

@@ -1,4 +1,4 @@
-"""What a workflow is made of: tasks, the nodes that `bind` makes, and the checks before it runs.
+"""What a workflow is made of: tasks, and the nodes that `bind` makes.
 
 A graph is immutable: `bind` makes a node of a task and its arguments, and arguments that are nodes
 (also inside lists, tuples and dicts) are what has to be there first. Identifiers are given when a
@@ -12,22 +12,14 @@ task is a function of a module (the program's own file counts as one), and no la
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib
 import inspect
-import io
 import math
-import pickle
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from types import CodeType, ModuleType
 from typing import Any
 
 from hopcoll.errors import WorkflowError
-from recovery.workflows.ledger import INLINE, NOWHERE, Done, exposed
-from recovery.workflows.values import fingerprint
+from recovery.workflows.names import Named, code_hash, find_function, reference_to
 
 __all__ = [
     "Event",
@@ -38,23 +30,18 @@ __all__ = [
     "Stop",
     "Task",
     "Vertex",
-    "check_graph",
-    "describe",
-    "dump_call",
-    "dump_graph",
     "event",
-    "load_call",
-    "load_graph",
     "loop",
+    "takes_context",
     "task",
 ]
 
 CHECKPOINTS = ("sync", "async", "none", "auto")
 _NAME_LENGTH_MAX = 100
+#: In names of tasks; what is made of them.
+_RESERVED = "/~[]"
 #: Deeper arguments are a mistake.
 _DEPTH_MAX = 100
-#: The module as which a program's own file is loaded by somebody else.
-_PROGRAM = "hopcoll_workflow_program"
 
 
 @dataclass(frozen=True)
@@ -83,6 +70,10 @@ class Options:
                 f"checkpoint of {where} must be one of {', '.join(CHECKPOINTS)}, "
                 f"not {self.checkpoint!r}"
             )
+        for option in ("deterministic", "external", "catch_exceptions"):
+            value = getattr(self, option)
+            if not isinstance(value, bool):
+                raise TypeError(f"{option} of {where} must be True or False, not {value!r}")
         for option in ("rollback", "verify"):
             value = getattr(self, option)
             if value is not None and not callable(value):
@@ -93,12 +84,14 @@ class Options:
             or (isinstance(self.ranks, int) and self.ranks > 0)
         ):
             raise ValueError(f"ranks of {where} must be 'all' or at least 1, not {self.ranks!r}")
-        if not isinstance(self.retries, int) or self.retries < 0:
+        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
             raise ValueError(f"retries of {where} must be 0 or more, not {self.retries!r}")
-        for option in ("backoff_s", "timeout_s"):
-            value = getattr(self, option)
-            if value is not None and not (0 <= value < math.inf):
-                raise ValueError(f"{option} of {where} must be 0 or more seconds, not {value!r}")
+        if not _is_number(self.backoff_s) or not 0 <= self.backoff_s < math.inf:
+            raise ValueError(f"backoff_s of {where} must be 0 or more, not {self.backoff_s!r}")
+        if self.timeout_s is not None and not (
+            _is_number(self.timeout_s) and 0 < self.timeout_s < math.inf
+        ):
+            raise ValueError(f"timeout_s of {where} must be more than 0, not {self.timeout_s!r}")
         if not isinstance(self.idempotency_key, (bool, str)) or self.idempotency_key == "":
             raise ValueError(
                 f"idempotency_key of {where} must be True or a text, not {self.idempotency_key!r}"
@@ -119,12 +112,21 @@ class Options:
             )
         if self.ranks is not None and self.timeout_s is not None:
             raise ValueError(
-                f"{where}: timeout_s cannot end a gang; give the collectives of ctx.comm a timeout_s"
+                f"{where}: timeout_s cannot end a gang; give the collectives of ctx.comm one"
+            )
+        if self.rollback is not None and self.timeout_s is not None:
+            raise ValueError(
+                f"{where}: a call that took too long goes on in its thread and cannot be undone: "
+                "timeout_s contradicts rollback"
             )
         if self.external and self.ranks is not None:
             raise ValueError(
                 f"{where}: an external effect is of one process, so ranks contradicts external=True"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -148,8 +150,10 @@ def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         wherever an effect or a continuation needs it to be durable.
     rollback : callable, optional
         Undoes what the task did to the world; called with the task's arguments (and ``ctx``)
-        before the task runs again, or when it was cut off. It may be called again where it was
-        cut off itself.
+        before the task runs again, or when it was cut off, and so may have done nothing yet; what
+        was made from it is undone before. It may be called again where it was cut off itself. A
+        process that was taken for silent, not dead, and wakes up may do after it what it was about
+        to do.
     external : bool, default False
         The task has an effect that cannot be undone. It is released only when its intent and all
         that it depends on can no longer become another.
@@ -192,7 +196,7 @@ def _make_task(function: Callable[..., Any], options: Options) -> Task:
     return Task(function, options)
 
 
-class Task:
+class Task(Named):
     """A function with its annotations; made by `task`. Calling it calls the function.
 
     Attributes
@@ -206,7 +210,7 @@ class Task:
         functools.update_wrapper(self, function)
         self.function = function
         self.annotations = options
-        self.name = options.name or getattr(function, "__name__", type(function).__name__)
+        self.name = options.name or str(getattr(function, "__name__", type(function).__name__))
         try:
             self.signature: inspect.Signature | None = inspect.signature(function)
         except (TypeError, ValueError):  # some of those that are written in C
@@ -246,7 +250,7 @@ class Task:
     @functools.cached_property
     def code(self) -> str:
         """A hash of what the function does, as far as it stands in its own code."""
-        return _code_hash(self.function)
+        return code_hash(self.function)
 
     def __reduce__(self) -> Any:
         reference = reference_to(self.function)
@@ -334,7 +338,10 @@ def event(key: str, name: str | None = None) -> Node:
     """
     if not isinstance(key, str) or not key:
         raise ValueError(f"key of an event must be a text, not {key!r}")
-    return Node(Event(key, _check_name(name or f"event:{key}"[:_NAME_LENGTH_MAX])))
+    if name is None:
+        text = "".join(c if c.isprintable() and c not in _RESERVED else "_" for c in key)
+        name = f"event:{text}"[:_NAME_LENGTH_MAX]
+    return Node(Event(key, _check_name(name)))
 
 
 @dataclass(frozen=True)
@@ -399,7 +406,7 @@ def _check_name(name: str) -> str:
         or not name
         or len(name) > _NAME_LENGTH_MAX
         or not name.isprintable()
-        or any(c in "/~[]" for c in name)
+        or any(c in _RESERVED for c in name)
     ):
         raise ValueError(
             f"name must be a text of 1 to {_NAME_LENGTH_MAX} characters without / ~ [ ], "
@@ -422,11 +429,14 @@ class Vertex:
     node : Node
     inputs : tuple of str
         The identifiers of what it waits for, each once: arguments first.
+    needs : tuple of str
+        Those of them whose values it uses.
     """
 
     id: str
     node: Node
     inputs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
     references: dict[int, str] = field(default_factory=dict, repr=False)
 
     def call(self, value_of: Callable[[str], Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -481,7 +491,7 @@ class Graph:
 
         def enter(one: Node) -> None:
             open_nodes[id(one)] = None
-            stack.append((one, iter(_inputs_of(one))))
+            stack.append((one, iter((*_arguments_of(one), *one.before))))
 
         enter(node)
         while stack:
@@ -501,12 +511,14 @@ class Graph:
                 count = names[one.name] = names.get(one.name, 0) + 1
                 identifier = prefix + (one.name if count == 1 else f"{one.name}~{count}")
                 done[id(one)] = identifier
-                children = _inputs_of(one)
+                needs = _arguments_of(one)
+                references = {id(child): done[id(child)] for child in (*needs, *one.before)}
                 vertices[identifier] = Vertex(
                     identifier,
                     one,
-                    tuple(dict.fromkeys(done[id(child)] for child in children)),
-                    {id(child): done[id(child)] for child in children},
+                    tuple(dict.fromkeys(references.values())),
+                    tuple(dict.fromkeys(done[id(child)] for child in needs)),
+                    references,
                 )
         return cls(done[id(node)], vertices)
 
@@ -523,7 +535,7 @@ def _has_nodes(value: Any, depth: int = 0) -> bool:
     return False
 
 
-def _inputs_of(node: Node) -> list[Node]:
+def _arguments_of(node: Node) -> list[Node]:
     found: list[Node] = []
 
     def look(value: Any, depth: int) -> None:
@@ -542,282 +554,8 @@ def _inputs_of(node: Node) -> list[Node]:
 
     look(node.arguments, 0)
     look(node.keywords, 0)
-    found.extend(node.before)
     return found
-
-
-# Functions by name
-
-
-def reference_to(function: Callable[..., Any]) -> tuple[str, str, str | None]:
-    """Return the module, the name in it, and the file where it is the program's own.
-
-    Raises
-    ------
-    WorkflowError
-        The function cannot be found by its name.
-    """
-    module = getattr(function, "__module__", None)
-    name = getattr(function, "__qualname__", "")
-    text = f"{module}.{name}"
-    if module is None or "<" in name:
-        raise WorkflowError(
-            f"{text} cannot be found by its name when the workflow is resumed: make it a function "
-            "of a module, not a lambda or a function inside another"
-        )
-    path = None
-    if module == "__main__":
-        path = getattr(sys.modules["__main__"], "__file__", None)
-        if path is None:
-            raise WorkflowError(
-                f"{name} was typed in, and is not there when the workflow is resumed: put it into "
-                "a file"
-            )
-        path = str(Path(path).resolve())
-    found = _find(module, name)
-    if (found.function if isinstance(found, Task) else found) is not function:
-        raise WorkflowError(f"{text} is another function than the one that the task has")
-    return module, name, path
-
-
-def find_function(reference: tuple[str, str, str | None]) -> Callable[..., Any]:
-    """Return the function that `reference_to` named.
-
-    Raises
-    ------
-    WorkflowError
-        It is not there any more.
-    """
-    module, name, path = reference
-    try:
-        if path is not None:
-            module = _program(path).__name__
-        else:
-            importlib.import_module(module)
-        found = _find(module, name)
-    except (ImportError, AttributeError, KeyError, OSError) as error:
-        raise WorkflowError(
-            f"the task {name} of {path or module} is not there any more: {error}"
-        ) from error
-    function = found.function if isinstance(found, Task) else found
-    return function  # type: ignore[no-any-return]
-
-
-def _find(module: str, name: str) -> Any:
-    found: Any = sys.modules[module]
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
-
-
-def _program(path: str) -> ModuleType:
-    """The program's own file as a module: it may be what runs now."""
-    main = sys.modules["__main__"]
-    own = getattr(main, "__file__", None)
-    if own is not None and str(Path(own).resolve()) == path:
-        return main
-    name = f"{_PROGRAM}_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
-    if name not in sys.modules:
-        import importlib.util
-
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"{path} is no Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
 
 
 def _load_task(reference: tuple[str, str, str | None], options: Options) -> Task:
     return Task(find_function(reference), options)
-
-
-class _Pickler(pickle.Pickler):
-    """Writes nodes one after the other, not one inside the other: chains may be long."""
-
-    def __init__(self, file: io.BytesIO, numbers: dict[int, int]) -> None:
-        super().__init__(file, protocol=5)
-        self._numbers = numbers
-
-    def persistent_id(self, value: Any) -> int | None:
-        return self._numbers[id(value)] if isinstance(value, Node) else None
-
-    def reducer_override(self, value: Any) -> Any:
-        # Functions of the program's own file by that file, not as those of `__main__`.
-        if inspect.isfunction(value) and value.__module__ == "__main__":
-            return find_function, (reference_to(value),)
-        return NotImplemented
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self.nodes: list[Node] = []
-
-    def persistent_load(self, number: int) -> Node:
-        return self.nodes[number]
-
-
-def dump_graph(graph: Graph) -> bytes:
-    """Return a graph as bytes.
-
-    Raises
-    ------
-    WorkflowError
-        A task or an argument cannot be written.
-    """
-    buffer = io.BytesIO()
-    numbers: dict[int, int] = {}
-    pickler = _Pickler(buffer, numbers)
-    pickler.dump(len(graph.vertices))
-    for vertex in graph.vertices.values():
-        node = vertex.node
-        try:
-            pickler.dump((node.task, node.arguments, node.keywords, node.before, node.name))
-        except WorkflowError:
-            raise
-        except Exception as error:
-            raise WorkflowError(
-                f"{vertex.id} cannot be stored, with its arguments: {error}"
-            ) from error
-        numbers[id(node)] = len(numbers)
-    return buffer.getvalue()
-
-
-def load_graph(data: bytes) -> Node:
-    """Return the output of the graph that `dump_graph` wrote.
-
-    Imports, and so runs, the modules of its tasks.
-    """
-    unpickler = _Unpickler(io.BytesIO(data))
-    for _ in range(unpickler.load()):
-        unpickler.nodes.append(Node(*unpickler.load()))
-    return unpickler.nodes[-1]
-
-
-def dump_call(call: tuple[Task, Any, Any], what: str) -> bytes:
-    """Return a task with its arguments as bytes.
-
-    Raises
-    ------
-    WorkflowError
-        They cannot be written.
-    """
-    buffer = io.BytesIO()
-    try:
-        _Pickler(buffer, {}).dump(call)
-    except WorkflowError:
-        raise
-    except Exception as error:
-        raise WorkflowError(f"{what} cannot be stored: {error}") from error
-    return buffer.getvalue()
-
-
-def load_call(data: bytes) -> tuple[Task, Any, Any]:
-    """Return what `dump_call` wrote."""
-    return pickle.loads(data)  # type: ignore[no-any-return]
-
-
-def check_graph(graph: Graph) -> None:
-    """Raise where an effect could never be released.
-
-    Raises
-    ------
-    WorkflowError
-        It is made from a value that nothing can make durable, and that would be another one if it
-        were computed again.
-    """
-    vertices = graph.vertices
-    users: dict[str, list[str]] = {name: [] for name in vertices}
-    for vertex in vertices.values():
-        for name in vertex.inputs:
-            users[name].append(vertex.id)
-    for vertex in vertices.values():
-        if not vertex.node.task.annotations.external:
-            continue
-        later = {vertex.id}  # it, and what can only run after it
-        stack = [vertex.id]
-        while stack:
-            for user in users[stack.pop()]:
-                if user not in later:
-                    later.add(user)
-                    stack.append(user)
-
-        def expected(name: str, later: set[str] = later) -> Done | None:
-            options = vertices[name].node.task.annotations
-            if name in later:
-                return None
-            place = NOWHERE if options.checkpoint == "none" and name != graph.output else INLINE
-            return Done(1, {}, None, options.deterministic, place, 0, {}, b"")
-
-        found = exposed(
-            vertex.id,
-            lambda name: vertices[name].inputs,
-            users.__getitem__,
-            expected,
-            set(),
-            graph.output,
-        )
-        if found:
-            name = min(found)
-            raise WorkflowError(
-                f"{vertex.id} has an effect that could never be released: {name} is made again, "
-                f'with another value, after a crash (it is not deterministic, checkpoint="none"), '
-                f'and {vertex.id} depends on it; annotate {name} with checkpoint="async"'
-            )
-
-
-def describe(graph: Graph) -> str:
-    """Return a hash of what a graph does: its tasks, by name, with their arguments.
-
-    Raises
-    ------
-    WorkflowError
-        An argument cannot be hashed.
-    """
-    rows = []
-    for vertex in graph.vertices.values():
-        node = vertex.node
-
-        def name_of(value: Any, vertex: Vertex = vertex) -> str | None:
-            if isinstance(value, Node):
-                return f"node {vertex.references[id(value)]}"
-            if isinstance(value, Task):
-                return f"task {value.__module__}.{value.__qualname__}"
-            return None
-
-        kind: Any = node.task
-        if isinstance(kind, Event):
-            kind = ("event", kind.key)
-        elif isinstance(kind, Loop):
-            kind = ("loop", kind.body, kind.times)
-        rows.append(
-            (vertex.id, fingerprint((kind, node.arguments, node.keywords), name_of), vertex.inputs)
-        )
-    return fingerprint((graph.output, rows))
-
-
-def _code_hash(function: Callable[..., Any]) -> str:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None:
-        return ""
-    hasher = hashlib.sha256()
-
-    def add(one: CodeType) -> None:
-        hasher.update(one.co_code)
-        hasher.update(repr((one.co_names, one.co_varnames)).encode())
-        for constant in one.co_consts:
-            if isinstance(constant, CodeType):
-                add(constant)
-            elif isinstance(constant, frozenset):
-                hasher.update(repr(sorted(map(repr, constant))).encode())
-            else:
-                hasher.update(repr(constant).encode())
-
-    add(code)
-    return hasher.hexdigest()[:16]

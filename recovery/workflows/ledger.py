@@ -2,38 +2,42 @@
 
 The records, by kind (`head` has the fields, `body` what is said there):
 
-========  ==========================================================================================
-start     the workflow: ``uuid``, ``print`` (of the graph), ``owner``; body: the graph
-resume    a process went on with it: ``owner``, ``over`` (who is known to do nothing any more)
-begin     the intent of an attempt with an effect: ``t``, ``a``, ``in``, ``by`` (whose); body: the
-          call, where it can be rolled back
-done      an attempt has ended: ``t``, ``a``, ``in``, ``h`` (hash), ``nd`` (not deterministic),
-          ``st`` (where the value is, below), ``s`` (seconds), ``c`` (code), and what only some have:
-          ``f`` and ``sh`` (file and its record), ``w`` (contributors), ``e`` (event), ``l`` (the last
-          of a loop), ``why`` (it ran again), ``x`` (an external effect), ``r`` (can be rolled back); body: the value
-more      an attempt has ended, and its graph goes on in its place: as done, ``o`` (of whose
-          generation), ``g`` (which); body: the graph
-kept      the value of a done attempt is durable now: ``t``, ``a``, ``f``, ``sh``
-not       an effect was begun and is known not to have been done: ``t``, ``a``
-undone    an attempt was rolled back: ``t``, ``a``
-fail      an attempt has failed: ``t``, ``a``, ``error``, ``late`` (its thread goes on)
-note      what a task must be told again: ``t``, ``k``, ``v``
-end       the workflow: ``status``, ``error``, ``output`` (which task has it)
-========  ==========================================================================================
+=======  =======================================================================================
+start    the workflow: ``uuid``, ``print`` (of the graph), ``owner``; body: the graph
+resume   a process went on with it: ``owner``, ``over`` (who is known to do nothing any more)
+begin    the intent of an attempt with an effect: ``t``, ``a``, ``in``, ``by`` (whose); body: the
+         call, where it can be rolled back
+done     an attempt has ended: ``t``, ``a``, ``in``, ``h`` (hash), ``nd`` (not deterministic),
+         ``st`` (where the value is, below), ``s`` (seconds), ``c`` (code), and what only some have:
+         ``f`` and ``sh`` (file and its record), ``w`` (contributors), ``e`` (event), ``l`` (the
+         last of a loop), ``why`` (it ran again), ``x`` (an external effect); body: the value
+more     an attempt has ended, and its graph goes on in its place: as done, ``o`` (of whose
+         generation), ``g`` (which); body: the graph
+kept     the value of a done attempt is durable now: ``t``, ``a``, ``f``, ``sh``
+not      an effect was begun and is known not to have been done: ``t``, ``a``
+undone   an attempt was rolled back: ``t``, ``a``
+anew     what a task went on to is void: ``t``; or a loop, from iteration ``i`` on
+fail     an attempt has failed: ``t``, ``a``, ``error``, ``late`` (its thread goes on)
+note     what a task must be told again: ``t``, ``k``, ``v``
+given    events that were given to tasks which are no more; body: which. Of compactions only
+end      the workflow: ``status``, ``error``, ``output`` (which task has it)
+=======  =======================================================================================
 
 **Versions.** An attempt's number is the version of its value. ``in`` has the versions that it was
-made from. A value is *valid* if those are still the versions of its inputs, and these valid.
+made from. A value is *valid* if those are still the versions of its inputs, and these valid. No
+number is used twice: tasks of a continuation or a loop that begins anew count on from the highest.
 
-**What is run** (`plan`): what the output needs and does not have. A task that ran already runs again
-for one of three reasons only: it was cut off or has failed; its value was not kept and somebody who
-runs needs it; or a version that it was made from is gone. A value that is computed again by a
-deterministic task keeps its version; else it gets a new one, and all that was made from the old one
-is void: it is undone, newest first, and runs again.
+**What is run** (`plan`): what the output needs and does not have. A task that ran already runs
+again for one of three reasons only: it was cut off or has failed; its value was not kept and
+somebody who runs needs it; or a version that it was made from is gone. A value that is computed
+again by a deterministic task keeps its version; else it gets a new one, and all that was made from
+the old one is void: it is undone, newest first, and runs again. (A task that can be rolled back
+counts as not deterministic: to run again it is undone, and nothing made from it may stand then.)
 
-**When an effect may be released** (`exposed`). Its arguments must be able to become no other values.
-So of all that it was made from, however far back, nothing may be *exposed*: not deterministic, not
-durable, and such that somebody may need it again. Who is durable, or whose users are all durable (or
-themselves in such a place), is needed by nobody. That is derived from the graph; no user lists it.
+**When an effect may be released** (`exposed`). Its arguments must be able to become no other
+values: whatever crashes come, nothing that it was made from, however far back, may get another
+version. That is: a crash now would not (what is done becomes no less durable later). It is derived
+from the graph; no user lists it.
 """
 
 from __future__ import annotations
@@ -44,12 +48,17 @@ from typing import Any
 
 from hopcoll.errors import CheckpointCorruptError
 
-__all__ = ["Done", "Ledger", "Plan", "State", "exposed", "plan"]
+__all__ = ["Begun", "Done", "Ledger", "Plan", "Settled", "State", "Wants", "exposed", "plan"]
 
 #: Where a value is: nowhere, in the record, in a file, in memory on its way to a file.
 NOWHERE, INLINE, FILE, COMING = range(4)
+#: Of one task.
+_FAILURES_MAX = 10
+#: In one record.
+_GIVEN_MAX = 100_000
 #: Why a task runs for the first time.
 FIRST = "it has not run yet"
+_VOID = "what it was made from has become another value"
 
 
 @dataclass
@@ -81,6 +90,14 @@ class Begun:
     head: dict[str, Any]
     body: bytes
     late: bool = False  # a thread may be about to do it still
+
+
+@dataclass
+class Settled:
+    """What no crash can change any more: which tasks' values, and which tasks run no more."""
+
+    values: set[str] = field(default_factory=set)
+    runs: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -119,6 +136,8 @@ class Ledger:
         generation.
     loops : dict of str to int
         The newest iteration of a loop whose value is durable.
+    floor : int
+        The highest attempt of tasks that were dropped as void.
     attic : dict of str to list of (str, Begun)
         What could still be rolled back of tasks that were dropped, by the loop or the task that
         went on without them.
@@ -145,6 +164,7 @@ class Ledger:
         self.states: dict[str, State] = {}
         self.more: dict[str, tuple[str, int]] = {}
         self.loops: dict[str, int] = {}
+        self.floor = 0
         self.iterations: dict[str, set[int]] = {}
         self.attic: dict[str, list[tuple[str, Begun]]] = {}
         self.events: set[str] = set()
@@ -158,12 +178,20 @@ class Ledger:
     def state(self, task: str) -> State:
         state = self.states.get(task)
         if state is None:
-            state = self.states[task] = State()
+            state = self.states[task] = State(self.attempts(task))
             if (owner := owner_of(task)) is not None:
                 self._children.setdefault(owner, set()).add(task)
             if (place := iteration_of(task)) is not None:
                 self.iterations.setdefault(place[0], set()).add(place[1])
         return state
+
+    def attempts(self, task: str) -> int:
+        """The highest number that an attempt of a task has, or that its next one must exceed."""
+        state = self.states.get(task)
+        if state is not None:
+            return state.attempt
+        dynamic = owner_of(task) is not None or iteration_of(task) is not None
+        return self.floor if dynamic else 0
 
     def done(self, task: str) -> Done | None:
         state = self.states.get(task)
@@ -179,6 +207,7 @@ class Ledger:
 
     def _on_start(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         self.start, self.graph, self.status = head, body, "running"
+        self.floor = head.get("floor", 0)
         self.owners[head["owner"]["nonce"]] = head["owner"]
 
     def _on_resume(self, head: dict[str, Any], body: bytes, seq: int) -> None:
@@ -208,8 +237,9 @@ class Ledger:
         state.done = Done(
             head["a"], head["in"], head.get("h"), not head["nd"], head["st"], seq, head, body
         )
-        state.runs += 1
-        state.life = self.lives
+        state.life, state.runs, state.undone = head.get(
+            "was", (self.lives, state.runs + 1, state.undone)
+        )
         if "e" in head:
             self.events.add(head["e"])
         if state.done.durable:
@@ -221,6 +251,8 @@ class Ledger:
             done.place = FILE
             done.head = {**done.head, "st": FILE, "f": head["f"], "sh": head["sh"]}
             self._settle_loop(head["t"])
+        else:  # it came too late: nobody needs it
+            self.dropped.append(head["f"])
 
     def _on_more(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         self._on_done(head, body, seq)
@@ -246,10 +278,14 @@ class Ledger:
     def _on_undone(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         task, state = head["t"], self.state(head["t"])
         if "of" in head:
-            kept = [one for one in self.attic[head["of"]] if one[1].seq != head["seq"]]
-            self.attic[head["of"]] = kept
+            for one in list(self.attic[head["of"]]):
+                if one[1].seq == head["seq"]:
+                    self._drop_call(one[1])
+                    self.attic[head["of"]].remove(one)
             return
         state.undone += 1
+        if state.undoable is not None:
+            self._drop_call(state.undoable)
         state.begun = state.undoable = None
         if (done := state.done) is not None:
             # Its version stays: a deterministic task gives the same value again.
@@ -261,9 +297,30 @@ class Ledger:
     def _on_fail(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         state = self.state(head["t"])
         state.attempt = max(state.attempt, head["a"])
-        state.failures.append(head["error"])
+        if head["error"]:
+            state.failures = [*state.failures[1 - _FAILURES_MAX :], head["error"]]
         if head.get("late") and state.begun is not None:
             state.begun.late = True
+
+    def _on_anew(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        task = head["t"]
+        if "i" in head:
+            for number in sorted(self.iterations.get(task, ())):
+                if number >= head["i"]:
+                    self._drop_void(iteration_name(task, number))
+            if not self.iterations.get(task):
+                self.loops.pop(task, None)
+            return
+        for child in list(self._children.get(task, ())):
+            self._drop_void(child)
+        self.more.pop(task, None)
+        state = self.states.get(task)
+        if state is not None and state.done is not None:
+            self._drop_file(state.done)
+            state.done = None
+
+    def _on_given(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        self.events.update(body.decode().split())
 
     def _on_note(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         self.state(head["t"]).notes[head["k"]] = head["v"]
@@ -281,19 +338,40 @@ class Ledger:
         self.loops[loop] = newest
         done = self.states[task].done
         assert done is not None
-        previous = f"{loop}[{newest - 1}]"
-        done.inputs = {
-            name: version
-            for name, version in done.inputs.items()
-            if name != previous and not name.startswith(previous + "/")
-        }
-        done.head = {**done.head, "in": done.inputs}
-        for i in [i for i in self.iterations[loop] if i < newest]:
-            self.drop(f"{loop}[{i}]", task)
+        # It counts as made from what the first one was made from.
+        inputs: dict[str, int] = {}
+        older = sorted(i for i in self.iterations[loop] if i < newest)
+        for name in [*(iteration_name(loop, i) for i in older), task]:
+            one = self.states[name].done
+            if one is not None:
+                inputs.update(
+                    (i, version) for i, version in one.inputs.items()
+                    if not i.startswith(f"{loop}[")
+                )  # fmt: skip
+        done.inputs = inputs
+        done.head = {**done.head, "in": inputs}
+        for i in older:
+            self.drop(iteration_name(loop, i), task)
 
     def _drop_file(self, done: Done) -> None:
-        if done.place == FILE:
+        if done.place != NOWHERE and "f" in done.head:
             self.dropped.append(done.head["f"])
+
+    def _drop_call(self, begun: Begun) -> None:
+        if "f" in begun.head:
+            self.dropped.append(begun.head["f"])
+
+    def _drop_void(self, task: str) -> None:
+        """Drop a task that has to run anew: its numbers are not given again, its event is."""
+        names = [task]
+        for name in names:
+            names += self._children.get(name, ())
+            state = self.states.get(name)
+            if state is not None:
+                self.floor = max(self.floor, state.attempt)
+                if state.done is not None:
+                    self.events.discard(state.done.head.get("e", ""))
+        self.drop(task)
 
     def drop(self, task: str, heir: str | None = None) -> None:
         """Forget a task, and all that it went on to; an heir keeps what could be rolled back."""
@@ -309,51 +387,67 @@ class Ledger:
                 inherited = [*inherited, (task, state.undoable)]
             if inherited:
                 self.attic.setdefault(heir, []).extend(inherited)
+        else:
+            for _, begun in inherited:
+                self._drop_call(begun)
+            if state is not None and state.undoable is not None:
+                self._drop_call(state.undoable)
         if (owner := owner_of(task)) is not None and owner in self._children:
             self._children[owner].discard(task)
         if (place := iteration_of(task)) is not None:
             self.iterations[place[0]].discard(place[1])
 
-    def forget(self, tasks: Iterable[str]) -> None:
-        """Let go of what these went on to: they run again."""
-        for task in tasks:
-            for child in list(self._children.get(task, ())):
-                self.drop(child)
-            self.more.pop(task, None)
-
     def keep(self) -> list[tuple[str, dict[str, Any], bytes]]:
         """Return the records that say all that this ledger knows, for a compaction."""
         kept: list[tuple[str, dict[str, Any], bytes]] = []
         if self.start is not None:
-            kept.append(("start", self.start, self.graph))
-        for owner in self.owners.values():
-            kept.append(("resume", {"owner": owner, "over": sorted(self.over)}, b""))
+            kept.append(("start", {**self.start, "floor": self.floor}, self.graph))
+            first = self.start["owner"]["nonce"]
+            for nonce, owner in self.owners.items():
+                if nonce != first:
+                    kept.append(("resume", {"owner": owner, "over": sorted(self.over)}, b""))
+        held = {
+            state.done.head["e"]
+            for state in self.states.values()
+            if state.done is not None and "e" in state.done.head
+        }
+        given = sorted(self.events - held)
+        for i in range(0, len(given), _GIVEN_MAX):
+            kept.append(("given", {}, " ".join(given[i : i + _GIVEN_MAX]).encode()))
         rows: list[tuple[int, tuple[str, dict[str, Any], bytes]]] = []
+        # What is said of tasks that a row before would drop comes after all rows.
+        last: list[tuple[str, dict[str, Any], bytes]] = []
         for task, state in self.states.items():
-            kept += [
-                ("note", {"t": task, "k": k, "v": v}, b"") for k, v in sorted(state.notes.items())
-            ]
             for name, begun in self.attic.get(task, ()):
                 head = {**begun.head, "of": task, "t": name}
                 rows.append((begun.seq, ("begin", head, begun.body)))
-            for begun in {id(b): b for b in (state.undoable, state.begun) if b is not None}.values():
+            known = 0
+            for begun in {id(b): b for b in (state.undoable, state.begun) if b}.values():
                 rows.append((begun.seq, ("begin", begun.head, begun.body)))
+                known = max(known, begun.attempt)
                 if begun.late:
-                    late = {"t": task, "a": begun.attempt, "error": "", "late": 1}
-                    rows.append((begun.seq, ("fail", late, b"")))
-            if state.done is not None:
-                kind = "more" if "o" in state.done.head else "done"
-                rows.append((state.done.seq, (kind, state.done.head, state.done.body)))
-            elif state.attempt:
-                rows += [
-                    (0, ("fail", {"t": task, "a": state.attempt, "error": error}, b""))
-                    for error in state.failures[-1:]
-                ]
+                    last.append(("fail", _fail(task, begun.attempt, late=1), b""))
+            if (done := state.done) is not None:
+                kind = "more" if "o" in done.head else "done"
+                head = {**done.head, "was": (state.life, state.runs, state.undone)}
+                rows.append((done.seq, (kind, head, done.body)))
+                known = max(known, done.attempt)
+            if state.attempt > known:
+                error = state.failures[-1] if state.failures else ""
+                last.append(("fail", _fail(task, state.attempt, error), b""))
+            last += [
+                ("note", {"t": task, "k": k, "v": v}, b"") for k, v in sorted(state.notes.items())
+            ]
         kept += [row for _, row in sorted(rows, key=lambda row: row[0])]
+        kept += last
         if self.status not in ("empty", "running"):
             head = {"status": self.status, "error": self.error, "output": self.output}
             kept.append(("end", head, b""))
         return kept
+
+
+def _fail(task: str, attempt: int, error: str = "", **more: int) -> dict[str, Any]:
+    return {"t": task, "a": attempt, "error": error, **more}
 
 
 def owner_of(task: str) -> str | None:
@@ -368,6 +462,10 @@ def owner_of(task: str) -> str | None:
 def generation_prefix(owner: str, generation: int) -> str:
     """How the tasks of a continuation are called."""
     return f"{owner}/" if generation == 1 else f"{owner}/~{generation}/"
+
+
+def iteration_name(loop: str, number: int) -> str:
+    return f"{loop}[{number}]"
 
 
 def iteration_of(task: str) -> tuple[str, int] | None:
@@ -401,13 +499,21 @@ class Plan:
     renewed: set[str]
 
 
-def plan(order: Mapping[str, Iterable[str]], output: str, ledger: Ledger) -> Plan:
+@dataclass(frozen=True)
+class Wants:
+    """What a task uses the values of, and all that has to have ended before it begins."""
+
+    needs: Iterable[str]
+    inputs: Iterable[str]
+
+
+def plan(order: Mapping[str, Wants], output: str, ledger: Ledger) -> Plan:
     """Find what has to run.
 
     Parameters
     ----------
-    order : dict of str to iterable of str
-        All tasks, inputs before those who use them, and their inputs.
+    order : dict of str to Wants
+        All tasks, inputs before those who use them.
     output : str
     ledger : Ledger
     """
@@ -432,7 +538,13 @@ def plan(order: Mapping[str, Iterable[str]], output: str, ledger: Ledger) -> Pla
             if done is not None and valid[task] and done.durable and task not in renewed:
                 continue
             run[task] = _reason(ledger, task, valid[task], user)
-            stack += [(name, task) for name in order[task]]
+            stack += [(name, task) for name in order[task].needs]
+            # What it only waits for has ended, though the value may be lost.
+            stack += [
+                (name, task)
+                for name in order[task].inputs
+                if not valid[name] or name in renewed
+            ]
         again = {
             task
             for task in run
@@ -464,9 +576,11 @@ def _reason(ledger: Ledger, task: str, valid: bool, user: str) -> str:
     if state.done is None:
         if state.begun is not None:
             return "it was cut off"
-        return "it failed" if state.failures else "it was undone"
+        if state.failures:
+            return "it failed"
+        return "it was undone" if state.undone else _VOID
     if not valid:
-        return "what it was made from has become another value"
+        return _VOID
     return f"its value was not kept, and {user or 'the output'} needs it"
 
 
@@ -475,20 +589,20 @@ def exposed(
     inputs: Callable[[str], Iterable[str]],
     users: Callable[[str], Iterable[str]],
     done: Callable[[str], Done | None],
-    settled: set[str],
+    settled: Settled,
     output: str,
 ) -> set[str]:
-    """Return what `task` was made from that may still become another value.
+    """Return what `task` was made from that would get another version if all stopped now.
 
     Parameters
     ----------
     task : str
     inputs, users : callable
-        The tasks that a task uses, and those that use it.
+        The tasks that a task waits for, and those that use its value.
     done : callable
-        How a task ended, None if it has not.
-    settled : set of str
-        Tasks for which this, and for all that they were made from, is known not to be so; grows.
+        How a task ended, None if it has not, or has to run again.
+    settled : Settled
+        What is known not to change; grows.
     output : str
         Is needed for ever.
     """
@@ -497,48 +611,57 @@ def exposed(
     stack = list(inputs(task))
     while stack:
         one = stack.pop()
-        if one in seen or one in settled:
-            continue
-        seen.add(one)
-        if not _pinned(one, task, users, done, output):
-            found.add(one)
-        stack += inputs(one)
-    if not found:
-        settled |= seen - {task}
-    return found
-
-
-def _pinned(
-    task: str,
-    effect: str,
-    users: Callable[[str], Iterable[str]],
-    done: Callable[[str], Done | None],
-    output: str,
-) -> bool:
-    ended = done(task)
-    if ended is None:
-        return False
-    return ended.deterministic or not _needed(task, effect, users, done, output)
-
-
-def _needed(
-    task: str,
-    effect: str,
-    users: Callable[[str], Iterable[str]],
-    done: Callable[[str], Done | None],
-    output: str,
-) -> bool:
-    """Whether a value that is lost would have to be computed again."""
-    stack = [task]
-    seen = set()
-    while stack:
-        one = stack.pop()
-        if one in seen:
+        if one in seen or one in settled.values:
             continue
         seen.add(one)
         ended = done(one)
-        if one == effect or ended is None or (one == output and not ended.durable):
+        if ended is None or (
+            not (ended.deterministic or ended.durable)
+            and _may_run(one, inputs, users, done, settled, output)
+        ):
+            found.add(one)
+        stack += inputs(one)
+    if not found:
+        settled.values |= seen - {task}
+    return found
+
+
+def _may_run(
+    task: str,
+    inputs: Callable[[str], Iterable[str]],
+    users: Callable[[str], Iterable[str]],
+    done: Callable[[str], Done | None],
+    settled: Settled,
+    output: str,
+) -> bool:
+    """Whether a task would run again if all stopped now.
+
+    It does where one that it was made from gets another value, or where its own is lost and one of
+    its users runs. So this is a walk to a task that has not ended, over both kinds of steps.
+    """
+    seen_runs: set[str] = set()
+    seen_values: set[str] = set()
+    stack = [(task, True)]
+    while stack:
+        one, runs = stack.pop()
+        seen, known = (
+            (seen_runs, settled.runs) if runs else (seen_values, settled.values)
+        )
+        if one in seen or one in known:
+            continue
+        seen.add(one)
+        ended = done(one)
+        if ended is None:
             return True
-        if not ended.durable:
-            stack += users(one)
+        stack += [(name, False) for name in inputs(one)]
+        if ended.durable:
+            continue
+        if runs:
+            if one == output:
+                return True
+            stack += [(name, True) for name in users(one)]
+        elif not ended.deterministic:
+            stack.append((one, True))
+    settled.runs |= seen_runs
+    settled.values |= seen_values
     return False

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from hopcoll.errors import WorkflowError
-from recovery.workflows.graph import Graph, Node, load_graph
+from recovery.workflows.graph import Graph, Node
 from recovery.workflows.ledger import Ledger, iteration_of
 
 __all__ = ["draw"]

@@ -7,10 +7,12 @@ checkpoint are (`recovery.shards`): each array a dataset of bytes, and the pickl
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -43,7 +45,7 @@ class Packed:
 
     @property
     def is_small(self) -> bool:
-        return not self.buffers
+        return not self.buffers and len(self.data) <= INLINE_BYTES_MAX
 
 
 def pack(value: Any, what: str) -> Packed:
@@ -225,21 +227,26 @@ class _Walk:
         elif kind is bytes or kind is bytearray or kind is memoryview:
             self._update(f"{kind.__name__}{len(value)}:".encode())
             self._update(bytes(value) if kind is memoryview else value)
-        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        elif kind is np.ndarray and not value.dtype.hasobject:
             self._update(f"array{value.dtype.str if value.dtype.names is None else value.dtype}"
                          f"{value.shape}:".encode())
             flat = np.ascontiguousarray(value)
-            self._update(memoryview(flat.reshape(-1).view(np.uint8)) if flat.nbytes else b"")
+            self._update(flat.reshape(-1).view(np.uint8).data if flat.nbytes else b"")
         else:
             self._reduced(value, kind, depth)
 
     def _reduced(self, value: Any, kind: type, depth: int) -> None:
         """By what pickle would write of it."""
-        if isinstance(value, type) or callable(value) and hasattr(value, "__qualname__"):
+        owner = getattr(value, "__self__", None)
+        if isinstance(value, type) or (
+            isinstance(value, (FunctionType, BuiltinFunctionType))
+            and (owner is None or isinstance(owner, ModuleType))
+        ):
             self._update(f"name:{value.__module__}.{value.__qualname__};".encode())
             return
         try:
-            parts = value.__reduce_ex__(4)
+            reduce = copyreg.dispatch_table.get(kind)
+            parts = value.__reduce_ex__(4) if reduce is None else reduce(value)
         except Exception as error:
             raise WorkflowError(
                 f"a value of type {kind.__module__}.{kind.__qualname__} cannot be hashed: {error}"

@@ -22,11 +22,13 @@ from hopcoll.errors import (
 )
 from recovery.disk import Disk
 from recovery.workflows import values
+from recovery.workflows.checks import check_graph, describe
 from recovery.workflows.engine import Engine
-from recovery.workflows.folder import Folder, Store
+from recovery.workflows.folder import Store
 from recovery.workflows.gang import Gang
-from recovery.workflows.graph import Graph, Node, check_graph, describe, dump_graph, load_graph
-from recovery.workflows.ledger import Ledger
+from recovery.workflows.graph import Graph, Node
+from recovery.workflows.ledger import FILE, INLINE, Ledger
+from recovery.workflows.stored import dump_graph, load_graph
 
 if TYPE_CHECKING:
     from hopcoll import Communicator
@@ -128,7 +130,9 @@ class Workflow:
     def __enter__(self) -> Workflow:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None and self._thread is not None and self._thread.is_alive():
+            self._folder.request_cancel()  # else what waits for an event would be waited for
         self.close()
 
     def close(self) -> None:
@@ -168,6 +172,8 @@ class Workflow:
 
     def run_async(self, node: Node) -> Future[Any]:
         """Begin to run a graph; the future has its output, or what `run` would raise. Local."""
+        if self._closed:
+            raise WorkflowError(f"workflow {self.id} is closed")
         if self._gang is not None:
             raise WorkflowError("run_async has no ranks: run gangs by run()")
         graph = Graph.of(node)
@@ -217,20 +223,24 @@ class Workflow:
         if not self._busy.acquire(blocking=False):
             raise WorkflowError(f"workflow {self.id} runs in this process already")
         try:
+            fingerprint, written = "", b""
             if graph is not None:
-                self._store.create()
                 fingerprint = describe(graph)
-            else:
-                fingerprint = ""
-                self._folder.look()
-            with contextlib.suppress(WorkflowNotFoundError):
+                self._store.create()
+            try:
                 ledger, _ = self._folder.look()
+            except WorkflowNotFoundError:
+                if graph is None:
+                    raise
+                self._check_ranks(graph)
+                written = dump_graph(graph)
+            else:
                 self._check_same(ledger, graph, fingerprint)
                 if ledger.status == "done":
                     return self._stored(ledger)
             ledger = self._open()
             try:
-                return self._run_open(ledger, graph, fingerprint)
+                return self._run_open(ledger, graph, fingerprint, written)
             finally:
                 self._close_folder()
         finally:
@@ -238,10 +248,22 @@ class Workflow:
 
     def _close_folder(self) -> None:
         """Close it, without hiding what went wrong before."""
-        try:
+        engine, self._engine = self._engine, None
+        if engine is not None and not engine.over:
+            # Ctrl-C, and once more while tasks that run were waited for: they may have effects
+            # still. So it is left as by a process that was killed, and nobody takes it for over
+            # before this one has ended.
+            return
+        with self._beside_the_error():
             self._folder.close()
+
+    @contextlib.contextmanager
+    def _beside_the_error(self) -> Iterator[None]:
+        """Warn of what else goes wrong."""
+        try:
+            yield
         except (HopcollError, OSError, ValueError) as error:
-            warnings.warn(f"workflow {self.id}: {error}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"workflow {self.id}: {error}", RuntimeWarning, stacklevel=4)
 
     def _check_same(self, ledger: Ledger, graph: Graph | None, fingerprint: str) -> None:
         assert ledger.start is not None
@@ -251,11 +273,13 @@ class Workflow:
                 f"this one under another name, or first: hopcoll wf delete {self._folder.path}"
             )
 
-    def _run_open(self, ledger: Ledger, graph: Graph | None, fingerprint: str) -> Any:
+    def _run_open(
+        self, ledger: Ledger, graph: Graph | None, fingerprint: str, written: bytes
+    ) -> Any:
         if ledger.start is None:
-            assert graph is not None
-            self._check_ranks(graph)
-            self._folder.start(ledger, fingerprint, dump_graph(graph))
+            if graph is None:
+                raise WorkflowNotFoundError(f"workflow {self.id} was deleted")
+            self._folder.start(ledger, fingerprint, written or dump_graph(graph))
         else:
             self._check_same(ledger, graph, fingerprint)  # it may have been begun meanwhile
             if ledger.status == "done":
@@ -276,25 +300,42 @@ class Workflow:
                 engine.run()
             except (WorkflowFencedError, OSError):
                 raise  # the journal takes nothing any more
-            except WorkflowCancelledError as error:
-                self._folder.end(ledger, "cancelled", str(error))
-                raise
             except Exception as error:
-                self._folder.end(ledger, "failed", f"{type(error).__name__}: {error}")
+                status = "cancelled" if isinstance(error, WorkflowCancelledError) else "failed"
+                text = str(error) if status == "cancelled" else f"{type(error).__name__}: {error}"
+                with self._beside_the_error():
+                    self._folder.end(ledger, status, text)
+                    engine.sweep()
                 raise
             finally:
                 self.ran, self.undone = engine.ran, engine.undone
-                self._engine = None
-                if engine.board.changed:
-                    warnings.warn(
-                        f"workflow {self.id}: the code of {', '.join(sorted(engine.board.changed))}"
-                        " has changed since it ran; what it gave then was used as it is",
-                        RuntimeWarning,
-                        stacklevel=5,
-                    )
+                self._warn_of_changes(engine, graph)
             output = engine.value_of(engine.board.output)
             self._folder.end(ledger, "done", output=engine.board.resolve(engine.board.output))
+            engine.sweep()
             return output
+
+    def _warn_of_changes(self, engine: Engine, graph: Graph | None) -> None:
+        """Tell what is not as it was when the workflow was begun."""
+        texts = []
+        if names := sorted(engine.board.changed):
+            texts.append(
+                f"the code of {', '.join(names)} has changed since it ran; what it gave then was "
+                "used as it is"
+            )
+        slots = engine.board.slots
+        if names := [
+            name
+            for name, vertex in (graph.vertices.items() if graph is not None else ())
+            if name in slots
+            and slots[name].vertex.node.task.annotations != vertex.node.task.annotations
+        ]:
+            texts.append(
+                f"the annotations of {', '.join(names)} have changed since it was begun; those of "
+                "then hold. For others run it under another name, or delete it first"
+            )
+        for text in texts:
+            warnings.warn(f"workflow {self.id}: {text}", RuntimeWarning, stacklevel=6)
 
     def _check_ranks(self, graph: Graph) -> None:
         if self._gang is None:
@@ -433,8 +474,12 @@ class Workflow:
             begun = state.begun
             if done:
                 head = {"t": task, "a": begun.attempt, "in": begun.inputs, "nd": True, "s": 0.0,
-                        "c": "", "st": 1, "x": 1, "by_hand": 1}  # fmt: skip
-                body = values.dumps(value, f"the value of {task}")
+                        "c": "", "st": INLINE, "x": 1, "by_hand": 1}  # fmt: skip
+                packed = values.pack(value, f"the value of {task}")
+                body = packed.data
+                if not packed.is_small:
+                    head.update(self._folder.write_value(packed), st=FILE)
+                    body = b""
                 seq = self._folder.journal.append("done", head, body)
                 ledger.apply("done", head, body, seq)
             else:
@@ -462,9 +507,14 @@ class Workflow:
         ------
         WorkflowRunningError, WorkflowNotFoundError
         """
-        self._folder.look()
-        ledger = self._folder.open(self._patience_s, proven_dead=self._proven_dead)
-        self._folder.delete(ledger)
+        if not self._folder.is_left():
+            self._folder.look()
+        self._folder.open(self._patience_s, proven_dead=self._proven_dead)
+        try:
+            self._folder.delete()
+        except BaseException:
+            self._close_folder()
+            raise
 
     def graph(self) -> Node:
         """Return the graph that it was begun with. Imports the modules of its tasks."""

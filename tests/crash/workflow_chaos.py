@@ -1,9 +1,9 @@
 """Random workflows on real ranks, whose processes are killed at any moment.
 
-``python -m tests.crash.workflow_chaos --kills 300 --json FILE``. A job of 1 to 3 ranks runs a workflow of
-`tests.crash.workflow_corpus`; a rank, or all of them with the launcher, gets SIGKILL at a random moment;
-what is left goes on, or is started again, and is killed again. In the end the world outside (a real
-SQLite database, a file) must be as if nothing had happened.
+``python -m tests.crash.workflow_chaos --kills 300 --json FILE``. A job of 1 to 3 ranks runs a
+workflow of `tests.crash.workflow_corpus`; a rank, or all of them with the launcher, gets SIGKILL at
+a random moment; what is left goes on, or is started again, and is killed again. In the end the
+world outside (a real SQLite database, a file) must be as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from hopcoll.errors import WorkflowNotFoundError
 from recovery.workflows import Workflow
 from tests import launch
-from tests.crash import workflow_corpus
+from tests.crash import workflow_graphs
 from tests.crash.workflow_corpus import Counts, Trial, WrongError
 from tests.crash.workflow_job import UNKNOWN, RealWorld
 
@@ -179,10 +179,10 @@ def _settle(folder: Path, name: str, world: RealWorld) -> None:
 
 
 def _check(seed: int, folder: Path, tokens: dict[str, str], world: RealWorld) -> None:
-    workflow_corpus.WORLD = world
+    workflow_graphs.WORLD = world
     trial = Trial(seed * 1000, folder, Counts())
-    trial.value = {"tokens": tokens}
-    trial._check(folder / "store")
+    trial.world, trial.value = world, {"tokens": tokens}
+    trial.check(folder / "store")
 
 
 @click.command()

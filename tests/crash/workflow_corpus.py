@@ -1,252 +1,57 @@
 """Random workflows that are cut off again and again, and what must hold of them all the same.
 
-A world outside (a SQLite database and a text file) survives every crash, as the real one does. Values
-carry the *tokens* of all tasks that they were made from: a task that is not deterministic draws a new
-one whenever it runs. So the last value tells which run of each task counts, and whatever was done to
-the world must agree with it: each effect once, with a value made from those tokens and no others.
+A crash is a process that dies at its k-th call of the disk (or of the world outside), and a disk
+that keeps of what was not synced what the model of `tests.powercut` allows. Its successor may die
+as well. Some that die are only taken for silent: what they were about to do to the world they do
+later. In the end the world must be as if nothing had happened (`tests.crash.workflow_graphs` tells
+how that is seen), and nothing may have run again that no rule required.
 
-A crash is a process that dies at its k-th call of the disk (or of the world), and a disk that keeps of
-what was not synced what the model of `tests.powercut` allows. Its successor may die as well.
-
-``python -m tests.crash.workflow_corpus --points 10000 --json FILE`` runs many more than the tests do.
+``python -m tests.crash.workflow_corpus --points 10000 --json FILE`` runs many more than the tests
+do. A seed that fails is printed with its crashes, and tried again by ``--only SEED --lives K,K``.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import sqlite3
 import tempfile
 import time
-import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import click
-import numpy as np
 from tqdm import tqdm
 
-from hopcoll.errors import EffectUnknownError, TaskFailedError, WorkflowError
+from hopcoll.errors import EffectUnknownError, HopcollError, WorkflowError
 from recovery.journal import Journal
-from recovery.workflows import Done, Node, Stop, TaskContext, Workflow, event, loop, task
+from recovery.workflows import Node, TaskContext, Workflow
 from recovery.workflows import engine as engines
 from recovery.workflows import folder as folders
-from recovery.workflows.graph import Graph, check_graph
+from recovery.workflows.graph import Graph, Loop
 from recovery.workflows.ledger import Ledger
+from tests.crash import workflow_graphs as graphs
+from tests.crash.workflow_graphs import EFFECTS, World, corpus, kind_of
 from tests.powercut import Killed, Log, Medium, RecordingDisk, choices
 
 _CRASHES_MAX = 3
-_PAD_BYTES = 100_000
+#: Of each key, so many events are sent.
+_EVENTS = 12
 #: A process number that nobody has.
 _DEAD_PID = 2**22 + 1
 
 
 class WrongError(AssertionError):
     """What must hold does not."""
-
-
-class Contradiction(Exception):
-    """An effect that is found to be one that can never be released, while the workflow runs."""
-
-
-class World:
-    """What is outside of a workflow, and what it saw."""
-
-    def __init__(self, path: Path) -> None:
-        self.database = sqlite3.connect(path / "world.db", check_same_thread=False)
-        self.database.executescript(
-            "pragma synchronous = off; pragma journal_mode = memory;"
-            "create table keyed (key text primary key, task text, tokens text);"
-            "create table plain (task text, tokens text);"
-            "create table things (task text, token text, tokens text);"
-        )
-        self.file = path / "world.txt"
-        self.file.touch()
-        self.disk: RecordingDisk | None = None
-        self.executed: list[str] = []
-        self.undone: list[tuple[str, dict[str, str]]] = []
-        self.tries: collections.Counter[str] = collections.Counter()
-
-    def moment(self) -> None:
-        """A moment in which the process may die."""
-        if self.disk is not None:
-            with self.disk._call():
-                pass
-
-    @contextlib.contextmanager
-    def change(self) -> Iterator[sqlite3.Connection]:
-        """Change the database, between two moments. Nobody who is dead can."""
-        self.moment()
-        assert self.disk is not None
-        with self.disk.log.lock:
-            if self.disk.left == 0:
-                raise Killed
-            with self.database:
-                yield self.database
-        self.moment()
-
-    def rows(self, query: str, *values: Any) -> list[Any]:
-        assert self.disk is not None
-        with self.disk.log.lock:
-            return self.database.execute(query, values).fetchall()
-
-
-WORLD: World
-
-
-# Tasks
-
-
-def _merge(inputs: Any) -> dict[str, str]:
-    """The tokens of all inputs; no task may be there with two."""
-    tokens: dict[str, str] = {}
-    for value in inputs:
-        for name, token in value["tokens"].items():
-            if tokens.setdefault(name, token) != token:
-                raise Killed(f"mixed: two values of {name}")  # no try is worth a second one
-    return tokens
-
-
-def _value(ctx: TaskContext, inputs: Any, token: str, pad: bool) -> dict[str, Any]:
-    value: dict[str, Any] = {"tokens": {**_merge(inputs), ctx.task_id: token}}
-    if pad:
-        value["pad"] = np.full(_PAD_BYTES, len(token), np.uint8)
-    return value
-
-
-def _fixed_token(ctx: TaskContext, inputs: Any, clock: bool) -> str:
-    parts = [ctx.task_id, sorted(_merge(inputs).items()), int(ctx.rng.integers(1 << 30))]
-    if clock:
-        parts.append(ctx.now())
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-
-@task
-def plain(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
-    """Gives a value; or a graph that goes on; or fails at first."""
-    WORLD.executed.append(ctx.task_id)
-    WORLD.moment()
-    WORLD.tries[ctx.task_id] += 1
-    if how.get("fails", 0) >= WORLD.tries[ctx.task_id]:
-        raise ArithmeticError("not yet")
-    if how["fixed"]:
-        token = _fixed_token(ctx, inputs, how.get("clock", False))
-    else:
-        token = uuid.uuid4().hex[:12]
-    value = _value(ctx, inputs, token, how.get("pad", False))
-    if (depth := how.get("goes_on", 0)) > 0:
-        rest = {**how, "goes_on": depth - 1}
-        one = plain.options(**how["options"]).bind({**rest, "goes_on": 0}, value)
-        if how.get("effect"):
-            one = keyed.bind({}, one)
-        return plain.options(**how["options"]).bind(rest, one, value)
-    return value
-
-
-@task
-def turn(state: Any, i: int, ctx: TaskContext) -> Any:
-    """The body of a loop."""
-    WORLD.executed.append(ctx.task_id)
-    WORLD.moment()
-    value = _value(ctx, [state], uuid.uuid4().hex[:12], False)
-    value["how"] = state.get("how")
-    return Stop(value) if i == (state.get("how") or 99) else value
-
-
-@task(external=True, idempotency_key=True)
-def keyed(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
-    """An effect that the outside does once for a key."""
-    WORLD.executed.append(ctx.task_id)
-    value = _value(ctx, inputs, uuid.uuid4().hex[:12], False)
-    with WORLD.change() as database:
-        database.execute(
-            "insert or ignore into keyed values (?, ?, ?)",
-            (ctx.idempotency_key, ctx.task_id, json.dumps(value["tokens"])),
-        )
-    found = WORLD.rows("select tokens from keyed where key = ?", ctx.idempotency_key)
-    return {"tokens": json.loads(found[0][0])}
-
-
-def look_up(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
-    """Whether `asked` or `line` was done."""
-    if how.get("file"):
-        for text in WORLD.file.read_text().splitlines():
-            name, tokens = text.split(" ", 1)
-            if name == ctx.task_id:
-                return Done({"tokens": json.loads(tokens)})
-        return False
-    rows = WORLD.rows("select tokens from plain where task = ?", ctx.task_id)
-    return Done({"tokens": json.loads(rows[0][0])}) if rows else False
-
-
-@task(external=True, verify=look_up)
-def asked(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
-    """An effect that the outside would do twice, and can be asked about."""
-    WORLD.executed.append(ctx.task_id)
-    value = _value(ctx, inputs, uuid.uuid4().hex[:12], False)
-    text = json.dumps(value["tokens"])
-    with WORLD.change() as database:
-        if how.get("file"):
-            with WORLD.file.open("a") as file:
-                file.write(f"{ctx.task_id} {text}\n")
-        else:
-            database.execute("insert into plain values (?, ?)", (ctx.task_id, text))
-    return value
-
-
-@task(external=True)
-def blind(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
-    """An effect that nobody can be asked about."""
-    WORLD.executed.append(ctx.task_id)
-    value = _value(ctx, inputs, uuid.uuid4().hex[:12], False)
-    with WORLD.change() as database:
-        database.execute(
-            "insert into plain values (?, ?)", (ctx.task_id, json.dumps(value["tokens"]))
-        )
-    return value
-
-
-def take_away(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> None:
-    """Undo `thing`."""
-    WORLD.undone.append((ctx.task_id, _merge(inputs)))
-    with WORLD.change() as database:
-        database.execute("delete from things where task = ?", (ctx.task_id,))
-
-
-@task(rollback=take_away)
-def thing(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
-    """An effect that can be undone."""
-    WORLD.executed.append(ctx.task_id)
-    token = _fixed_token(ctx, inputs, False) if how["fixed"] else uuid.uuid4().hex[:12]
-    value = _value(ctx, inputs, token, False)
-    rows = WORLD.rows("select task, tokens from things")
-    for name, text in rows:
-        if name == ctx.task_id or json.loads(text).get(ctx.task_id, token) != token:
-            raise Killed(f"mixed: {ctx.task_id} runs while {name} is not undone")
-    with WORLD.change() as database:
-        row = (ctx.task_id, token, json.dumps(value["tokens"]))
-        database.execute("insert into things values (?, ?, ?)", row)
-    return value
-
-
-@task(ranks="all")
-def gang(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
-    """Runs on ranks; may lose one, and is another value then."""
-    WORLD.executed.append(ctx.task_id)
-    WORLD.moment()
-    if how["loses"]:
-        return _value(ctx, inputs, uuid.uuid4().hex[:12], False)
-    return _value(ctx, inputs, _fixed_token(ctx, inputs, False), False)
 
 
 class OneRank:
@@ -257,10 +62,13 @@ class OneRank:
 
     def __init__(self, workflow: Workflow) -> None:
         self._workflow = workflow
-        self._unsent = [(key, number) for key in "ab" for number in range(12)]
+        self._unsent = [(key, number) for key in "ab" for number in range(_EVENTS)]
 
     def run(self, lead: Any) -> Any:
         return lead()
+
+    def is_lost(self, owner: Any) -> bool:
+        return False
 
     def idle(self) -> None:
         if self._unsent:
@@ -277,75 +85,6 @@ class OneRank:
         return value, (0,), not arguments[0]["loses"]
 
 
-def corpus(seed: int) -> Node:
-    """Return a random graph that can run."""
-    for attempt in itertools.count():
-        draw = random.Random(f"{seed} {attempt}")
-        node = _random_graph(draw)
-        try:
-            check_graph(Graph.of(node))
-            return node
-        except WorkflowError:
-            continue
-    raise AssertionError
-
-
-def _random_graph(draw: random.Random) -> Node:
-    nodes: list[Node] = []
-    used: set[int] = set()
-    for _ in range(draw.randint(3, 12)):
-        count = min(len(nodes), draw.choice((0, 1, 1, 2, 2, 3)))
-        picks = draw.sample(range(len(nodes)), count)
-        used.update(picks)
-        inputs = [nodes[i] for i in picks]
-        fixed = draw.random() < 0.5
-        checkpoint = draw.choice(("sync", "async", "none", "none", "auto"))
-        options = {"deterministic": fixed, "checkpoint": checkpoint}
-        how: dict[str, Any] = {"fixed": fixed, "pad": draw.random() < 0.15}
-        kind = draw.choice(
-            ("plain",) * 6 + ("thing",) * 3 + ("keyed", "asked", "line", "blind")
-            + ("gang", "loop", "event", "fails", "goes_on", "goes_on")
-        )  # fmt: skip
-        if kind == "plain":
-            how["clock"] = draw.random() < 0.3
-            node = plain.options(**options).bind(how, *inputs)
-        elif kind == "thing":
-            node = thing.options(**options).bind(how, *inputs)
-        elif kind == "keyed":
-            node = keyed.bind({}, *inputs)
-        elif kind in ("asked", "line"):
-            node = asked.bind({"file": kind == "line"}, *inputs)
-        elif kind == "blind":
-            node = blind.bind({}, *inputs)
-        elif kind == "gang":
-            options["deterministic"] = True
-            node = gang.options(**options).bind({"loses": draw.random() < 0.5}, *inputs)
-        elif kind == "loop":
-            body = turn.options(checkpoint=checkpoint)
-            first = plain.options(**options).bind(how, *inputs)
-            node = loop(body, first, draw.randint(0, 6), every=draw.randint(1, 3))
-        elif kind == "event":
-            node = event(draw.choice(("a", "b")))
-            for one in inputs[:1]:
-                node = node.after(one)
-        elif kind == "fails":
-            how["fails"] = draw.randint(1, 2)
-            node = plain.options(**options, retries=2, backoff_s=0.0).bind(how, *inputs)
-        else:
-            how.update(goes_on=draw.randint(1, 3), options=options, effect=draw.random() < 0.3)
-            if checkpoint == "none" and not fixed:
-                how["effect"] = False
-            node = plain.options(**options).bind(how, *inputs)
-        if nodes and draw.random() < 0.15:
-            i = draw.randrange(len(nodes))
-            used.add(i)
-            node = node.after(nodes[i])
-        nodes.append(node)
-    rest = [node for i, node in enumerate(nodes) if i not in used]
-    last = {"fixed": True, "pad": False}
-    return plain.options(deterministic=True, checkpoint="none", name="output").bind(last, *rest)
-
-
 # Crashes
 
 
@@ -353,20 +92,23 @@ def _random_graph(draw: random.Random) -> Node:
 class Counts:
     """What happened."""
 
-    points: int = 0
+    points: int = 0  # crashes
     workflows: int = 0
-    crashes: int = 0
     unknown: int = 0
+    zombies: int = 0
     undone: int = 0
     rerun: int = 0
-    contradictory: int = 0
     reasons: collections.Counter[str] = field(default_factory=collections.Counter)
+
+    def add(self, other: Counts) -> None:
+        for name, value in other.__dict__.items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 def facts(path: Path) -> Ledger:
     """What is in the journal."""
     ledger = Ledger()
-    with contextlib.suppress(Exception):
+    if (path / "w" / "journal").is_dir():
         for record in Journal.read(path / "w" / "journal").records:
             ledger.apply(record.kind, record.head, record.body, record.seq)
     return ledger
@@ -375,30 +117,29 @@ def facts(path: Path) -> Ledger:
 class Trial:
     """One workflow from its begin to its end, with crashes in between."""
 
-    def __init__(self, seed: int, scratch: Path, counts: Counts) -> None:
+    value: dict[str, Any]
+
+    def __init__(
+        self, seed: int, scratch: Path, counts: Counts, node: Node | None = None
+    ) -> None:
         self.seed = seed
         self.draw = random.Random(seed)
         self.scratch = scratch
         self.counts = counts
-        self.node: Node = corpus(seed // 1000)
+        self.node: Node = corpus(seed // 1000) if node is None else node
+        self.world: World | None = None
         self.incarnation = 0
-        self.calls = 0
 
-    def run(self, lives: list[int]) -> int:
-        """Run with these crashes; return how many calls the first life had (or would have had)."""
-        global WORLD
+    def run(self, lives: list[int]) -> None:
+        """Run it; its n-th life ends at the call that is given, and the one after the last goes on
+        to the end."""
         outside = self.scratch / "world"
         outside.mkdir()
-        WORLD = World(outside)
+        graphs.WORLD = self.world = World(outside)
         path = self.scratch / "disk-0"
         path.mkdir()
-        first = 0
         for number in itertools.count():
-            life = lives[number] if number < len(lives) else None
-            try:
-                log = self._live(path, life)
-            finally:
-                first = first or self.calls
+            log = self._live(path, lives[number] if number < len(lives) else None)
             if log is None:
                 break
             # The power goes: of what was not synced, some is there.
@@ -410,10 +151,9 @@ class Trial:
             shutil.rmtree(path)
             path = self.scratch / f"disk-{number + 1}"
             state.make(path)
-            self.counts.crashes += 1
-        self._check(path)
-        WORLD.database.close()
-        return first
+        self.world.wake()
+        self.check(path)
+        self.world.database.close()
 
     def _left(self, medium: Medium) -> Any:
         found = list(itertools.islice(choices(medium, self.draw, 6), 60))
@@ -421,17 +161,20 @@ class Trial:
 
     def _live(self, path: Path, life: int | None) -> Log | None:
         """One process; None where the workflow is done."""
+        world = self.world
+        assert world is not None
         self.incarnation += 1
         before = facts(path)
-        WORLD.executed.clear()
-        WORLD.undone.clear()
-        elsewhere = self.draw.random() < 0.15
+        world.executed.clear()
+        world.asked.clear()
+        world.undone.clear()
+        world.elsewhere = self.draw.random() < 0.15
+        world.moments_to_wake = self.draw.randint(1, 20)
         log = Log(path)
-        WORLD.disk = disk = RecordingDisk(log, life)
-        calls_before = 0 if life is None else life
+        world.disk = disk = RecordingDisk(log, life)
         owner = {
-            "nonce": f"{self.incarnation:024x}", "host": "elsewhere" if elsewhere else "here",
-            "pid": _DEAD_PID + self.incarnation, "since": "then",
+            "nonce": f"{self.incarnation:024x}", "pid": _DEAD_PID + self.incarnation,
+            "host": "elsewhere" if world.elsewhere else "here", "since": "then",
         }  # fmt: skip
         try:
             with (
@@ -442,22 +185,23 @@ class Trial:
             ):
                 workflow = Workflow("w", path, workers=self.draw.choice((1, 1, 4)), disk=disk)
                 workflow._gang = OneRank(workflow)  # type: ignore[assignment]
+                completed = False
                 try:
                     self.value = workflow.run(self.node)
+                    completed = True
                 finally:
-                    self.calls = calls_before - (disk.left or 0)
-                    self._judge(before, workflow)
+                    self._judge(before, workflow, completed)
             log.close()
             return None
         except Killed as error:
             if str(error).startswith("mixed"):
                 raise WrongError(str(error)) from error
+            self.counts.points += 1
             return log
         except WorkflowError as error:
             if disk.left == 0:
+                self.counts.points += 1
                 return log  # a thread that met the others' death
-            if "cannot be released" in str(error):
-                raise Contradiction from error
             if not isinstance(error, EffectUnknownError):
                 raise
             self._settle(path, error, disk)
@@ -470,149 +214,229 @@ class Trial:
         return "dead" if owner["host"] == "here" else "silent"
 
     def _settle(self, path: Path, error: EffectUnknownError, disk: RecordingDisk) -> None:
-        """A person looks at the world, and says what is true."""
+        """A person sees to it that nobody is about to do it, looks at the world, and says what is
+        true."""
+        world = self.world
+        assert world is not None
         now = facts(path)
         state = now.states[error.task]
-        kind = error.task.rpartition("/")[2].split("~")[0]
-        if state.begun is None or state.done is not None or kind not in ("blind", "asked"):
+        kind = kind_of(error.task)
+        if state.begun is None or kind not in ("blind", "asked"):
             raise WrongError(f"{error.task} is known, and was said to be unknown") from error
-        if kind == "asked":
-            begun_by = now.owners[state.begun.by]
-            if begun_by["host"] == "here":
-                raise WrongError(f"{error.task} could be asked about") from error
+        if kind == "asked" and now.owners[state.begun.by]["host"] == "here":
+            raise WrongError(f"{error.task} could be asked about") from error
         self.counts.unknown += 1
-        rows = WORLD.rows("select tokens from plain where task = ?", error.task)
-        for text in WORLD.file.read_text().splitlines():
-            name, tokens = text.split(" ", 1)
-            if name == error.task:
-                rows.append((tokens,))
         disk.left = None
+        self.counts.zombies += len(world.zombies)
+        world.wake()
+        rows = world.rows("select tokens from plain where task = ?", error.task)
+        rows += [(tokens,) for name, tokens in world.lines() if name == error.task]
         with (
             mock.patch.object(folders, "observe", self._observe),
             mock.patch.object(folders, "Lease", mock.MagicMock()),
         ):
             workflow = Workflow("w", path, disk=disk)
-            value = {"tokens": json.loads(rows[0][0])} if rows else None
+            value = {"tokens": json.loads(rows[0][0]), "by": error.task} if rows else None
             workflow.resolve(error.task, done=bool(rows), value=value)
 
-    def _judge(self, before: Ledger, workflow: Workflow) -> None:
-        """Whether what ran in this life had to."""
-        executed = set(WORLD.executed)
+    # What must hold
+
+    def _judge(self, before: Ledger, workflow: Workflow, completed: bool) -> None:
+        """Whether what ran in this life, and was undone, had to."""
+        world = self.world
+        assert world is not None
+        executed = dict(world.executed)
+        self.counts.undone += len(world.undone)
+        for _, reason in workflow.ran:
+            self.counts.reasons[reason.split(",")[0]] += 1
+
+        def is_void(name: str) -> bool:
+            done = before.done(name)
+            return done is not None and any(
+                one in renewed or (made := before.done(one)) is None or made.attempt != version
+                for one, version in done.inputs.items()
+            )
+
         renewed = {
             name for name in executed
             if (done := before.done(name)) is not None and not done.deterministic
         }  # fmt: skip
-        while more := {
-            name for name in executed - renewed
-            if (done := before.done(name)) is not None
-            and any(i in renewed or before.done(i) is None
-                    or before.done(i).attempt != version  # type: ignore[union-attr]
-                    for i, version in done.inputs.items())
-        }:  # fmt: skip
+        while more := {name for name in set(before.states) - renewed if is_void(name)}:
             renewed |= more
+        users: dict[str, list[str]] = {}
+        for name, makers in [*world.executed, *world.asked]:
+            for maker in makers:
+                users.setdefault(maker, []).append(name)
         for name in executed:
             done = before.done(name)
             if done is None:
                 continue
             self.counts.rerun += 1
-            void = any(
-                i in renewed or before.done(i) is None
-                or before.done(i).attempt != version  # type: ignore[union-attr]
-                for i, version in done.inputs.items()
-            )  # fmt: skip
-            if done.durable and not void:
+            if is_void(name):
+                continue
+            if done.durable:
                 raise WrongError(f"{name} ran again, though its value was there")
-        for _, reason in workflow.ran:
-            self.counts.reasons[reason.split(",")[0]] += 1
-        self.counts.undone += len(WORLD.undone)
-        order = [name for name, _ in WORLD.undone]
-        for i, (name, tokens) in enumerate(WORLD.undone):
-            for earlier in order[:i]:
-                if earlier in tokens and earlier != name and name not in order[:i]:
-                    raise WrongError(f"{earlier} was undone before {name}, which was made from it")
+            if completed and name not in users and kind_of(name) != "output":
+                raise WrongError(f"{name} ran again, though nobody who ran used its value")
+        order = [name for name, _, at_once in world.undone if at_once]
+        for i, (name, tokens, at_once) in enumerate(world.undone):
+            if not at_once:
+                continue  # it failed in this life
+            if early := [one for one in order[:i] if one in tokens and name not in order[:i]]:
+                raise WrongError(f"{early[0]} was undone before {name}, which was made from it")
+            # What was cut off, or has failed, had to be; what had ended only to run again.
+            done = before.done(name)
+            if completed and done is not None and name not in executed and "[" not in name:
+                raise WrongError(f"{name} was undone, and did not run again")
 
-    def _check(self, path: Path) -> None:
-        """What must hold at the end."""
+    def check(self, path: Path) -> None:
+        """Raise where the world does not agree with the output, or the journal."""
+        world = self.world
+        assert world is not None
         tokens = self.value["tokens"]
         rows = [
-            *WORLD.database.execute("select task, tokens from keyed"),
-            *WORLD.database.execute("select task, tokens from plain"),
-            *(line.split(" ", 1) for line in WORLD.file.read_text().splitlines()),
+            *world.database.execute("select task, tokens from keyed"),
+            *world.database.execute("select task, tokens from plain"),
+            *world.lines(),
         ]
         names = [name for name, _ in rows]
         if len(set(names)) != len(names):
             raise WrongError(f"an effect was done twice: {sorted(names)}")
         # A control edge carries no tokens; what was done with before it, the journal knows.
-        done = set(tokens) | {n for n, one in facts(path).states.items() if one.done is not None}
-        effects = {
-            name for name in done
-            if name.rpartition("/")[2].split("~")[0] in ("keyed", "asked", "blind")
-        }  # fmt: skip
+        ledger = facts(path)
+        loops = {
+            vertex.id
+            for vertex in Graph.of(self.node).vertices.values()
+            if isinstance(vertex.node.task, Loop)
+        }
+        effects = {name for name in tokens if kind_of(name) in EFFECTS} | {
+            record.head["t"]
+            for record in Journal.read(path / "w" / "journal").records
+            if record.kind == "done" and "x" in record.head
+        }
         if set(names) != effects:
             raise WrongError(f"effects: {sorted(names)} instead of {sorted(effects)}")
-        things = WORLD.database.execute("select task, tokens, token from things").fetchall()
-        wanted = {n for n in done if n.rpartition("/")[2].split("~")[0] == "thing"}
+        things = world.database.execute("select task, tokens, token from things").fetchall()
+        done = {n for n, one in ledger.states.items() if one.done is not None and n not in loops}
+        done |= {name for rows in ledger.attic.values() for name, _ in rows}
+        wanted = {name for name in done | set(tokens) if kind_of(name) == "thing"}
         if sorted(name for name, *_ in things) != sorted(wanted):
             raise WrongError(f"things: {sorted(n for n, *_ in things)} instead of {sorted(wanted)}")
         for name, text, *_ in [*rows, *things]:
             for one, token in json.loads(text).items():
                 if tokens.get(one, token) != token:
                     raise WrongError(f"{name} was done with another value of {one}")
+        self._check_events(ledger)
+        self.counts.workflows += 1
+        again = Workflow("w", path)
+        world.executed.clear()
+        if again.run(self.node)["tokens"] != tokens or world.executed:
+            raise WrongError("the stored output is another one")
+
+    @staticmethod
+    def _check_events(ledger: Ledger) -> None:
+        """Each was given to one task, in the order in which they came, and none is lost."""
         given = [
             state.done.head["e"]
-            for state in facts(path).states.values()
+            for state in ledger.states.values()
             if state.done is not None and "e" in state.done.head
         ]
         if len(set(given)) != len(given):
             raise WrongError("an event was given to two tasks")
-        again = Workflow("w", path)
-        WORLD.executed.clear()
-        if again.run(self.node)["tokens"] != tokens or WORLD.executed:
-            raise WrongError("the stored output is another one")
+        names = {
+            key: [
+                hashlib.sha256(f"{key}\n{number}".encode()).hexdigest()[:32]
+                for number in range(_EVENTS)
+            ]
+            for key in "ab"
+        }
+        for key, events in names.items():
+            count = sum(one in ledger.events for one in events)
+            if {one for one in events if one in ledger.events} != set(events[:count]):
+                raise WrongError(f"an event {key} is lost")
 
 
-def try_seed(seed: int, counts: Counts, lives: list[int] | None = None) -> None:
-    """Run one workflow with crashes that the seed says; raises `WrongError`."""
+def crashes_of(seed: int) -> list[int]:
+    """At which calls the lives of a trial end."""
+    draw = random.Random(f"lives {seed}")
+    lives = [int(draw.triangular(0, 90, 25))]
+    lives += [int(draw.triangular(0, 60, 15)) for _ in range(draw.randint(0, _CRASHES_MAX - 1))]
+    return lives
+
+
+def try_seed(
+    seed: int, counts: Counts, lives: list[int] | None = None, node: Node | None = None
+) -> None:
+    """Run one workflow, of the corpus or another, with crashes that the seed says, or others;
+    raises `WrongError`."""
     memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
     scratch = Path(tempfile.mkdtemp(prefix="hopcoll-workflow-", dir=memory))
-    draw = random.Random(f"lives {seed}")
-    if lives is None:
-        lives = [draw.randint(0, 60)]
-        lives += [draw.randint(0, 40) for _ in range(draw.randint(0, _CRASHES_MAX - 1))]
+    lives = crashes_of(seed) if lives is None else lives
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Trial(seed, scratch, counts).run(lives)
-        counts.workflows += 1
-        counts.points += len(lives)
-    except Contradiction:
-        counts.contradictory += 1
-    except (WrongError, TaskFailedError, WorkflowError, KeyError, AssertionError) as error:
-        raise WrongError(f"seed {seed}, lives {lives}: {type(error).__name__}: {error}") from error
+            Trial(seed, scratch, counts, node).run(lives)
+    except (HopcollError, KeyError, AssertionError) as error:
+        raise WrongError(
+            f"--only {seed} --lives {','.join(map(str, lives))}: {type(error).__name__}: {error}"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def seeds(first: int = 0) -> Iterable[int]:
+    """The seeds of trials: of each of 100 graphs in turn."""
+    for number in itertools.count(first):
+        yield number % 100 * 1000 + number // 100
+
+
+def _try(seed: int) -> tuple[Counts, str]:
+    counts = Counts()
+    try:
+        try_seed(seed, counts)
+    except WrongError as error:
+        return counts, str(error)
+    return counts, ""
+
+
 @click.command()
 @click.option("--points", default=10_000, show_default=True, help="Crashes, at the least.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--first", default=0, show_default=True, help="Of the trials.")
+@click.option("--jobs", default=1, show_default=True, help="Processes.")
+@click.option("--only", type=int, help="Try this seed alone.")
+@click.option("--lives", help="With --only: the calls at which its lives end (K,K,...).")
 @click.option("--json", "json_path", type=click.Path(path_type=Path))
-def main(points: int, seed: int, json_path: Path | None) -> None:
+def main(
+    points: int, first: int, jobs: int, only: int | None, lives: str | None, json_path: Path | None
+) -> None:
     """Cut off random workflows, and see that they end as if nothing had happened."""
     counts = Counts()
     begin_s = time.monotonic()
-    with tqdm(total=points, unit=" crashes", disable=None) as bar:
-        number = seed * 1_000_000
-        while counts.points < points:
-            before = counts.points
-            try_seed(number % 100_000 * 1 + seed, counts)
-            number += 37
-            bar.update(counts.points - before)
-    report = {**counts.__dict__, "reasons": dict(counts.reasons),
-              "seconds": round(time.monotonic() - begin_s, 1)}  # fmt: skip
+    if only is not None:
+        try_seed(only, counts, [int(one) for one in lives.split(",")] if lives else None)
+    failures: list[str] = []
+    if only is None:
+        with (
+            multiprocessing.Pool(jobs) as pool,
+            tqdm(total=points, unit=" crashes", disable=None) as bar,
+        ):
+            for one, failure in pool.imap_unordered(_try, seeds(first), chunksize=4):
+                counts.add(one)
+                bar.update(one.points)
+                if failure:
+                    click.echo(failure, err=True)
+                    failures.append(failure)
+                if counts.points >= points or len(failures) >= 20:
+                    break
+    report = {
+        **counts.__dict__, "reasons": dict(counts.reasons), "failures": failures,
+        "seconds": round(time.monotonic() - begin_s, 1),
+    }  # fmt: skip
     click.echo(json.dumps(report, indent=1))
     if json_path is not None:
         json_path.write_text(json.dumps(report, indent=1) + "\n")
+    if failures:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -6,26 +6,26 @@ whether it was done is told by the exit code 3, and its task.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import random
 import sqlite3
 import sys
-import time
+import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import hopcoll
 from hopcoll.errors import EffectUnknownError, HopcollError
 from recovery.workflows import Workflow
-from tests.crash import workflow_corpus
+from tests.crash import workflow_graphs as graphs
 
 UNKNOWN = 3
 _MOMENT_S = 0.01
 
 
-class RealWorld(workflow_corpus.World):
+class RealWorld(graphs.World):
     """The world outside, as processes see it that may be killed at any moment."""
 
     def __init__(self, path: Path) -> None:
@@ -37,18 +37,17 @@ class RealWorld(workflow_corpus.World):
             self.file = path / "world.txt"
             self.file.touch()
             self.disk = None
-            self.executed, self.undone = [], []
-            self.tries = workflow_corpus.collections.Counter()
+            self.executed, self.asked, self.undone, self.zombies = [], [], [], []
+            self.tries = collections.Counter()
 
     def moment(self) -> None:
-        time.sleep(random.random() * _MOMENT_S)
+        threading.Event().wait(random.random() * _MOMENT_S)
 
-    @contextlib.contextmanager
-    def change(self) -> Iterator[sqlite3.Connection]:
+    def do(self, act: graphs.Act, may_wake: bool = True) -> None:
         self.moment()
         with contextlib.closing(self._connect()) as database:
             with database:
-                yield database
+                act(database)
         self.moment()
 
     def rows(self, query: str, *values: object) -> list:
@@ -61,7 +60,7 @@ class RealWorld(workflow_corpus.World):
 
 def main() -> None:
     seed, folder = int(sys.argv[1]), Path(sys.argv[2])
-    workflow_corpus.WORLD = RealWorld(folder)
+    graphs.WORLD = RealWorld(folder)
     comm = hopcoll.init()
     code = 0
     with warnings.catch_warnings():
@@ -69,7 +68,7 @@ def main() -> None:
         workflow = Workflow("w", folder / "store", comm=comm, patience_s=0.5)
         print("begun", flush=True)
         try:
-            value = workflow.run(workflow_corpus.corpus(seed))
+            value = workflow.run(graphs.corpus(seed))
             if comm.rank == min(comm.alive):
                 print(json.dumps(value["tokens"]), flush=True)
         except EffectUnknownError as error:

@@ -27,6 +27,12 @@ EXAMPLES = [
     (errors.CheckpointNotFoundError("text", "a/b"), {"path": "a/b"}),
     (errors.WorkflowError("text"), {}),
     (errors.WorkflowFencedError("text"), {}),
+    (errors.WorkflowRunningError("text"), {}),
+    (errors.WorkflowMismatchError("text"), {}),
+    (errors.WorkflowNotFoundError("text"), {}),
+    (errors.WorkflowCancelledError("text"), {}),
+    (errors.TaskFailedError("text", "a/b"), {"task": "a/b"}),
+    (errors.EffectUnknownError("text", "a/b"), {"task": "a/b"}),
 ]
 
 
@@ -54,6 +60,13 @@ def test_everything_public_is_in_the_tree():
         (errors.CheckpointMismatchError, errors.CheckpointError),
         (errors.CheckpointNotFoundError, errors.CheckpointError),
         (errors.WorkflowFencedError, errors.WorkflowError),
+        (errors.WorkflowRunningError, errors.WorkflowError),
+        (errors.WorkflowMismatchError, errors.WorkflowError),
+        (errors.WorkflowNotFoundError, FileNotFoundError),
+        (errors.WorkflowNotFoundError, errors.WorkflowError),
+        (errors.WorkflowCancelledError, errors.WorkflowError),
+        (errors.TaskFailedError, errors.WorkflowError),
+        (errors.EffectUnknownError, errors.WorkflowError),
     ],
 )
 def test_also_caught_by_the_class_that_python_programs_know(kind, base):

@@ -1,0 +1,111 @@
+"""Workflows that are cut off at any moment, and owners that wake up: a bounded part of the corpora,
+and the rules left out one at a time, each of which must be noticed."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from recovery.journal import Journal
+from recovery.workflows import Node
+from recovery.workflows import folder as folders
+from tests.crash import workflow_graphs as graphs
+from tests.crash import workflow_zombies as zombies
+from tests.crash.workflow_corpus import Counts, WrongError, seeds, try_seed
+from tests.crash.workflow_mutants import MUTANTS
+
+_POINTS = 150
+#: Of trials of the corpus, in which what is wrong must be found.
+_TRIALS_MAX = 60
+
+
+def test_cut_off_at_any_moment() -> None:
+    counts = Counts()
+    for seed in seeds(first=500):
+        try_seed(seed, counts)
+        if counts.points >= _POINTS:
+            break
+    assert counts.workflows >= 50 and counts.rerun > 50 and counts.undone > 10
+    assert counts.unknown < counts.workflows / 10
+
+
+def _at_each_call(node: Callable[[], Node], first: int, last: int) -> None:
+    for k in range(first, last):
+        try_seed(0, Counts(), [k], node())
+
+
+#: Found by graphs in which nothing else helps.
+_SPECIAL = {
+    "effects_are_released_at_once": (graphs.used_later, 28, 44),
+    "a_durable_user_is_taken_to_need_nothing_any_more": (graphs.used_again, 30, 46),
+}
+_OF_THE_CORPUS = [
+    "durability_is_not_waited_for",
+    "effects_come_before_their_intent_is_durable",
+    "rollbacks_are_left_out",
+    "rollbacks_come_in_the_wrong_order",
+    "random_numbers_are_others_each_time",
+    "what_was_recalled_is_asked_again",
+    "versions_are_not_compared",
+]
+
+
+@pytest.mark.parametrize("name", _OF_THE_CORPUS)
+def test_a_rule_that_is_left_out_is_noticed(name: str) -> None:
+    with pytest.raises(WrongError), MUTANTS[name]():
+        for seed in itertools.islice(seeds(), _TRIALS_MAX):
+            try_seed(seed, Counts())
+
+
+@pytest.mark.parametrize("name", _SPECIAL)
+def test_an_effect_that_is_released_too_early_is_noticed(name: str) -> None:
+    _at_each_call(*_SPECIAL[name])
+    with pytest.raises(WrongError, match="an effect was done twice"), MUTANTS[name]():
+        _at_each_call(*_SPECIAL[name])
+
+
+def test_a_no_that_is_believed_too_early_is_noticed() -> None:
+    """Of owners that nobody can prove to be dead, and that wake up."""
+    strangers = [seed for seed in range(100) if random.Random(seed).random() < 0.15][:6]
+
+    def trials() -> None:
+        for seed, k in itertools.product(strangers, range(20, 32)):
+            try_seed(seed, Counts(), [k], graphs.of_a_stranger())
+
+    with (
+        pytest.raises(WrongError, match="an effect was done twice"),
+        MUTANTS["a_no_is_believed_though_the_old_owner_may_live"](),
+    ):
+        trials()
+
+
+# Real owners
+
+
+@pytest.mark.parametrize("moment", ["keyed", "asked", 4])
+def test_an_owner_wakes_up_after_it_was_succeeded(tmp_path: Path, moment: Any) -> None:
+    zombies.once(tmp_path, moment, collections.Counter())
+
+
+def test_an_owner_that_does_not_look_is_noticed(tmp_path: Path) -> None:
+    with (
+        mock.patch.object(Journal, "_look", lambda self, own: None),
+        pytest.raises(AssertionError, match="the owner that was succeeded ended with|the effects"),
+    ):
+        zombies.once(tmp_path, 3, collections.Counter())
+
+
+def test_two_owners_at_once_are_noticed(tmp_path: Path) -> None:
+    """Without the lease, an owner that lives is taken for dead."""
+    with (
+        mock.patch.object(folders, "observe", lambda *how, **more: "dead"),
+        pytest.raises(AssertionError, match=r"the effects are \['asked', 'asked'"),
+    ):
+        zombies.once(tmp_path, "asked", collections.Counter())

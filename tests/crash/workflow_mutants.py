@@ -1,0 +1,188 @@
+"""Workflows with one rule left out: what the corpus must notice.
+
+Each mutant is a context in which `recovery.workflows` is broken in one way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from recovery.workflows import TaskContext, ledger
+from recovery.workflows.attempts import Attempts
+from recovery.workflows.board import READY, Board
+from recovery.workflows.engine import Engine
+from recovery.workflows.ledger import Ledger, Plan, Wants
+from tests.powercut import RecordingDisk
+
+Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
+MUTANTS: dict[str, Mutant] = {}
+
+
+def _mutant(make: Callable[[], Iterator[None]]) -> Mutant:
+    made = contextlib.contextmanager(make)
+    MUTANTS[make.__name__] = made
+    return made
+
+
+@_mutant
+def durability_is_not_waited_for() -> Iterator[None]:
+    with mock.patch.object(RecordingDisk, "fdatasync", lambda self, descriptor: None):
+        yield
+
+
+@_mutant
+def effects_come_before_their_intent_is_durable() -> Iterator[None]:
+    after_flush = Engine.after_flush
+
+    def hasty(self: Engine, seq: int, slot: Any, phase: int) -> None:
+        if slot is None or phase != READY:
+            after_flush(self, seq, slot, phase)
+            return
+        slot.phase = READY
+        self._ready.append(slot)
+        self._employ()
+
+    with mock.patch.object(Engine, "after_flush", hasty):
+        yield
+
+
+def _with_plan(change: Callable[[Plan], Plan]) -> Any:
+    plan = ledger.plan
+    return mock.patch.object(ledger, "plan", lambda *how: change(plan(*how)))
+
+
+@_mutant
+def rollbacks_are_left_out() -> Iterator[None]:
+    with _with_plan(lambda plan: replace(plan, undo=[])):
+        yield
+
+
+@_mutant
+def rollbacks_come_in_the_wrong_order() -> Iterator[None]:
+    with _with_plan(lambda plan: replace(plan, undo=plan.undo[::-1])):
+        yield
+
+
+@_mutant
+def a_no_is_believed_though_the_old_owner_may_live() -> Iterator[None]:
+    with mock.patch.object(Attempts, "_is_over", lambda self, begun: True):
+        yield
+
+
+@_mutant
+def random_numbers_are_others_each_time() -> Iterator[None]:
+    with mock.patch.object(TaskContext, "rng", property(lambda self: np.random.default_rng())):
+        yield
+
+
+@_mutant
+def what_was_recalled_is_asked_again() -> Iterator[None]:
+    with mock.patch.object(TaskContext, "recall", lambda self, ask: ask()):
+        yield
+
+
+@_mutant
+def effects_are_released_at_once() -> Iterator[None]:
+    with mock.patch.object(ledger, "exposed", lambda *how: set()):
+        yield
+
+
+@_mutant
+def a_durable_user_is_taken_to_need_nothing_any_more() -> Iterator[None]:
+    def simple(task: str, inputs: Any, users: Any, done: Any, settled: Any, output: str) -> bool:
+        stack, seen = [task], set()
+        while stack:
+            one = stack.pop()
+            if one in seen:
+                continue
+            seen.add(one)
+            ended = done(one)
+            if ended is None or (one == output and not ended.durable):
+                return True
+            if not ended.durable:
+                stack += users(one)
+        return False
+
+    with mock.patch.object(ledger, "_may_run", simple):
+        yield
+
+
+@_mutant
+def what_has_to_run_again_is_taken_for_done() -> Iterator[None]:
+    with mock.patch.object(Board, "_done", lambda self, task: self.ledger.done(task)):
+        yield
+
+
+@_mutant
+def versions_are_not_compared() -> Iterator[None]:
+    plan = ledger.plan
+
+    class Trusting(Ledger):
+        def __init__(self, of: Ledger) -> None:
+            self.__dict__ = dict(of.__dict__)
+
+        def done(self, task: str) -> Any:
+            found = super().done(task)
+            return None if found is None else replace(found, inputs={})
+
+    def trusting(order: Mapping[str, Wants], output: str, of: Ledger) -> Plan:
+        return plan(order, output, Trusting(of))
+
+    with mock.patch.object(ledger, "plan", trusting):
+        yield
+
+
+@_mutant
+def versions_are_given_twice() -> Iterator[None]:
+    drop = Ledger._drop_void
+
+    def forgetful(self: Ledger, task: str) -> None:
+        drop(self, task)
+        self.floor = 0
+
+    with mock.patch.object(Ledger, "_drop_void", forgetful):
+        yield
+
+
+@_mutant
+def what_can_be_rolled_back_counts_as_deterministic() -> Iterator[None]:
+    finish = Engine.finish
+
+    def trusting(self: Engine, slot: Any, value: Any, head: dict[str, Any], *how: Any, **more: Any):
+        options = slot.vertex.node.task.annotations
+        if options.rollback is not None and options.deterministic:
+            head = {**head, "nd": False}
+        finish(self, slot, value, head, *how, **more)
+
+    with mock.patch.object(Engine, "finish", trusting):
+        yield
+
+
+@_mutant
+def loops_go_on_after_they_would_have_ended() -> Iterator[None]:
+    void = Board._void
+
+    def blind(self: Board) -> list[dict[str, Any]]:
+        return [head for head in void(self) if "i" not in head]
+
+    with mock.patch.object(Board, "_void", blind):
+        yield
+
+
+@_mutant
+def events_of_what_begins_anew_are_lost() -> Iterator[None]:
+    drop = Ledger._drop_void
+
+    def careless(self: Ledger, task: str) -> None:
+        events = set(self.events)
+        drop(self, task)
+        self.events |= events
+
+    with mock.patch.object(Ledger, "_drop_void", careless):
+        yield
