@@ -1,13 +1,13 @@
 """Times of workflows: ``python -m benchmarks.workflows --json FILE [--png FILE]``.
 
-No-op tasks a second, in a chain (each needs the value of the one before) and side by side, with every
-value durable and with none kept, by hopcoll, DBOS on SQLite, Parsl and plain Python; and what a training
-loop of 100 ms steps pays for being a workflow that saves 16 MiB of state every ten steps. Each case is a
-process of its own, in turns A B C ... C B A. DBOS and Parsl are the extra [peers]; what is not installed
-is left out, and said so.
+No-op tasks a second, in a chain (each needs the value of the one before) and side by side, with
+every value durable and with none kept, by hopcoll, DBOS on SQLite, Parsl and plain Python; and what
+a training loop of 100 ms steps pays for being a workflow that saves 16 MiB of state every ten
+steps. Each case is a process of its own, in turns A B C ... C B A. DBOS and Parsl are the extra
+[peers]; what is not installed is left out, and said so.
 
-What each one promises for a value it calls done is not the same: hopcoll and DBOS have made it durable;
-Parsl has written its checkpoint, and synced nothing.
+What each one promises for a value it calls done is not the same: hopcoll and DBOS have made it
+durable; Parsl has written its checkpoint, and synced nothing.
 """
 
 from __future__ import annotations
@@ -203,11 +203,12 @@ CASES: dict[str, tuple[str | None, Callable[[Path], float], str]] = {
 def _run_apart(name: str, folder: Path) -> float:
     """Run a case in a process of its own."""
     folder.mkdir()
-    command = [sys.executable, "-m", "benchmarks.workflows", "--case", name, "--folder", str(folder)]
+    words = ["-m", "benchmarks.workflows", "--case", name, "--folder", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=environment, check=False
-    )
+        [sys.executable, *words],
+        capture_output=True, text=True, timeout=600, env=environment, check=False,
+    )  # fmt: skip
     shutil.rmtree(folder)
     if ended.returncode:
         raise click.ClickException(f"{name} ended with {ended.returncode}:\n{ended.stderr[-2000:]}")
