@@ -133,26 +133,30 @@ cdef bint is_late(const Engine* engine, int times) noexcept nogil:
 
 
 cdef bint fence(Engine* engine, const Mask* missing) noexcept nogil:
-    """Has those who do not answer killed, each by a rank of its host that did; whether there is one
-    more of these.  MPI then tells of their deaths, which is worth more than our belief."""
+    """Has those who do not answer (any more) killed, each by a rank of its host that did; whether
+    there is one more of these.  MPI then tells of their deaths, which is worth more than our
+    belief."""
     cdef int r, p
     cdef bint any = False
     cdef RankBody body
     for p in range(engine.size):
         if not mask_has(missing, p) or mask_has(&engine.fenced, p):
             continue
+        if engine.host[p] == engine.host[engine.rank]:     # we do what we do ourselves for certain
+            any = True
+            mask_add(&engine.fenced, p)
+            engine.counters.fenced += 1
+            engine.fence(engine.fence_context, p)
+            continue
         for r in range(engine.size):
-            if (mask_has(&engine.answered, r) and engine.host[r] == engine.host[p]
-                    and not mask_has(&engine.dead, r)):
+            if (mask_has(&engine.answered, r) and not mask_has(missing, r)
+                    and engine.host[r] == engine.host[p] and not mask_has(&engine.dead, r)):
                 any = True
                 mask_add(&engine.fenced, p)
                 engine.counters.fenced += 1
-                if r == engine.rank:
-                    engine.fence(engine.fence_context, p)
-                else:
-                    body.rank = p
-                    body.pad = 0
-                    send_ballot(engine, r, MSG_FENCE, &body, sizeof(body))
+                body.rank = p
+                body.pad = 0
+                send_ballot(engine, r, MSG_FENCE, &body, sizeof(body))
                 break
     return any
 
@@ -181,6 +185,14 @@ cdef bint leads_astray(Engine* engine, const Mask* missing) noexcept nogil:
     return True
 
 
+cdef bint awaits_fence(Engine* engine, const Mask* missing) noexcept nogil:
+    """Has the missing killed, and says whether MPI may still tell of it."""
+    if fence(engine, missing):             # again, when a rank of their host answers late
+        engine.fenced_us = engine.now_us
+    return (engine.fenced_us > 0 and engine.settings.detect_us > 0
+            and engine.now_us - engine.fenced_us < engine.settings.detect_us)
+
+
 cdef bint has_answers(Engine* engine) noexcept nogil:
     """Whether the ballot can go on to a proposal; gives it up when it never will."""
     cdef Mask alive = living(engine)
@@ -189,12 +201,7 @@ cdef bint has_answers(Engine* engine) noexcept nogil:
         open_ballot(engine)
         return False
     if not mask_empty(&missing):
-        if not is_late(engine, 1):
-            return False
-        if fence(engine, &missing):        # again, when a rank of their host answers late
-            engine.fenced_us = engine.now_us
-        if (engine.fenced_us and engine.settings.detect_us
-                and engine.now_us - engine.fenced_us < engine.settings.detect_us):
+        if not is_late(engine, 1) or awaits_fence(engine, &missing):
             return False
     if is_enough(engine, &engine.answered):
         return True
@@ -216,6 +223,9 @@ cdef bint has_acceptors(Engine* engine) noexcept nogil:
         return False
     if is_enough(engine, &engine.acceptors):
         return True
+    # Who answered and then fell silent stands in the way like who did not answer.
+    if not mask_empty(&missing) and awaits_fence(engine, &missing):
+        return False
     if is_late(engine, 3):
         alive = living(engine)
         missing = mask_without(&alive, &engine.acceptors)

@@ -71,6 +71,19 @@ def test_seeds(mode):
         assert min(total[branch] for branch in reached) > 100
 
 
+def test_on_one_host_whoever_is_silent_is_killed():
+    """A rank that stops between its answer to a ballot and its acceptance, too: nobody gives up."""
+    fenced = 0
+    for seed in range(1500):
+        case = simulate.random_case(seed, mode="silence")
+        case["hosts"] = [0] * case["size"]
+        found = simulate_one(**case)
+        assert not found["violation"], seed
+        assert found["counters"]["minorities"] == 0, seed
+        fenced += found["counters"]["fenced"]
+    assert fenced > 1000
+
+
 @pytest.mark.parametrize("size", [24, 32, 48, 64])
 def test_many_ranks(size):
     assert run_seeds(range(40), size=size)["deaths"] > 40
