@@ -71,7 +71,9 @@ class Attempts:
             else:
                 slot.attempt = self._ledger.attempts(slot.id) + 1
         arguments, keywords = slot.vertex.call(self._engine.value_of)
-        arguments, keywords = values.freeze(arguments), values.freeze(keywords)
+        arguments = [values.freeze(one) for one in arguments]
+        if keywords:
+            keywords = values.freeze(keywords)
         if not slot.announced and (options.external or options.rollback is not None):
             begun = None if state is None else state.begun
             if begun is not None and options.external:

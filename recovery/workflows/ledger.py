@@ -178,11 +178,13 @@ class Ledger:
     def state(self, task: str) -> State:
         state = self.states.get(task)
         if state is None:
-            state = self.states[task] = State(self.attempts(task))
+            state = self.states[task] = State()
             if (owner := owner_of(task)) is not None:
                 self._children.setdefault(owner, set()).add(task)
+                state.attempt = self.floor
             if (place := iteration_of(task)) is not None:
                 self.iterations.setdefault(place[0], set()).add(place[1])
+                state.attempt = self.floor
         return state
 
     def attempts(self, task: str) -> int:

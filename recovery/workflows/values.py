@@ -30,6 +30,7 @@ __all__ = [
 #: Larger values have a file of their own.
 INLINE_BYTES_MAX = 64 << 10
 _DEPTH_MAX = 100
+_SIMPLE = frozenset({bool, int, float, complex, str, type(None)})
 
 
 @dataclass
@@ -135,12 +136,14 @@ def read(folder: Path, name: str, shard: Mapping[str, Any], what: str) -> Any:
 
 def freeze(value: Any, depth: int = 0) -> Any:
     """Return a value whose arrays cannot be written to (views; the caller's stay as they are)."""
-    if type(value) is np.ndarray:
+    kind = type(value)
+    if kind in _SIMPLE:
+        return value
+    if kind is np.ndarray:
         if value.flags.writeable:
             value = value.view()
             value.flags.writeable = False
         return value
-    kind = type(value)
     if depth < _DEPTH_MAX:
         if kind is list or kind is tuple:
             parts = [freeze(one, depth + 1) for one in value]
@@ -158,8 +161,6 @@ def _is(one: Any, other: Any) -> bool:
 
 
 # Hashes
-
-_SIMPLE = frozenset({bool, int, float, complex, str, type(None)})
 
 
 def fingerprint(value: Any, name: Callable[[Any], str | None] | None = None) -> str:

@@ -15,7 +15,7 @@ import pytest
 from hopcoll.errors import CheckpointCorruptError, TaskFailedError, WorkflowError
 from recovery.disk import Disk
 from recovery.journal import Journal
-from recovery.workflows import Workflow, engine, event, loop
+from recovery.workflows import Done, Workflow, engine, event, loop
 from recovery.workflows import values as values_module
 from recovery.workflows.values import fingerprint, freeze, pack, read, unpack, write
 from tests import workflow_tasks as tasks
@@ -79,7 +79,7 @@ def test_a_damaged_file_is_an_error(run: Run, store: Path) -> None:
 
 def test_hashes_tell_what_a_value_is() -> None:
     def with_method(x: int) -> Any:
-        return tasks.Done(x)
+        return Done(x)
 
     alike = [
         ([1, [2]], [1, [2]]), ({"a": 1, "b": 2}, {"b": 2, "a": 1}), ({3, 1, 2}, {2, 1, 3}),
