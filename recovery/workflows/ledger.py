@@ -503,7 +503,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Wants:
-    """What a task uses the values of, and all that has to have ended before it begins."""
+    """What a task uses the values of, and all (these as well) that has to end before it begins."""
 
     needs: Iterable[str]
     inputs: Iterable[str]
@@ -523,7 +523,8 @@ def plan(order: Mapping[str, Wants], output: str, ledger: Ledger) -> Plan:
     while True:
         valid: dict[str, bool] = {}
         for task in order:
-            done = ledger.done(task)
+            state = ledger.states.get(task)
+            done = None if state is None else state.done
             valid[task] = done is not None and all(
                 valid.get(name, False)
                 and name not in renewed
@@ -540,12 +541,12 @@ def plan(order: Mapping[str, Wants], output: str, ledger: Ledger) -> Plan:
             if done is not None and valid[task] and done.durable and task not in renewed:
                 continue
             run[task] = _reason(ledger, task, valid[task], user)
-            stack += [(name, task) for name in order[task].needs]
+            needs = set(order[task].needs)
             # What it only waits for has ended, though the value may be lost.
             stack += [
                 (name, task)
                 for name in order[task].inputs
-                if not valid[name] or name in renewed
+                if name not in run and (name in needs or not valid[name] or name in renewed)
             ]
         again = {
             task
