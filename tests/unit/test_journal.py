@@ -204,23 +204,25 @@ def test_threads_share_groups(folder: Path) -> None:
     """Each thread's records are durable when its flush returns, and one fsync serves many."""
 
     class Slow(Disk):
-        syncs = 0
+        syncs = -1000
 
         def fdatasync(self, descriptor: int) -> None:
-            # Until all threads but the one that is here wait, or have come to their end.
-            arrived.wait(0.01)
-            arrived.clear()
+            if Slow.syncs == 0:  # the first holds until every thread waits with a record
+                assert all_wait.wait(60.0)
             Slow.syncs += 1
             super().fdatasync(descriptor)
 
-    arrived = threading.Event()
+    all_wait = threading.Event()
+    begun: set[int] = set()
     journal = opened(folder, Slow())
     Slow.syncs = 0
 
     def work(thread: int) -> None:
         for number in range(40):
             seq = journal.append("number", {"at": [thread, number]})
-            arrived.set()
+            begun.add(thread)
+            if len(begun) == 8:
+                all_wait.set()
             journal.flush(seq)
             assert journal.durable >= seq
 
