@@ -223,16 +223,21 @@ cdef inline uint64_t mix(uint64_t h, uint64_t word) noexcept nogil:
 cdef uint64_t mix_bytes(uint64_t h, const void* data, int64_t nbytes) noexcept nogil:
     cdef const uint64_t* words = <const uint64_t*>data
     cdef const uint8_t* tail = <const uint8_t*>data
-    cdef uint64_t last = 0, other = 0x9E3779B97F4A7C15ULL
+    cdef uint64_t last = 0, b = 0x9E3779B97F4A7C15ULL, c = 0xBF58476D1CE4E5B9ULL
+    cdef uint64_t d = 0x94D049BB133111EBULL
     cdef int64_t i
-    for i in range(nbytes >> 4):          # two chains, so that one need not wait for the other
-        h = (h ^ words[2 * i]) * 0xff51afd7ed558ccdULL
-        other = (other ^ words[2 * i + 1]) * 0xc4ceb9fe1a85ec53ULL
+    for i in range(nbytes >> 5):          # four chains, so that none need wait for another
+        h = (h ^ words[4 * i]) * 0xff51afd7ed558ccdULL
+        b = (b ^ words[4 * i + 1]) * 0xc4ceb9fe1a85ec53ULL
+        c = (c ^ words[4 * i + 2]) * 0xff51afd7ed558ccdULL
+        d = (d ^ words[4 * i + 3]) * 0xc4ceb9fe1a85ec53ULL
         h ^= h >> 32
-        other ^= other >> 32
-    if nbytes & 8:
-        h = mix(h, words[(nbytes >> 3) - 1])
-    h = mix(h, other)
+        b ^= b >> 32
+        c ^= c >> 32
+        d ^= d >> 32
+    for i in range((nbytes >> 5) << 2, nbytes >> 3):
+        h = mix(h, words[i])
+    h = mix(mix(mix(h, b), c), d)
     for i in range(nbytes & ~7, nbytes):
         last = last << 8 | tail[i]
     return mix(h, last ^ <uint64_t>nbytes << 32)
