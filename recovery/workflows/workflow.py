@@ -254,8 +254,8 @@ class Workflow:
             # still. So it is left as by a process that was killed, and nobody takes it for over
             # before this one has ended.
             return
-        with self._beside_the_error():
-            self._folder.close()
+        with self._beside_the_error(), contextlib.suppress(WorkflowFencedError):
+            self._folder.close()  # whoever took it over has it; that was told, or all had ended
 
     @contextlib.contextmanager
     def _beside_the_error(self) -> Iterator[None]:

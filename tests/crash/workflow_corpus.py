@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import random
+import secrets
 import shutil
 import tempfile
 import time
@@ -173,7 +174,7 @@ class Trial:
         log = Log(path)
         world.disk = disk = RecordingDisk(log, life)
         owner = {
-            "nonce": f"{self.incarnation:024x}", "pid": _DEAD_PID + self.incarnation,
+            "nonce": secrets.token_hex(12), "pid": _DEAD_PID + self.incarnation,
             "host": "elsewhere" if world.elsewhere else "here", "since": "then",
         }  # fmt: skip
         try:
