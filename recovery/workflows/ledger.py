@@ -523,8 +523,7 @@ def plan(order: Mapping[str, Wants], output: str, ledger: Ledger) -> Plan:
     while True:
         valid: dict[str, bool] = {}
         for task in order:
-            state = ledger.states.get(task)
-            done = None if state is None else state.done
+            done = ledger.done(task)
             valid[task] = done is not None and all(
                 valid.get(name, False)
                 and name not in renewed
