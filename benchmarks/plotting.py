@@ -11,7 +11,7 @@ matplotlib.use("Agg")  # a benchmark has no window to draw in
 
 from matplotlib import pyplot
 
-__all__ = ["plot_checkpoints", "plot_collectives"]
+__all__ = ["plot_checkpoints", "plot_collectives", "plot_workflows"]
 
 _COLOURS = {"mpi4py": "#8a8f98", "hopcoll": "#c2410c"}
 
