@@ -6,15 +6,23 @@ a power cut loses none of a step that is committed. A job that goes on from a co
 after it; one that starts from nothing starts the file anew. It has to be on a file system that all
 hosts share.
 
+Who begins to write does so in a file of its own, which takes the place of the one before it. So
+the writer before it may still be alive (stopped and left out, or in a replay): what it had under
+way ends up in a file that has no name any more.
+
 The disk is waited for in a thread.
 """
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
+import secrets
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +49,7 @@ class Metrics:
     """
 
     def __init__(self, path: str | os.PathLike[str], timeout_s: float) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.realpath(path))
         self._timeout_s = timeout_s
         self._thread = ThreadPoolExecutor(1, "hopcoll-log")
         self._floor = 0  # up to this step the file is durable
@@ -119,13 +127,18 @@ class Metrics:
             self._thread.shutdown(wait=False)
 
     def _open(self, step: int, lines: list[Line]) -> int:
-        """Open the file, and write all that is not known to be durable anew."""
+        """Replace the file by one of our own, with all that is not known to be durable anew."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, 0o666)
+        for left in self.path.parent.glob(glob.escape(f".{self.path.name}.") + "*.next"):
+            left.unlink(missing_ok=True)  # of one who died, or who is not to write any more
+        aside = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}.next")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        file = os.open(aside, flags, 0o666)
         try:
-            os.ftruncate(file, self._durable_bytes())
+            self._copy_durable(file)
             _append(file, [line for line in lines if line[0] <= step])
             os.fsync(file)
+            os.replace(aside, self.path)
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(folder)
@@ -133,14 +146,16 @@ class Metrics:
                 os.close(folder)
         except BaseException:
             os.close(file)
+            aside.unlink(missing_ok=True)
             raise
         return file
 
-    def _durable_bytes(self) -> int:
-        """Return where the lines end that are known to be durable."""
-        end = 0
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(file, 1):
+    def _copy_durable(self, file: int) -> None:
+        """Copy the lines that are known to be durable."""
+        with contextlib.suppress(FileNotFoundError), ExitStack() as files:
+            before = files.enter_context(open(self.path, "rb"))
+            copy = files.enter_context(open(file, "ab", closefd=False))
+            for number, line in enumerate(before, 1):
                 try:
                     step = json.loads(line)["step"]
                 except (ValueError, KeyError, TypeError):
@@ -151,8 +166,7 @@ class Metrics:
                     break  # half a line, of one who was killed
                 if step > self._floor:
                     break
-                end += len(line)
-        return end
+                copy.write(line)
 
     def _call(self, function: Any) -> Any:
         return self._result(self._thread.submit(function))

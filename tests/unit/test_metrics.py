@@ -77,6 +77,21 @@ def test_a_commit_carries_what_may_not_be_durable(path: Path) -> None:
     assert carried == [[1, 2], [1, 2, 3, 4], [3, 4, 5, 6], [5, 6, 7, 8]]
 
 
+def test_a_writer_before_that_lives_on_writes_no_more(path: Path) -> None:
+    old, new = Metrics(path, 10.0), Metrics(path, 10.0)
+    for metrics in (old, new):
+        metrics.go_on(0, None)
+        metrics.add(1, {"loss": 1}, False)
+    old.write(1)
+    new.write(1)
+    old.add(2, {"loss": 2}, True)  # it was stopped before it did so
+    old.close()
+    new.add(2, {"loss": 2}, True)
+    new.close()
+    assert steps(path) == [1, 2]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
 def test_it_keeps_no_more_than_so_many_lines(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
