@@ -297,11 +297,15 @@ cdef void engine_leave(Engine* engine) noexcept nogil:
 
 
 cdef bint engine_may_go(const Engine* engine) noexcept nogil:
-    """Whether all who are still there have heard our good-bye: nobody waits for us."""
+    """Whether all who are still there have heard our good-bye: nobody waits for us.  Where we have
+    stopped, those of our host: they count on the voids for what they asked us before they heard,
+    and others count on nothing."""
     cdef Mask out = gone(engine)
     cdef Mask known = mask_or(&engine.heard, &out)
-    cdef Mask members = mask_full(engine.size)
-    if engine.stopped:
-        return True
+    cdef int r
     mask_add(&known, engine.rank)
-    return mask_within(&members, &known)
+    for r in range(engine.size):
+        if not mask_has(&known, r) and (not engine.stopped
+                                        or engine.host[r] == engine.host[engine.rank]):
+            return False
+    return True

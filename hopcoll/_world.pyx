@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 from cython_kernels.transport cimport Event
 from hopcoll._state cimport *
 from hopcoll._engine cimport (
-    engine_new, engine_event, engine_tick, engine_leave, control_bytes_of)
+    engine_new, engine_event, engine_tick, engine_leave, engine_may_go, control_bytes_of)
 from hopcoll._operation cimport start_operation
 from hopcoll._plan cimport is_fold, is_for_root
 from hopcoll._checks cimport check_rank
@@ -170,11 +170,9 @@ cdef bint can_leave(World* world, int rank) noexcept nogil:
 
 cdef bint can_go(World* world, int rank) noexcept nogil:
     """All others have heard the good-bye, or have said theirs (they may have gone since)."""
-    cdef const Engine* engine = world.ranks[rank].engine
-    cdef Mask known = gone(engine), everyone = mask_full(world.size)
-    known = mask_or(&known, &engine.heard)
-    mask_add(&known, rank)
     cdef int r
+    if not world.ranks[rank].leaving or not engine_may_go(world.ranks[rank].engine):
+        return False
     if world.silence:
         for r in range(world.size):        # on its own host nothing is lost
             if world.host[r] == world.host[rank] and is_here(world, r) and (
@@ -182,9 +180,8 @@ cdef bint can_go(World* world, int rank) noexcept nogil:
                     or channel_of(&world.network, rank, r).data_count
                     or channel_of(&world.network, r, rank).data_count):
                 return False
-        return world.ranks[rank].leaving and acts(world, rank)
-    return (world.ranks[rank].leaving and is_here(world, rank)
-            and mask_within(&everyone, &known))
+        return acts(world, rank)
+    return is_here(world, rank)
 
 
 cdef bint can_detect(World* world, int observer, int peer) noexcept nogil:
