@@ -33,6 +33,7 @@ cdef struct Explorer:
     Choice* trace
     Choice* choices           # CHOICES_MAX per depth
     unsigned char* stack      # saved worlds, by depth
+    uint64_t engine[8]        # its digest at each rank, which one step changes at one; 0: not known
     # renaming, of the state at hand
     int32_t tag_count[8]
     int32_t tags[8][TAGS_MAX]

@@ -109,6 +109,11 @@ cdef int actor_of(const Choice* choice) noexcept nogil:
     return choice.b if choice.action == ACT_CONTROL or choice.action == ACT_DATA else choice.a
 
 
+cdef int sender_of(const Choice* choice) noexcept nogil:
+    """Who else can be changed by a step: its data may have been taken."""
+    return choice.a if choice.action == ACT_DATA else -1
+
+
 # ---- saving -------------------------------------------------------------------------------
 
 cdef inline unsigned char* put(unsigned char* at, const void* data, int64_t nbytes) noexcept nogil:
@@ -272,7 +277,11 @@ cdef int64_t waited(int64_t since, int64_t now, int64_t limit) noexcept nogil:
     return now - since if now - since < limit else limit
 
 
-cdef uint64_t mix_block(Explorer* x, uint64_t h, int rank, const Block* block) noexcept nogil:
+cdef inline bint is_over(const Sink* sink) noexcept nogil:
+    return not sink.open and sink.arrived == sink.posted
+
+
+cdef uint64_t mix_block(const Engine* engine, uint64_t h, const Block* block) noexcept nogil:
     cdef const Sink* sink
     cdef int phase
     cdef int64_t c
@@ -281,18 +290,17 @@ cdef uint64_t mix_block(Explorer* x, uint64_t h, int rank, const Block* block) n
     h = mix(h, <uint64_t>block.behind << 32 ^ <uint64_t>block.taken)
     for phase in range(PHASES):
         sink = &block.sink[phase]
-        if not sink.open and sink.arrived == sink.posted:
+        if is_over(sink):
             h = mix(h, 0xC105ED ^ <uint64_t>sink.broken)
             continue
         h = mix(h, <uint64_t>sink.source << 32 | <uint64_t>sink.open << 8 | <uint64_t>sink.broken)
-        h = mix(h, tag_name(x, rank, sink.tag))
         h = mix(h, <uint64_t>sink.first << 32 | <uint64_t>sink.end)
         h = mix(h, <uint64_t>sink.posted << 32 | <uint64_t>sink.arrived)
         h = mix(h, <uint64_t>sink.told << 32 | <uint64_t>block.sink_attempt[phase])
         for c in range(block.taken if phase == RIGHT_PHASE and sink.open else sink.arrived,
                        sink.arrived):
-            h = mix_bytes(h, slot_of_chunk(&block.grid, x.world.ranks[rank].engine.landings[
-                block.landing[phase]].slots, x.world.settings.window, c),
+            h = mix_bytes(h, slot_of_chunk(&block.grid, engine.landings[
+                block.landing[phase]].slots, engine.settings.window, c),
                           chunk_length(&block.grid, c))
     return h
 
@@ -317,7 +325,23 @@ cdef uint64_t mix_outlets(Explorer* x, uint64_t h, int rank, const Engine* engin
     return mix(h, 0xE0D)
 
 
-cdef uint64_t mix_operation(Explorer* x, uint64_t h, int rank, const Engine* engine,
+cdef uint64_t mix_names(Explorer* x, uint64_t h, int rank, const Engine* engine,
+                        const Operation* op) noexcept nogil:
+    """What an operation has that is named by the order in which it is met in the whole world."""
+    cdef const Block* block
+    cdef int b, phase
+    for b in range(op.blocks):
+        block = &op.block[b]
+        for phase in range(PHASES):
+            if not is_over(&block.sink[phase]):
+                h = mix(h, tag_name(x, rank, block.sink[phase].tag))
+        if block.outlets[0] >= 0 or block.outlets[1] >= 0:
+            h = mix_outlets(x, h + b, rank, engine, block.outlets[0])
+            h = mix_outlets(x, h, rank, engine, block.outlets[1])
+    return mix_outlets(x, h, rank, engine, op.early)
+
+
+cdef uint64_t mix_operation(uint64_t h, const Engine* engine,
                             const Operation* op) noexcept nogil:
     cdef Operation copy
     cdef int64_t whole = <const unsigned char*>&op.block - <const unsigned char*>op
@@ -361,22 +385,21 @@ cdef uint64_t mix_operation(Explorer* x, uint64_t h, int rank, const Engine* eng
         h = mix_bytes(h, op.states, op.chunks)
     for b in range(op.blocks):
         block = &op.block[b]
-        h = mix_block(x, h, rank, block)
+        h = mix_block(engine, h, block)
         if not op.finished:
             if block.recv != NULL:
                 h = mix_bytes(h, block.recv, block.grid.nbytes)
             if block.send != NULL:
                 h = mix_bytes(h, block.send, block.out.nbytes if block.out.nbytes
                               else block.grid.nbytes)
-        if block.outlets[0] >= 0 or block.outlets[1] >= 0:
-            h = mix_outlets(x, h + b, rank, engine, block.outlets[0])
-            h = mix_outlets(x, h, rank, engine, block.outlets[1])
     if op.sig.kind == EXSCAN and op.scratch != NULL:
         h = mix_bytes(h, op.scratch, op.nbytes)
-    return mix_outlets(x, h, rank, engine, op.early)
+    return h
 
 
-cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine) noexcept nogil:
+cdef uint64_t mix_engine(const Engine* engine) noexcept nogil:
+    """All of an engine but the names that `mix_names` gives."""
+    cdef uint64_t h = 0xE16
     cdef Engine copy
     cdef int64_t whole = <const unsigned char*>&engine.faults - <const unsigned char*>engine
     cdef const ProposeBody* proposal
@@ -444,14 +467,15 @@ cdef uint64_t mix_engine(Explorer* x, uint64_t h, int rank, const Engine* engine
                 h = mix_bytes(h, status_at(engine, r), status_length(status_at(engine, r)))
     for seq in range(engine.freed, engine.freed + engine.settings.ring):
         if engine.ring[seq % engine.settings.ring].seq == seq:
-            h = mix_operation(x, h, rank, engine, &engine.ring[seq % engine.settings.ring])
-    return h
+            h = mix_operation(h, engine, &engine.ring[seq % engine.settings.ring])
+    return h if h else 1
 
 
 cdef uint64_t mix_rank(Explorer* x, uint64_t h, int rank) noexcept nogil:
     cdef World* world = x.world
     cdef Port* port = &world.network.ports[rank]
     cdef Rank* one = &world.ranks[rank]
+    cdef const Operation* op
     cdef int i
     if port.dead:
         return mix(h, 0xDEAD)
@@ -464,7 +488,13 @@ cdef uint64_t mix_rank(Explorer* x, uint64_t h, int rank) noexcept nogil:
     if port.left:
         return h
     h = mix(h, port.detected.word[0])
-    h = mix_engine(x, h, rank, one.engine)
+    if x.engine[rank] == 0:
+        x.engine[rank] = mix_engine(one.engine)
+    h = mix(h, x.engine[rank])
+    for i in range(one.engine.settings.ring):
+        op = &one.engine.ring[(one.engine.freed + i) % one.engine.settings.ring]
+        if op.seq == one.engine.freed + i:
+            h = mix_names(x, h, rank, one.engine, op)
     for i in range(port.posted_count):
         h = mix(h, <uint64_t>port.posted[i].peer << 32
                 | tag_name(x, rank, port.posted[i].tag))
@@ -611,8 +641,9 @@ cdef void explore_from(Explorer* x, int depth) noexcept nogil:
     cdef World* world = x.world
     cdef Choice* choices
     cdef unsigned char* saved
-    cdef int count, i, sends, budget, actor, also
+    cdef int count, i, sends, budget, actor = -1, also = -1
     cdef bint may_die, stepped = False
+    cdef uint64_t engine = 0
     cdef Choice choice
     if world.violation != FINE or x.stopped:
         return
@@ -639,10 +670,11 @@ cdef void explore_from(Explorer* x, int depth) noexcept nogil:
     may_die = world.deaths_left > 0 and world.alive > 1
     for i in range(count):
         choice = choices[i]
-        actor = actor_of(&choice)
-        also = choice.a if choice.action == ACT_DATA else -1
         sends = 0
-        save(world, saved, actor, also, not x.canonical_states)
+        if actor != actor_of(&choice) or also != sender_of(&choice):    # else it is saved already
+            actor, also = actor_of(&choice), sender_of(&choice)
+            save(world, saved, actor, also, not x.canonical_states)
+            engine = x.engine[actor]
         # Dying before the first send is dying before the step: that is ACT_KILL, except that data
         # may have been taken from their sender.
         budget = -1
@@ -651,6 +683,7 @@ cdef void explore_from(Explorer* x, int depth) noexcept nogil:
             x.trace[depth] = choice
             x.trace_count = depth + 1
             x.transitions += 1
+            x.engine[actor] = 0
             perform(world, &choice)
             if budget < 0:
                 sends = world.network.sends
@@ -658,6 +691,7 @@ cdef void explore_from(Explorer* x, int depth) noexcept nogil:
             if world.violation != FINE or x.stopped:
                 return
             restore(world, saved, actor, also)
+            x.engine[actor] = engine
             if budget < 0:
                 budget = 0 if choice.action == ACT_DATA else 1
             else:
