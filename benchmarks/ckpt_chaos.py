@@ -42,6 +42,9 @@ _AT_MAX = 90
 #: How often the moment is not drawn among all calls.
 _LINKS = 0.3
 _JOB_TIMEOUT_S = 60.0
+#: Under load mpirun itself may fail to start; a job of which no rank began is started again.
+_STARTS_MAX = 5
+_NOBODY_BEGAN = "before any rank began"
 _POLL_S = 0.005
 
 
@@ -106,6 +109,7 @@ class Campaign:
         self.calls: collections.Counter[str] = collections.Counter()
         self.violations: list[dict[str, Any]] = []
         self.rollbacks = 0
+        self.started_again = 0
         self.steps: list[int] = []
         (root / "pids").mkdir()
 
@@ -177,6 +181,14 @@ class Campaign:
 
     def _run(self, plan: dict[str, Any], file: Path, fired: Path) -> tuple[str, dict[str, Any]]:
         """Run a job; return what its ranks said, and how it ended."""
+        for _ in range(_STARTS_MAX):
+            stdout, how = self._start(plan, file, fired)
+            if stdout or fired.exists() or _NOBODY_BEGAN not in how["stderr"]:
+                break
+            self.started_again += 1
+        return stdout, how
+
+    def _start(self, plan: dict[str, Any], file: Path, fired: Path) -> tuple[str, dict[str, Any]]:
         begin_s = time.monotonic()
         words = ["-m", PROGRAM, str(file)]
         how = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -216,6 +228,7 @@ class Campaign:
             "by_kind": dict(self.losses),
             "by_call": dict(sorted(self.calls.items())),
             "jobs": self.jobs,
+            "started_again": self.started_again,
             "rollbacks_in_a_job": self.rollbacks,
             "last_step": max(self.steps, default=0),
             "acknowledged": self.acknowledged(),

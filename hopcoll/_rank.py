@@ -16,11 +16,14 @@ from typing import NoReturn
 #: What a rank writes to its stderr when the interpreter ends, with whatever exit code. One write
 #: that is shorter than PIPE_BUF arrives in one piece.
 END_MARK = b"\x1ehopcoll-end\n"
+#: ... and when it begins; as long as the other.
+BEGIN_MARK = b"\x1ehopcoll-run\n"
 
 
 def main() -> None:
     """Run ``script.py arg ...`` or ``-m module arg ...`` as Python itself would."""
     if os.environ.get("HOPCOLL_LAUNCHER"):
+        os.write(2, BEGIN_MARK)
         mark_end()
     package = os.path.dirname(os.path.abspath(__file__))
     # From a checkout that is not installed, the program still finds hopcoll.

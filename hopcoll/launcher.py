@@ -5,11 +5,12 @@ the exit code is the job's and that no process is left behind::
 
     hopcoll run --- mpirun --- (prted on each further host) --- _rank.py script.py, once a rank
         ^                                                               |
-        +--------------- a mark on stderr, when a rank ends ------------+
+        +---------- a mark on stderr, when a rank begins and ends ------+
 
 Open MPI's mpirun ends with 0 after a rank was killed, but also after all of them were. So every
 rank marks its end on its stderr (_rank.py), which mpirun brings here from any host; without a
-single mark, nobody survived.
+single mark, nobody survived. And mpirun itself may fail before it has started a rank; of that the
+mark of who began tells.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from hopcoll._rank import END_MARK
+from hopcoll._rank import BEGIN_MARK, END_MARK
 
 __all__ = [
     "EAGER_LIMIT_BYTES",
@@ -392,10 +393,13 @@ class Ended:
     lost : str
         What took the job with it, in words: a host, mpirun, every rank. Empty if the job ended by
         itself or by a signal to this process.
+    began : bool
+        Whether any rank ran.
     """
 
     code: int
     lost: str = ""
+    began: bool = True
 
 
 def run(job: Plan) -> int:
@@ -419,7 +423,8 @@ def run(job: Plan) -> int:
     with Ending() as ending:
         ended = attend(job, ending)
     if ended.lost:
-        print(f"hopcoll run: {ended.lost} (--restarts N starts it again)", file=sys.stderr)
+        hint = " (--restarts N starts it again)" if ended.began else ""
+        print(f"hopcoll run: {ended.lost}{hint}", file=sys.stderr)
     return ended.code
 
 
@@ -484,6 +489,8 @@ def attend(job: Plan, ending: Ending) -> Ended:
         return Ended(NOBODY_SURVIVED, "every rank died")
     if code < 0:
         return Ended(128 - code, f"mpirun was killed by signal {-code}")
+    if code and job.marks and job.mpirun.fault_tolerant and not (relay.begun or relay.marks):
+        return Ended(code, f"mpirun ended with code {code} before any rank began", began=False)
     return Ended(code)
 
 
@@ -551,6 +558,7 @@ class _Relay:
 
     def __init__(self, source: IO[bytes]) -> None:
         self.source = source
+        self.begun = 0
         self.marks = 0
         self.is_open = True
         self.host_lost = False
@@ -568,11 +576,15 @@ class _Relay:
         self.is_open = bool(block)
         self._listen(block)
         text = self.held + block
+        self.begun += text.count(BEGIN_MARK)
         self.marks += text.count(END_MARK)
-        text = text.replace(END_MARK, b"")
+        text = text.replace(BEGIN_MARK, b"").replace(END_MARK, b"")
         # The beginning of a mark may be all that has come so far.
         split = text.rfind(END_MARK[:1])
-        keeps = self.is_open and split >= 0 and END_MARK.startswith(text[split:])
+        rest = text[split:]
+        keeps = self.is_open and split >= 0 and (
+            BEGIN_MARK.startswith(rest) or END_MARK.startswith(rest)
+        )
         text, self.held = (text[:split], text[split:]) if keeps else (text, b"")
         while text:
             try:

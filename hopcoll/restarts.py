@@ -9,9 +9,9 @@ started again on the hosts that answer, and goes on from what it has on disk::
                  |
                  +-- ask the hosts, wait 1, 2, 4 ... s, start again on those that answered
 
-**Losses** are: mpirun says that it lost a daemon, or could not start one; mpirun itself was killed;
-every rank died by a signal. A program that fails with a code of its own is not started again unless
-that was asked for.
+**Losses** are: mpirun says that it lost a daemon, or could not start one; mpirun itself was killed,
+or failed before any rank began (but not twice on the same hosts); every rank died by a signal. A
+program that fails with a code of its own is not started again unless that was asked for.
 
 **Progress.** A failure that comes again at the same step, while no host has gone, is the program's
 own, and a third try would not help. The program tells its newest durable step by `tell_progress`,
@@ -354,6 +354,7 @@ def run(
     places = Places(tuple(hosts), hostfile)
     slots = places.slots() or allocation()
     step: int | None = None
+    began = True
     with (
         launcher.Ending() as ending,
         tempfile.TemporaryDirectory(prefix="hopcoll-") as folder,
@@ -397,9 +398,13 @@ def run(
                 else:
                     places = places.only(left, Path(folder))
                 _say(f"without {', '.join(gone)}, which did not answer within {probe_s:g} s")
+            elif not (began or ended.began):
+                _say("nor did one the time before, and no host has gone: no further start")
+                return ended.code
             elif step is not None and step == before:
                 _say(f"no progress since step {step}, and no host has gone: the program's fault")
                 return ended.code
+            began = ended.began
     raise AssertionError("the last start has returned")
 
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import hopcoll
 from hopcoll import cli, launcher
-from hopcoll._rank import END_MARK
+from hopcoll._rank import BEGIN_MARK, END_MARK
 
 
 @pytest.fixture
@@ -246,7 +246,8 @@ def test_the_mpirun_of_this_environment_comes_before_path(fake_mpirun, monkeypat
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_marks_are_kept_back_wherever_the_pipe_cuts(size, capfd):
-    text = b"one\n" + END_MARK + b"two\x1e\x1ehop" + END_MARK + END_MARK + b"three\n" + END_MARK[:4]
+    text = BEGIN_MARK + b"one\n" + END_MARK + b"two\x1e\x1ehop" + END_MARK + END_MARK
+    text += b"three\n" + BEGIN_MARK + END_MARK[:4]
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb", buffering=0) as source:
         relay = launcher._Relay(_Slow(source, size))
@@ -254,7 +255,7 @@ def test_marks_are_kept_back_wherever_the_pipe_cuts(size, capfd):
         os.close(writing)
         while relay.is_open:
             relay.pass_on(10)
-    assert relay.marks == 3
+    assert (relay.begun, relay.marks) == (2, 3)
     assert capfd.readouterr().err.encode() == b"one\ntwo\x1e\x1ehopthree\n" + END_MARK[:4]
 
 

@@ -22,6 +22,7 @@ FAILED = f"printf '{END_MARK.decode()}' >&2; exit 3"
 ALL_DIED = "exit 0"
 HOST_LOST = "echo 'PRTE has lost communication with a remote daemon.' >&2; exit 0"
 KILLED = "kill -KILL $$"
+NOBODY_BEGAN = "exit 213"
 
 
 class Cluster:
@@ -121,6 +122,19 @@ def test_what_a_loss_is(cluster, capfd, what, code, why):
     assert cluster.run(2) == code
     assert len(cluster.starts) == 3
     assert f"hopcoll run: {why}; that was the last of 3 starts\n" in capfd.readouterr().err
+
+
+def test_an_mpirun_that_starts_nobody_gets_another_chance(cluster, capfd):
+    cluster.plays(NOBODY_BEGAN, ALL_DIED, NOBODY_BEGAN, DONE)
+    assert cluster.run(9) == 0
+    assert "mpirun ended with code 213 before any rank began; restart 1" in capfd.readouterr().err
+
+
+def test_an_mpirun_that_starts_nobody_twice_gets_no_more(cluster, capfd):
+    cluster.plays(NOBODY_BEGAN, NOBODY_BEGAN, DONE)
+    assert cluster.run(9) == 213
+    assert len(cluster.starts) == 2
+    assert "nor did one the time before" in capfd.readouterr().err
 
 
 def test_a_failure_of_the_script_is_its_own(cluster):
