@@ -19,7 +19,8 @@ undone   an attempt was rolled back: ``t``, ``a``
 anew     what a task went on to is void: ``t``; or a loop, from iteration ``i`` on
 fail     an attempt has failed: ``t``, ``a``, ``error``, ``late`` (its thread goes on)
 note     what a task must be told again: ``t``, ``k``, ``v``
-given    events that were given to tasks which are no more; body: which. Of compactions only
+given    events that were given to tasks which are no more; ``of`` (who went on without them);
+         body: which. Of compactions only
 end      the workflow: ``status``, ``error``, ``output`` (which task has it)
 =======  =======================================================================================
 
@@ -143,6 +144,8 @@ class Ledger:
         went on without them.
     events : set of str
         Those that were given out.
+    heard : dict of str to set of str
+        Those of them that were given to tasks that were dropped, as in `attic`.
     dropped : list of str
         Files that nobody needs any more; the caller takes them from here.
     owners : dict of str to dict
@@ -168,6 +171,7 @@ class Ledger:
         self.iterations: dict[str, set[int]] = {}
         self.attic: dict[str, list[tuple[str, Begun]]] = {}
         self.events: set[str] = set()
+        self.heard: dict[str, set[str]] = {}
         self.dropped: list[str] = []
         self.owners: dict[str, dict[str, Any]] = {}
         self.over: set[str] = set()
@@ -309,20 +313,24 @@ class Ledger:
         if "i" in head:
             for number in sorted(self.iterations.get(task, ())):
                 if number >= head["i"]:
-                    self._drop_void(iteration_name(task, number))
+                    self.drop(iteration_name(task, number))
             if not self.iterations.get(task):
                 self.loops.pop(task, None)
             return
         for child in list(self._children.get(task, ())):
-            self._drop_void(child)
+            self.drop(child)
         self.more.pop(task, None)
+        self.events -= self.heard.pop(task, set())
         state = self.states.get(task)
         if state is not None and state.done is not None:
             self._drop_file(state.done)
             state.done = None
 
     def _on_given(self, head: dict[str, Any], body: bytes, seq: int) -> None:
-        self.events.update(body.decode().split())
+        events = set(body.decode().split())
+        self.events |= events
+        if "of" in head:
+            self.heard.setdefault(head["of"], set()).update(events)
 
     def _on_note(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         self.state(head["t"]).notes[head["k"]] = head["v"]
@@ -363,33 +371,29 @@ class Ledger:
         if "f" in begun.head:
             self.dropped.append(begun.head["f"])
 
-    def _drop_void(self, task: str) -> None:
-        """Drop a task that has to run anew: its numbers are not given again, its event is."""
-        names = [task]
-        for name in names:
-            names += self._children.get(name, ())
-            state = self.states.get(name)
-            if state is not None:
-                self.floor = max(self.floor, state.attempt)
-                if state.done is not None:
-                    self.events.discard(state.done.head.get("e", ""))
-        self.drop(task)
-
     def drop(self, task: str, heir: str | None = None) -> None:
-        """Forget a task, and all that it went on to; an heir keeps what could be rolled back."""
+        """Forget a task, and all that it went on to. An heir keeps what could be rolled back, and
+        the events; without one it begins anew: its numbers are not given again, its events are."""
         for child in list(self._children.pop(task, ())):
             self.drop(child, heir)
         self.more.pop(task, None)
         state = self.states.pop(task, None)
         inherited = self.attic.pop(task, [])
+        heard = self.heard.pop(task, set())
         if state is not None and state.done is not None:
             self._drop_file(state.done)
+            heard |= {state.done.head["e"]} if "e" in state.done.head else set()
         if heir is not None:
             if state is not None and state.undoable is not None:
                 inherited = [*inherited, (task, state.undoable)]
             if inherited:
                 self.attic.setdefault(heir, []).extend(inherited)
+            if heard:
+                self.heard.setdefault(heir, set()).update(heard)
         else:
+            self.events -= heard
+            if state is not None:
+                self.floor = max(self.floor, state.attempt)
             for _, begun in inherited:
                 self._drop_call(begun)
             if state is not None and state.undoable is not None:
@@ -408,14 +412,6 @@ class Ledger:
             for nonce, owner in self.owners.items():
                 if nonce != first:
                     kept.append(("resume", {"owner": owner, "over": sorted(self.over)}, b""))
-        held = {
-            state.done.head["e"]
-            for state in self.states.values()
-            if state.done is not None and "e" in state.done.head
-        }
-        given = sorted(self.events - held)
-        for i in range(0, len(given), _GIVEN_MAX):
-            kept.append(("given", {}, " ".join(given[i : i + _GIVEN_MAX]).encode()))
         rows: list[tuple[int, tuple[str, dict[str, Any], bytes]]] = []
         # What is said of tasks that a row before would drop comes after all rows.
         last: list[tuple[str, dict[str, Any], bytes]] = []
@@ -441,10 +437,24 @@ class Ledger:
                 ("note", {"t": task, "k": k, "v": v}, b"") for k, v in sorted(state.notes.items())
             ]
         kept += [row for _, row in sorted(rows, key=lambda row: row[0])]
-        kept += last
+        kept += last + self._given()
         if self.status not in ("empty", "running"):
             head = {"status": self.status, "error": self.error, "output": self.output}
             kept.append(("end", head, b""))
+        return kept
+
+    def _given(self) -> list[tuple[str, dict[str, Any], bytes]]:
+        """What `keep` says of events that were given to tasks which are no more."""
+        rest = self.events.difference(*self.heard.values()) - {
+            state.done.head["e"]
+            for state in self.states.values()
+            if state.done is not None and "e" in state.done.head
+        }
+        kept: list[tuple[str, dict[str, Any], bytes]] = []
+        for heir, events in [("", rest), *self.heard.items()]:
+            names, head = sorted(events), {"of": heir} if heir else {}
+            for i in range(0, len(names), _GIVEN_MAX):
+                kept.append(("given", head, " ".join(names[i : i + _GIVEN_MAX]).encode()))
         return kept
 
 

@@ -46,6 +46,27 @@ _SPECIAL = {
     "effects_are_released_at_once": (graphs.used_later, 28, 44),
     "a_durable_user_is_taken_to_need_nothing_any_more": (graphs.used_again, 30, 46),
 }
+#: Alike: the graph, the tasks that its lives end in, one after the other, and what is noticed.
+_IN_TASKS: dict[str, tuple[Callable[[], Node], list[str], str]] = {
+    "what_has_to_run_again_is_taken_for_done": (
+        graphs.used_by_one_that_is_void, ["late_user", "user"], "an effect was done twice",
+    ),
+    "versions_are_given_twice": (
+        graphs.used_after_it_went_on, ["late_user", "user"], "mixed: two values of lost",
+    ),
+    "what_can_be_rolled_back_counts_as_deterministic": (
+        graphs.a_thing_of_a_thing, ["late_user"], "thing runs while thing~2 is not undone",
+    ),
+    "loops_go_on_after_they_would_have_ended": (
+        graphs.a_loop_that_ends_earlier, ["late_user"], "runs after the end",
+    ),
+    "events_of_what_begins_anew_are_lost": (
+        graphs.of_an_event, ["late_user"], "an event a is lost",
+    ),
+    "events_of_generations_that_are_over_are_lost": (
+        graphs.of_events, ["late_user"], "an event a is lost",
+    ),
+}  # fmt: skip
 _OF_THE_CORPUS = [
     "durability_is_not_waited_for",
     "effects_come_before_their_intent_is_durable",
@@ -69,6 +90,20 @@ def test_an_effect_that_is_released_too_early_is_noticed(name: str) -> None:
     _at_each_call(*_SPECIAL[name])
     with pytest.raises(WrongError, match="an effect was done twice"), MUTANTS[name]():
         _at_each_call(*_SPECIAL[name])
+
+
+@pytest.mark.parametrize("name", _IN_TASKS)
+def test_a_rule_that_helps_after_these_crashes_is_noticed(name: str) -> None:
+    node, lives, what = _IN_TASKS[name]
+    counts = Counts()
+    for seed in range(2):
+        try_seed(seed, counts, lives, node())
+    assert counts.points == 2 * len(lives)
+    for k in range(15, 60, 15):
+        try_seed(k, counts, [k, k // 2], node())
+    with pytest.raises(WrongError, match=what), MUTANTS[name]():
+        for seed in range(_TRIALS_MAX // 6):
+            try_seed(seed, counts, lives, node())
 
 
 def test_a_no_that_is_believed_too_early_is_noticed() -> None:

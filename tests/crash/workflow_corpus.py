@@ -24,7 +24,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ import click
 from tqdm import tqdm
 
 from hopcoll.errors import EffectUnknownError, HopcollError, WorkflowError
-from recovery.journal import Journal
+from recovery.journal import Journal, Record
 from recovery.workflows import Node, TaskContext, Workflow
 from recovery.workflows import engine as engines
 from recovery.workflows import folder as folders
@@ -131,9 +131,9 @@ class Trial:
         self.world: World | None = None
         self.incarnation = 0
 
-    def run(self, lives: list[int]) -> None:
-        """Run it; its n-th life ends at the call that is given, and the one after the last goes on
-        to the end."""
+    def run(self, lives: Sequence[int | str]) -> None:
+        """Run it; its n-th life ends at the call, or in the task, that is given, and the one after
+        the last goes on to the end."""
         outside = self.scratch / "world"
         outside.mkdir()
         graphs.WORLD = self.world = World(outside)
@@ -160,7 +160,7 @@ class Trial:
         found = list(itertools.islice(choices(medium, self.draw, 6), 60))
         return medium.state(self.draw.choice(found))
 
-    def _live(self, path: Path, life: int | None) -> Log | None:
+    def _live(self, path: Path, life: int | str | None) -> Log | None:
         """One process; None where the workflow is done."""
         world = self.world
         assert world is not None
@@ -172,7 +172,8 @@ class Trial:
         world.elsewhere = self.draw.random() < 0.15
         world.moments_to_wake = self.draw.randint(1, 20)
         log = Log(path)
-        world.disk = disk = RecordingDisk(log, life)
+        world.dies_in = life if isinstance(life, str) else None
+        world.disk = disk = RecordingDisk(log, None if isinstance(life, str) else life)
         owner = {
             "nonce": secrets.token_hex(12), "pid": _DEAD_PID + self.incarnation,
             "host": "elsewhere" if world.elsewhere else "here", "since": "then",
@@ -305,6 +306,7 @@ class Trial:
             raise WrongError(f"an effect was done twice: {sorted(names)}")
         # A control edge carries no tokens; what was done with before it, the journal knows.
         ledger = facts(path)
+        records = Journal.read(path / "w" / "journal").records
         loops = {
             vertex.id
             for vertex in Graph.of(self.node).vertices.values()
@@ -312,7 +314,7 @@ class Trial:
         }
         effects = {name for name in tokens if kind_of(name) in EFFECTS} | {
             record.head["t"]
-            for record in Journal.read(path / "w" / "journal").records
+            for record in records
             if record.kind == "done" and "x" in record.head
         }
         if set(names) != effects:
@@ -327,7 +329,7 @@ class Trial:
             for one, token in json.loads(text).items():
                 if tokens.get(one, token) != token:
                     raise WrongError(f"{name} was done with another value of {one}")
-        self._check_events(ledger)
+        self._check_events(records, ledger)
         self.counts.workflows += 1
         again = Workflow("w", path)
         world.executed.clear()
@@ -335,26 +337,27 @@ class Trial:
             raise WrongError("the stored output is another one")
 
     @staticmethod
-    def _check_events(ledger: Ledger) -> None:
-        """Each was given to one task, in the order in which they came, and none is lost."""
-        given = [
-            state.done.head["e"]
-            for state in ledger.states.values()
-            if state.done is not None and "e" in state.done.head
-        ]
-        if len(set(given)) != len(given):
-            raise WrongError("an event was given to two tasks")
-        names = {
-            key: [
+    def _check_events(records: Iterable[Record], ledger: Ledger) -> None:
+        """Each was given to one task, in the order in which they came, and none is lost: what was
+        given to tasks that are void is given again."""
+        given: dict[str, str] = {}
+        for record in records:
+            task = record.head.get("t", "")
+            if "e" in record.head and given.setdefault(record.head["e"], task) != task:
+                raise WrongError("an event was given to two tasks")
+            if record.kind == "anew":
+                void = f"{task}/"
+                given = {one: to for one, to in given.items() if not to.startswith(void)}
+        for key in "ab":
+            names = [
                 hashlib.sha256(f"{key}\n{number}".encode()).hexdigest()[:32]
                 for number in range(_EVENTS)
             ]
-            for key in "ab"
-        }
-        for key, events in names.items():
-            count = sum(one in ledger.events for one in events)
-            if {one for one in events if one in ledger.events} != set(events[:count]):
+            count = sum(one in given for one in names)
+            if any(one not in given for one in names[:count]):
                 raise WrongError(f"an event {key} is lost")
+        if ledger.events != set(given):
+            raise WrongError("the events that were given are others than the journal says")
 
 
 def crashes_of(seed: int) -> list[int]:
@@ -366,7 +369,10 @@ def crashes_of(seed: int) -> list[int]:
 
 
 def try_seed(
-    seed: int, counts: Counts, lives: list[int] | None = None, node: Node | None = None
+    seed: int,
+    counts: Counts,
+    lives: Sequence[int | str] | None = None,
+    node: Node | None = None,
 ) -> None:
     """Run one workflow, of the corpus or another, with crashes that the seed says, or others;
     raises `WrongError`."""
@@ -391,6 +397,10 @@ def seeds(first: int = 0) -> Iterable[int]:
         yield number % 100 * 1000 + number // 100
 
 
+def _parse(lives: str) -> list[int | str]:
+    return [int(one) if one.isdigit() else one for one in lives.split(",")]
+
+
 def _try(seed: int) -> tuple[Counts, str]:
     counts = Counts()
     try:
@@ -405,7 +415,7 @@ def _try(seed: int) -> tuple[Counts, str]:
 @click.option("--first", default=0, show_default=True, help="Of the trials.")
 @click.option("--jobs", default=1, show_default=True, help="Processes.")
 @click.option("--only", type=int, help="Try this seed alone.")
-@click.option("--lives", help="With --only: the calls at which its lives end (K,K,...).")
+@click.option("--lives", help="With --only: the calls, or tasks, its lives end in (K,K,...).")
 @click.option("--json", "json_path", type=click.Path(path_type=Path))
 def main(
     points: int, first: int, jobs: int, only: int | None, lives: str | None, json_path: Path | None
@@ -414,7 +424,7 @@ def main(
     counts = Counts()
     begin_s = time.monotonic()
     if only is not None:
-        try_seed(only, counts, [int(one) for one in lives.split(",")] if lives else None)
+        try_seed(only, counts, _parse(lives) if lives else None)
     failures: list[str] = []
     if only is None:
         with (

@@ -49,7 +49,11 @@ class World:
         before anything ran.
     zombies : list of callable
         What processes that were taken for silent will do when they wake up.
+    dies_in : str or None
+        The task that this life ends in, as it begins.
     """
+
+    dies_in: str | None = None
 
     def __init__(self, path: Path) -> None:
         self.database = sqlite3.connect(path / "world.db", check_same_thread=False)
@@ -69,6 +73,14 @@ class World:
         self.zombies: list[Act] = []
         self.elsewhere = False  # nobody can prove that this life is over
         self.moments_to_wake = 0
+
+    def begin(self, name: str, makers: list[str]) -> None:
+        """A task is called."""
+        self.executed.append((name, makers))
+        if name == self.dies_in and self.disk is not None:
+            with self.disk.log.lock:
+                self.disk.left = 0
+            raise Killed
 
     def moment(self) -> None:
         """A moment in which the process may die, or a zombie wake up."""
@@ -139,7 +151,7 @@ def _merge(inputs: Iterable[Any]) -> dict[str, str]:
 
 
 def _begin(ctx: TaskContext, inputs: Iterable[Any]) -> None:
-    WORLD.executed.append((ctx.task_id, _makers(inputs)))
+    WORLD.begin(ctx.task_id, _makers(inputs))
 
 
 def _makers(inputs: Iterable[Any]) -> list[str]:
@@ -189,10 +201,24 @@ def plain(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
     return value
 
 
+def _begin_turn(ctx: TaskContext, state: Any, i: int) -> None:
+    """The body of a loop is called: with what it returned before, which was not the end."""
+    _begin(ctx, [state])
+    before = f"{ctx.task_id.rpartition('[')[0]}[{i - 1}]"
+    if i and before not in state["tokens"]:
+        raise Killed(f"mixed: {ctx.task_id} does not go on from {before}")
+    if state.get("ended"):
+        raise Killed(f"mixed: {ctx.task_id} runs after the end")
+
+
 def _turned(state: Any, i: int, ctx: TaskContext, value: Any) -> Any:
     """What the body of a loop returns."""
     how = value["how"] = state["how"]
-    ends = i == how["stop"] or (how["may_stop"] and random.random() < 0.25)
+    ends = value["ended"] = (
+        i == how["stop"]
+        or (how["may_stop"] and random.random() < 0.25)
+        or (how.get("stops_again", False) and ctx.attempt > 1)
+    )
     if how["goes_on"] and not ends:
         options = how["options"]
         return plain.options(**options).bind({"fixed": how["fixed"], "loop": how}, value)
@@ -202,7 +228,7 @@ def _turned(state: Any, i: int, ctx: TaskContext, value: Any) -> Any:
 @task
 def turn(state: Any, i: int, ctx: TaskContext) -> Any:
     """The body of a loop."""
-    _begin(ctx, [state])
+    _begin_turn(ctx, state, i)
     WORLD.moment()
     value = _value(ctx, [state], _token(ctx, [state], state["how"]["fixed"]))
     return _turned(state, i, ctx, value)
@@ -229,7 +255,7 @@ def keyed(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
 @task(external=True, idempotency_key=True, name="keyed")
 def turn_keyed(state: Any, i: int, ctx: TaskContext) -> Any:
     """The body of a loop with such an effect."""
-    _begin(ctx, [state])
+    _begin_turn(ctx, state, i)
     return _turned(state, i, ctx, _do_keyed(ctx, [state]))
 
 
@@ -320,7 +346,7 @@ def take_turn_away(state: Any, i: int, ctx: TaskContext) -> None:
 @task(rollback=take_turn_away, name="thing")
 def turn_thing(state: Any, i: int, ctx: TaskContext) -> Any:
     """The body of a loop with such an effect."""
-    _begin(ctx, [state])
+    _begin_turn(ctx, state, i)
     return _turned(state, i, ctx, _put_thing(ctx, [state], state["how"]["fixed"]))
 
 
@@ -488,3 +514,62 @@ def used_again() -> Node:
 def of_a_stranger() -> Node:
     """Only an effect that can be asked about."""
     return _out(asked.bind({}), _late(2))
+
+
+# With crashes in two tasks, or in one. The first is mostly in one that comes late, and needs again
+# what is lost by then.
+
+
+def _late_user(count: int, *inputs: Node) -> Node:
+    return _KEPT.options(name="late_user").bind(_HOW, *inputs, _late(count))
+
+
+def used_by_one_that_is_void() -> Node:
+    """What the effect was made from is lost, and used by somebody who has to run again, later."""
+    one, two = _LOST.bind(_HOW), _LOST.bind(_HOW)
+    effect = blind.bind({}, _KEPT.bind(_HOW, one))
+    chain = two
+    for _ in range(5):
+        chain = _KEPT.bind(_HOW, chain)
+    user = _KEPT.options(name="user").bind(_HOW, one, chain)
+    return _out(effect, user, _late_user(12, two))
+
+
+def _going_on(*inputs: Node, **how: Any) -> Node:
+    """A task that goes on to others, `goes_on` times."""
+    how = {**_HOW, **how, "options": {"checkpoint": "sync"}}
+    return _KEPT.options(name="goes_on").bind(how, *inputs)
+
+
+def used_after_it_went_on() -> Node:
+    """What a task went on to is void, and begins anew; its user did not run again yet."""
+    lost = _LOST.bind(_HOW)
+    user = _KEPT.options(name="user").bind(_HOW, _going_on(lost, goes_on=2))
+    return _out(user, _late_user(12, lost))
+
+
+def a_thing_of_a_thing() -> Node:
+    """What can be undone is lost, and made from it is what can be undone as well."""
+    lost = thing.options(deterministic=True, checkpoint="none").bind({"fixed": True})
+    return _out(thing.options(checkpoint="sync").bind(_HOW, lost), _late_user(8, lost))
+
+
+def a_loop_that_ends_earlier() -> Node:
+    """A loop whose states are lost; where it goes round again, it ends at once."""
+    around = {
+        "fixed": False, "stop": None, "may_stop": False, "goes_on": False, "stops_again": True,
+    }  # fmt: skip
+    first = _KEPT.bind({**_HOW, "loop": around})
+    return _out(_late_user(8, loop(turn.options(checkpoint="none"), first, 3)))
+
+
+def of_an_event(count: int = 1) -> Node:
+    """What a task went on to was given an event, and begins anew."""
+    lost = _LOST.bind(_HOW)
+    goes_on = _going_on(lost, goes_on=count, waits="a")
+    return _out(_KEPT.options(name="late_user").bind(_HOW, lost, goes_on))
+
+
+def of_events() -> Node:
+    """What a task went on to went on itself, more than once: who had its events is no more."""
+    return of_an_event(3)

@@ -212,6 +212,24 @@ def test_a_generation_lets_go_of_the_one_before() -> None:
         assert [name for name, _ in ledger.attic["t"]] == ["t/x"]
 
 
+def test_what_begins_anew_gives_back_the_events_of_those_that_are_no_more() -> None:
+    story = Story()
+    story.done("t", kind="more", o="t", g=1)
+    story.done("t/x", made_from={"t": 1}, e="first")
+    story.done("t/y", made_from={"t/x": 1}, kind="more", o="t", g=2)
+    story.done("l[0]", kind="more", kept=False, o="l[0]", g=1)
+    story.done("l[0]/x", kept=False, made_from={"l[0]": 1}, e="second")
+    story.done("l[1]", made_from={"l[0]/x": 1})
+    assert set(story.ledger.states) == {"t", "t/y", "l[1]"}
+    for told in (story, story.compacted().compacted()):
+        ledger = told.ledger
+        assert ledger.events == {"first", "second"}
+        told.put("anew", {"t": "t"})
+        assert ledger.events == {"second"}
+        told.put("anew", {"t": "l", "i": 1})
+        assert not ledger.events and not ledger.heard
+
+
 def test_names() -> None:
     assert owner_of("a") is None
     assert owner_of("a/b") == owner_of("a/~3/b") == "a"

@@ -383,7 +383,8 @@ def test_an_event_stays_with_the_task_that_was_given_it(run: Run, store: Path) -
     """Also where the task has to begin anew: the event came once."""
     lost = token.options(checkpoint="none").bind()
     waits = event("word").after(lost)
-    node = tasks.join.bind(give.options(checkpoint="sync").bind(waits), lost, tasks.fails.bind(1))
+    kept = give.options(checkpoint="sync").bind(waits)
+    node = tasks.join.bind(kept, lost, tasks.fails.bind(1).after(kept))
     with Workflow("w", store) as workflow:
         future = workflow.run_async(tasks.join.bind(one.bind(), node.after(waits)))
         while not future.done():
