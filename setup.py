@@ -24,6 +24,8 @@ PACKAGES = ("cython_kernels", "hopcoll", "recovery")
 # run time. No contraction: hosts with and without fused multiply-add must compute the same bits.
 # No debug information: it would take a sixth of the time to build. CFLAGS=-g brings it back.
 COMPILE_FLAGS = ["-ftree-vectorize", "-fno-math-errno", "-ffp-contract=off"]
+# What Cython makes of enums is unsigned in C, and where it writes all of a struct gcc cannot tell.
+COMPILE_FLAGS += ["-Wno-sign-compare", "-Wno-maybe-uninitialized"]
 # The protocol has no loops to unroll: -O3 would only take a fourth more of the time to build.
 OPTIMISATION = {"cython_kernels": "-O3", "hopcoll": "-O2", "recovery": "-O2"}
 

@@ -122,4 +122,5 @@ cdef Tree members_tree(const Engine* engine) noexcept nogil:
     tree.root = mask_nth(&tree.ranks, 0)
     tree.degree = engine.settings.degree
     tree.count = mask_count(&tree.ranks)
+    tree.pad = 0
     return tree
