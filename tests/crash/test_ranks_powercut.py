@@ -47,14 +47,18 @@ def look(folder: Path) -> int | None:
     return step
 
 
-def four_ranks(log: Log, *, victim: int | None = None, lives: int | None = None) -> None:
-    """Three saves. The victim dies after so many calls, before the third; the others go on."""
+def four_ranks(log: Log, *, victim: int | None = None) -> int:
+    """Three saves. The victim dies at the third's link, and the others go on; how many calls had
+    been recorded by then."""
     world = World(RANKS)
+    died_at = 0
 
     class Mortal(RecordingDisk):
         def link(self, source: Path, target: Path) -> None:
             super().link(source, target)
+            nonlocal died_at
             if "0000000004" in target.name:  # the third save
+                died_at = len(log.calls)
                 world.kill(self.rank)
                 raise SystemExit
 
@@ -72,18 +76,24 @@ def four_ranks(log: Log, *, victim: int | None = None, lives: int | None = None)
 
     for rank, ended in enumerate(run(RANKS, program, world)):
         assert rank == victim or ended is None, ended
+    return died_at
 
 
 @pytest.mark.parametrize("victim", [None, 0])
 def test_a_power_cut_leaves_the_old_state_or_the_new_one(victim: int | None) -> None:
     """With a victim: the committer dies between its link and its fsync, and the next one adopts."""
+    assert examine(victim) >= {None, 1, 2, 3}
+
+
+def examine(victim: int | None, after_death: bool = False) -> set[int | None]:
+    """Look at what each power cut, or each after the victim's death, leaves; what is found."""
     with scratch_folder() as scratch:
         (scratch / "disk").mkdir()
         with same_every_time(), Log(scratch / "disk") as log:
-            four_ranks(log, victim=victim)
+            died_at = four_ranks(log, victim=victim)
             examiner = Examiner(look, scratch)
-            examiner.examine(log, randoms=1, seed=0)
-    assert set(examiner.seen.values()) >= {None, 1, 2, 3}
+            examiner.examine(log, randoms=1, seed=0, first=died_at if after_death else 0)
+    return set(examiner.seen.values())
 
 
 def test_a_slot_that_is_adopted_unsynced_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,4 +108,4 @@ def test_a_slot_that_is_adopted_unsynced_is_found(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(saving._Save, "_adopted", unsynced)
     with pytest.raises(Violation):
-        test_a_power_cut_leaves_the_old_state_or_the_new_one(0)
+        examine(0, after_death=True)
