@@ -2,7 +2,7 @@
 
 Three ranks of which two die are exhausted for every kind of operation, five ranks of which two die
 in one order of deliveries.  Nothing is left out that could end differently; what makes two worlds
-equal is in hopcoll/_explorer.pyx, and is itself compared to telling them apart by all bytes.
+equal is in hopcoll/_digest.pyx, and is itself compared to telling them apart by all bytes.
 """
 
 from __future__ import annotations

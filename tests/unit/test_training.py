@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,8 +141,9 @@ def broken_random(session: TrainingSession, *key: int) -> np.random.Generator:
 #: What goes wrong, and how a session is made to do it.
 BROKEN: dict[str, tuple[Any, str, Any]] = {
     "the state is not put back": (live, "put_back", lambda node, saved: node),
-    "the log is not cut": (Metrics, "_durable_bytes", lambda self: self.path.stat().st_size),
-    "the log is cut to nothing": (Metrics, "_durable_bytes", lambda self: 0),
+    "the log is not cut": (Metrics, "_copy_durable", lambda self, file: os.write(
+        file, self.path.read_bytes() if self.path.exists() else b"")),
+    "the log is cut to nothing": (Metrics, "_copy_durable", lambda self, file: None),
     "random numbers are of the process": (TrainingSession, "_random", broken_random),
     "the next step is made twice": (History, "begin", lambda self, first, size, ranks: (
         self.eras.append(Era(first, size, ranks)), setattr(self, "last", max(first - 2, 0)))),
