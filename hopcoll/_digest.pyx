@@ -233,7 +233,7 @@ cdef uint64_t mix_engine(const Engine* engine) noexcept nogil:
     copy.landings = NULL
     copy.landing_free = copy.landings_used = 0
     copy.wheres = NULL
-    memset(&copy.late, 0, sizeof(Late))
+    memset(&copy.late, 0, sizeof(copy.late))
     copy.promised_us = copy.ballot_us = copy.heard_us = copy.beat_us = 0
     copy.calling_us = copy.answer_us = 0
     copy.ring = NULL
