@@ -183,7 +183,7 @@ class Campaign:
         """Run a job; return what its ranks said, and how it ended."""
         for _ in range(_STARTS_MAX):
             stdout, how = self._start(plan, file, fired)
-            if stdout or fired.exists() or _NOBODY_BEGAN not in how["stderr"]:
+            if fired.exists() or _NOBODY_BEGAN not in how["stderr"]:
                 break
             self.started_again += 1
         return stdout, how

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -348,7 +349,8 @@ def pids(layout: Layout, host: int) -> list[int]:
 def kill(layout: Layout, host: int) -> int:
     """Kill all processes on a host at once, and what they start meanwhile.
 
-    Blocking until they are gone. Files of theirs that Open MPI leaves in /dev/shm go with them.
+    Blocking until they are gone. Files of theirs that Open MPI leaves in /dev/shm go with them, and
+    its directories in /tmp: a daemon that later gets the number of a dead one would not start.
 
     Returns
     -------
@@ -374,6 +376,8 @@ def _kill_all(networks: Mapping[int, int]) -> int:
             raise LabError(f"processes {sorted(left)} do not end")
         killed |= {pid for pid in left if _kill(networks, pid)}
         time.sleep(0.005)
+    for pid in killed:
+        shutil.rmtree(Path(tempfile.gettempdir(), f"ompi.{pid}"), ignore_errors=True)
     return len(killed)
 
 
