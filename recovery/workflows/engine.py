@@ -116,7 +116,9 @@ class Engine:
         self._held: list[Slot] = []
         self._delayed: list[tuple[float, int, Slot]] = []
         self._events: dict[str, list[Slot]] = {}
-        self._gangs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # No SimpleQueue: where it is let sleep for longer than the timeout of its `get`, that may
+        # wait for ever (CPython, at least up to 3.13).
+        self._gangs: queue.Queue[Any] = queue.Queue()
         self._garbage: deque[tuple[int, str]] = deque()
         self._threads: list[threading.Thread] = []
         self._idle_workers = 0

@@ -397,3 +397,11 @@ def test_an_event_stays_with_the_task_that_was_given_it(run: Run, store: Path) -
             future.result()
     found = run(None)
     assert found[1][0] == "once" and found[1][2] == "well"
+
+
+def test_a_wait_for_a_gang_that_is_over_at_once_ends(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_POLL_S", 1e-6)
+    for _ in range(20):
+        assert run(add.bind(give.bind(1), 1)) == 2
