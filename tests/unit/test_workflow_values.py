@@ -402,6 +402,24 @@ def test_an_event_stays_with_the_task_that_was_given_it(run: Run, store: Path) -
 def test_a_wait_for_a_gang_that_is_over_at_once_ends(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A SimpleQueue takes what is left of its timeout, and is less than nothing, for for ever."""
+    make = engine.Engine.__init__
+
+    def keep(self: Any, *how: Any, **more: Any) -> None:
+        make(self, *how, **more)
+        SET["engine"] = self
+
+    def wait() -> None:
+        for _ in range(20_000):
+            SET["engine"]._next_gang()
+            SET["engine"]._gangs.put(1)
+            assert SET["engine"]._next_gang() == 1
+        SET["ended"] = True
+
+    monkeypatch.setattr(engine.Engine, "__init__", keep)
+    run(give.bind(0))
     monkeypatch.setattr(engine, "_POLL_S", 1e-6)
-    for _ in range(20):
-        assert run(add.bind(give.bind(1), 1)) == 2
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert SET.get("ended")
