@@ -126,6 +126,7 @@ def _dbos(count: int) -> Callable[[Path], float]:
     def run(folder: Path) -> float:
         from dbos import DBOS
 
+        folder.mkdir()
         url = f"sqlite:///{folder / 'dbos.sqlite'}"
         DBOS(config={"name": "bench", "system_database_url": url, "run_admin_server": False})
 
