@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -54,5 +55,12 @@ try:
     store.close()
 except HopcollError as raised:
     error = type(raised).__name__
+# The others stay until the one that was left out has heard of it from them.
+over = Path(sys.argv[1], "over")
+if comm.rank == 0:
+    over.touch()
+deadline_s = time.monotonic() + 60
+while not over.exists() and time.monotonic() < deadline_s:
+    time.sleep(0.05)
 say("ended", error=error)
 comm.close(2)
