@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +58,7 @@ except HopcollError as raised:
 over = Path(sys.argv[1], "over")
 if comm.rank == 0:
     over.touch()
-deadline_s = time.monotonic() + 60
-while not over.exists() and time.monotonic() < deadline_s:
-    time.sleep(0.05)
+while not error and not any(comm.allgather(over.exists(), timeout_s=60)):
+    pass
 say("ended", error=error)
 comm.close(2)
