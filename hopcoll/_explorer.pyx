@@ -4,13 +4,12 @@
 States are recognised by a 64-bit digest, so that one of n states is taken for another with
 probability n * n / 2**65.
 """
-from libc.stdint cimport int64_t, int32_t, uint64_t, uint8_t, uint32_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy
 from hopcoll._digest cimport digest, head_bytes, keeps_answers, mix, raw_digest
 from hopcoll._state cimport *
 from hopcoll._network cimport (
-    Network, Port, Channel, Late, Posted, DataMessage, channel_of, first_of_tag, first_of_token,
-    DELAY_LATE)
+    Port, Channel, Late, Posted, DataMessage, channel_of, first_of_tag, first_of_token)
 from hopcoll._world cimport *
 from hopcoll._script cimport *
 from hopcoll._checks cimport check_end

@@ -169,7 +169,7 @@ cdef bint can_leave(World* world, int rank) noexcept nogil:
 
 
 cdef bint can_go(World* world, int rank) noexcept nogil:
-    """All others have heard the good-bye, or have said theirs (they may have gone since)."""
+    """All who count on it have heard the good-bye, or said theirs (they may have gone since)."""
     cdef int r
     if not world.ranks[rank].leaving or not engine_may_go(world.ranks[rank].engine):
         return False

@@ -489,7 +489,7 @@ def attend(job: Plan, ending: Ending) -> Ended:
         return Ended(NOBODY_SURVIVED, "every rank died")
     if code < 0:
         return Ended(128 - code, f"mpirun was killed by signal {-code}")
-    if code and job.marks and job.mpirun.fault_tolerant and not (relay.begun or relay.marks):
+    if code and job.marks and job.mpirun.fault_tolerant and not relay.began:
         return Ended(code, f"mpirun ended with code {code} before any rank began", began=False)
     return Ended(code)
 
@@ -558,7 +558,7 @@ class _Relay:
 
     def __init__(self, source: IO[bytes]) -> None:
         self.source = source
-        self.begun = 0
+        self.began = False
         self.marks = 0
         self.is_open = True
         self.host_lost = False
@@ -576,8 +576,8 @@ class _Relay:
         self.is_open = bool(block)
         self._listen(block)
         text = self.held + block
-        self.begun += text.count(BEGIN_MARK)
         self.marks += text.count(END_MARK)
+        self.began |= BEGIN_MARK in text or self.marks > 0
         text = text.replace(BEGIN_MARK, b"").replace(END_MARK, b"")
         # The beginning of a mark may be all that has come so far.
         split = text.rfind(END_MARK[:1])

@@ -22,7 +22,6 @@ import os
 import secrets
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +151,7 @@ class Metrics:
 
     def _copy_durable(self, file: int) -> None:
         """Copy the lines that are known to be durable."""
-        with contextlib.suppress(FileNotFoundError), ExitStack() as files:
+        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as files:
             before = files.enter_context(open(self.path, "rb"))
             copy = files.enter_context(open(file, "ab", closefd=False))
             for number, line in enumerate(before, 1):

@@ -95,7 +95,8 @@ class TrainingSession:
     seed : int, default 0
         Decides `rng` and `batch`. A job goes on with the seed that it had.
     log : path, optional
-        A file for what is given to `log`, one line of JSON a step; on a file system that all hosts
+        A file for what is given to `log`, one line of JSON a step (follow it with ``tail -F``: when
+        the rank that writes dies, the next one replaces it); on a file system that all hosts
         share.
     settings : dict, optional
         What must be alike when a job goes on: numbers, text, None. A job with others is refused.
