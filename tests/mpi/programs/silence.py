@@ -53,5 +53,7 @@ except hopcoll.errors.HopcollError as raised:
     error, away = type(raised).__name__, getattr(raised, "ranks", ())
 counters = comm.counters()
 told = {name: counters[name] for name in ("fenced", "lost", "pauses", "epoch")}
+if not error:
+    comm.Barrier()  # whoever leaves earlier may be an epoch for those who have yet to count
 say("ended", seen=seen, wrong=wrong, error=error, away=away, **told)
 comm.close(2)
