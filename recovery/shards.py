@@ -21,12 +21,12 @@ A record is what JSON carries::
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ _COMPRESS_FROM_BYTES = 64 << 10
 _NAME_LENGTH_MAX = 200
 _HDF5_RANK_MAX = 32
 _PAGE_BYTES = 4096
+#: Files without data that are kept for the next of their kind, and how many arrays these may have.
+_KEPT_SKELETONS, _KEPT_DATASETS_MAX = 8, 64
 
 #: One array of a shard: its name in the file, and the array, contiguous in C order.
 Dataset = tuple[str, np.ndarray]
@@ -110,7 +112,8 @@ def write_shard(
     -----
     Memory: the skeleton; where compression is on, also the compressed arrays.
     """
-    image, ranges, nbytes = _skeleton(datasets, compression, attributes or {})
+    image, ranges = _skeleton(datasets, compression, attributes or {})
+    nbytes = image.nbytes
     pieces: list[tuple[int, memoryview | None, list[Any]]] = []
     for (_, array), entry in zip(datasets, ranges, strict=True):
         view = memoryview(_bytes_of(array))
@@ -302,8 +305,7 @@ def check_shard(path: Path, record: dict[str, Any]) -> Iterator[tuple[str | None
 
 def probe(array: np.ndarray) -> str:
     """Return a hash of the first bytes of an array: where it differs, the array does."""
-    return xxhash.xxh3_64_hexdigest(memoryview(_bytes_of(array))[:
-_PROBE_BYTES])
+    return xxhash.xxh3_64_hexdigest(memoryview(_bytes_of(array))[:_PROBE_BYTES])
 
 
 def hash_pieces(array: np.ndarray) -> Iterator[str]:
@@ -365,35 +367,82 @@ def _percent(character: str) -> str:
 
 def _skeleton(
     datasets: Sequence[Dataset], compression: str | None, attributes: dict[str, Any]
-) -> tuple[_Image, list[dict[str, Any]], int]:
-    """Return the file without the arrays' bytes, the ranges without their hashes, and its size."""
-    image = _Image()
-    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    links.set_create_intermediate_group(True)
-    links.set_char_encoding(h5py.h5t.CSET_UTF8)
+) -> tuple[_Image, list[dict[str, Any]]]:
+    """Return the file without the arrays' bytes, and the ranges without their hashes."""
+    if compression is not None:
+        return _packed_skeleton(datasets, compression, attributes)
+    kinds = tuple((name, array.dtype, array.shape) for name, array in datasets)
+    make = _plain_skeleton if len(kinds) <= _KEPT_DATASETS_MAX else _plain_skeleton.__wrapped__
+    image, places = make(kinds, tuple(attributes.items()))
     ranges = []
-    with h5py.File(
+    for (name, array), place in zip(datasets, places, strict=True):
+        ranges.append(entry := _entry(name, array))
+        for start in range(0, array.nbytes, PIECE_BYTES):
+            entry["extents"].append([place + start, min(PIECE_BYTES, array.nbytes - start)])
+    return image, ranges
+
+
+# HDF5 keeps the GIL, for milliseconds. A loop that saves its state makes the same file each time,
+# and should not have to wait for it.
+@functools.lru_cache(maxsize=_KEPT_SKELETONS)
+def _plain_skeleton(
+    kinds: tuple[tuple[str, np.dtype, tuple[int, ...]], ...],
+    attributes: tuple[tuple[str, Any], ...],
+) -> tuple[_Image, list[int]]:
+    """Return a file without the bytes of the arrays, to be read only, and where these go."""
+    image = _Image()
+    with _new_file(image, attributes) as file:
+        links = _links()
+        places = [
+            _place(file, links, name, *hdf5_type(dtype, shape)) for name, dtype, shape in kinds
+        ]
+    return image, places
+
+
+def _packed_skeleton(
+    datasets: Sequence[Dataset], compression: str, attributes: dict[str, Any]
+) -> tuple[_Image, list[dict[str, Any]]]:
+    """Return a file with the large arrays in it, compressed."""
+    image = _Image()
+    ranges = []
+    with _new_file(image, tuple(attributes.items())) as file:
+        links = _links()
+        for name, array in datasets:
+            ranges.append(entry := _entry(name, array))
+            kind, shape = hdf5_type(array.dtype, array.shape)
+            if array.nbytes >= _COMPRESS_FROM_BYTES:
+                _pack(file, entry, array, kind, shape, compression)
+            else:
+                place = _place(file, links, name, kind, shape)
+                if array.nbytes:
+                    entry["extents"].append([place, array.nbytes])
+    return image, ranges
+
+
+def _entry(name: str, array: np.ndarray) -> dict[str, Any]:
+    entry: dict[str, Any] = {"dataset": name, "nbytes": array.nbytes, "extents": []}
+    if array.nbytes:
+        entry["probe"] = probe(array)
+    return entry
+
+
+def _new_file(image: _Image, attributes: tuple[tuple[str, Any], ...]) -> h5py.File:
+    file = h5py.File(
         image,
         "w",
         libver=("v110", "v110"),
         alignment_threshold=_ALIGN_FROM_BYTES,
         alignment_interval=_ALIGN_BYTES,
-    ) as file:
-        file.attrs.update(attributes)
-        for name, array in datasets:
-            entry: dict[str, Any] = {"dataset": name, "nbytes": array.nbytes, "extents": []}
-            if array.nbytes:
-                entry["probe"] = probe(array)
-            kind, shape = hdf5_type(array.dtype, array.shape)
-            if compression is not None and array.nbytes >= _COMPRESS_FROM_BYTES:
-                _pack(file, entry, array, kind, shape, compression)
-            else:
-                place = _place(file, links, name, kind, shape)
-                for start in range(0, array.nbytes, PIECE_BYTES):
-                    extent = [place + start, min(PIECE_BYTES, array.nbytes - start)]
-                    entry["extents"].append(extent)
-            ranges.append(entry)
-    return image, ranges, image.nbytes
+    )
+    file.attrs.update(attributes)
+    return file
+
+
+def _links() -> Any:
+    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    links.set_create_intermediate_group(True)
+    links.set_char_encoding(h5py.h5t.CSET_UTF8)
+    return links
 
 
 def _place(
@@ -488,7 +537,7 @@ def _begin(hasher: ThreadPoolExecutor, data: Any) -> Callable[[], str]:
     try:
         return hasher.submit(_hash, data).result
     except RuntimeError:  # the interpreter ends
-        return partial(_hash, data)
+        return functools.partial(_hash, data)
 
 
 def _read_hashed(descriptor: int, out: memoryview, offset: int) -> str:

@@ -57,6 +57,7 @@ class Attempts:
         self._ledger = engine.ledger
         self._folder = engine.folder
         self._store_s, self._store_rate = _STORE_S, _STORE_RATE
+        self._spares = values.Spares()
 
     def execute(self, slot: Slot) -> None:
         """Run a task, or as much of it as can be done now."""
@@ -83,11 +84,11 @@ class Attempts:
             return
         slot.announced = False
         self._engine.note_run(slot)
-        context = self.context(slot, task)
         if options.ranks is not None:
-            self._engine.hand_over(slot, arguments, keywords, context)
+            self._engine.hand_over(slot, arguments, keywords, self.context(slot, task))
             return
-        extra = {"ctx": context} if task.wants_context else {}
+        context = self.context(slot, task) if task.wants_context else None
+        extra = {} if context is None else {"ctx": context}
         start_s = time.perf_counter()
         try:
             if options.timeout_s is None:
@@ -95,6 +96,7 @@ class Attempts:
             else:
                 value = _call_within(options.timeout_s, task, arguments, {**keywords, **extra})
         except Exception as error:
+            context = context or self.context(slot, task)
             self.failed(slot, task, error, arguments, keywords, context)
         else:
             self.succeeded(slot, task, value, time.perf_counter() - start_s)
@@ -366,13 +368,11 @@ class Attempts:
         if mode == "none":
             engine.finish(slot, value, {**head, "st": NOWHERE}, b"", wait=False)
             return
-        packed = values.pack(value, f"the value of {slot.id}")
+        packed = values.pack(value, f"the value of {slot.id}", self._spares)
         if packed.is_small:
             engine.finish(slot, value, {**head, "st": INLINE}, packed.data, wait=mode == "sync")
         elif mode == "sync":
-            start_s = time.perf_counter()
-            place = self._folder.write_value(packed)
-            self._note_cost(packed.nbytes, time.perf_counter() - start_s)
+            place = self._write(packed)
             engine.finish(slot, value, {**head, **place, "st": FILE}, b"", wait=True)
         else:
             engine.finish(slot, value, {**head, "st": COMING}, b"", wait=False)
@@ -383,10 +383,14 @@ class Attempts:
 
     def write(self, task: str, attempt: int, packed: values.Packed) -> None:
         """Write a value that was recorded before; in the writer's thread."""
+        self._engine.kept(task, attempt, self._write(packed))
+
+    def _write(self, packed: values.Packed) -> dict[str, Any]:
         start_s = time.perf_counter()
         place = self._folder.write_value(packed)
         self._note_cost(packed.nbytes, time.perf_counter() - start_s)
-        self._engine.kept(task, attempt, place)
+        self._spares.give(packed)
+        return place
 
     def _go_on(self, slot: Slot, head: dict[str, Any], node: Node) -> None:
         """The task has returned a graph, whose output is its value."""

@@ -7,7 +7,7 @@ from typing import Any
 from hopcoll.errors import WorkflowError
 from recovery.workflows.graph import Event, Graph, Loop, Node, Options, Task, Vertex
 from recovery.workflows.ledger import INLINE, NOWHERE, Done, Settled, exposed
-from recovery.workflows.values import fingerprint
+from recovery.workflows.values import Fingerprinter
 
 __all__ = ["check_graph", "describe"]
 
@@ -83,28 +83,28 @@ def describe(graph: Graph) -> str:
     WorkflowError
         An argument cannot be hashed.
     """
-    rows = []
+    vertex: Vertex
+
+    def name_of(value: Any) -> str | None:
+        if isinstance(value, Node):
+            if id(value) not in vertex.references:
+                raise WorkflowError(
+                    f"an argument of {vertex.id} has {value!r} inside something that is no "
+                    "list, tuple or dict (as a value): nobody looks for nodes there"
+                )
+            return f"node {vertex.references[id(value)]}"
+        if isinstance(value, Task):
+            return f"task {value.__module__}.{value.function.__qualname__}"
+        return None
+
+    printer = Fingerprinter(name_of)
+    printer.add(graph.output)
     for vertex in graph.vertices.values():
         node = vertex.node
-
-        def name_of(value: Any, vertex: Vertex = vertex) -> str | None:
-            if isinstance(value, Node):
-                if id(value) not in vertex.references:
-                    raise WorkflowError(
-                        f"an argument of {vertex.id} has {value!r} inside something that is no "
-                        "list, tuple or dict (as a value): nobody looks for nodes there"
-                    )
-                return f"node {vertex.references[id(value)]}"
-            if isinstance(value, Task):
-                return f"task {value.__module__}.{value.function.__qualname__}"
-            return None
-
         kind: Any = node.task
         if isinstance(kind, Event):
             kind = ("event", kind.key)
         elif isinstance(kind, Loop):
             kind = ("loop", kind.body, kind.times)
-        rows.append(
-            (vertex.id, fingerprint((kind, node.arguments, node.keywords), name_of), vertex.inputs)
-        )
-    return fingerprint((graph.output, rows))
+        printer.add((vertex.id, kind, node.arguments, node.keywords, vertex.inputs))
+    return printer.hexdigest()

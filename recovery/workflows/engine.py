@@ -124,6 +124,7 @@ class Engine:
         self._idle_workers = 0
         self._running = 0
         self._flushing = False
+        self._flush_left = False  # to whoever was woken for it
         self._to_write: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._writing = 0
@@ -277,10 +278,16 @@ class Engine:
                 or len(self._pending) >= _GROUP_MAX
                 or time.monotonic() - self._pending[0][1] > _GROUP_S
             ):
-                self._flushing = True
-                if self._ready:
-                    self._employ()
-                return True
+                # What uses a task's value stays in its thread, where that is warm: the disk is left
+                # to another, if there is one.
+                spare = self._idle_workers or len(self._threads) < self._workers
+                if not (self._ready and spare) or self._flush_left:
+                    self._flushing, self._flush_left = True, False
+                    if self._ready:
+                        self._employ()
+                    return True
+                self._flush_left = True
+                self._employ()
             if self._ready and not self._stopping:
                 slot = self._ready.popleft()
                 slot.phase = RUNNING
@@ -480,8 +487,12 @@ class Engine:
     def finish(
         self, slot: Slot, value: Any, head: dict[str, Any], body: bytes, *, wait: bool
     ) -> None:
-        """A task has its value. Where `wait` says so, its users begin when that is durable."""
-        with self._turn:
+        """A task has its value. Where `wait` says so, its users begin when that is durable.
+
+        Nobody is woken for what is to be done now: the caller is about to look for it itself, and
+        in a chain there would be nothing left for whoever was woken.
+        """
+        with self.lock:
             seq = self.append("done", head, body)
             slot.value, slot.valued = value, True
             self.board.settle_loop(slot.id)
@@ -489,7 +500,6 @@ class Engine:
                 self.after_flush(seq, slot, AVAILABLE)
             else:
                 self._become_available(slot)
-            self._employ()
 
     def kept(self, task: str, attempt: int, place: dict[str, Any]) -> None:
         """A value that was coming is durable, but for the record that says so."""
@@ -503,8 +513,8 @@ class Engine:
         self, slot: Slot, owner: str, generation: int, graph: Graph, head: dict[str, Any],
         body: bytes,
     ) -> None:  # fmt: skip
-        """A task has a graph in the place of a value."""
-        with self._turn:
+        """A task has a graph in the place of a value; nobody is woken, as in `finish`."""
+        with self.lock:
             self.append("more", head, body)
             self.board.settle_loop(slot.id)
             self._consumed(slot)
@@ -514,7 +524,6 @@ class Engine:
                 one.reason = self.board.reason_of(one.id)
             self._left += len(added)
             self._connect(added)
-            self._employ()
 
     def _become_available(self, slot: Slot) -> None:
         """Let those begin that waited for it. Locked."""
@@ -594,6 +603,7 @@ class Engine:
     def write_later(self, task: str, attempt: int, packed: values.Packed) -> None:
         """Have a value written meanwhile; waits where too much is on its way already."""
         with self._turn:
+            self._employ()
             while self._writing_bytes > _WRITING_BYTES_MAX and not self._stopping:
                 self._turn.wait(_POLL_S)
             self._writing += 1

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -487,20 +487,21 @@ class Graph:
         vertices: dict[str, Vertex] = {}
         # Without recursion: a chain of tasks may be longer than Python's stack.
         open_nodes: dict[int, None] = {}
-        stack: list[tuple[Node, Iterator[Node]]] = []
+        stack: list[tuple[Node, list[Node], Iterator[Node]]] = []
 
         def enter(one: Node) -> None:
             open_nodes[id(one)] = None
-            stack.append((one, iter((*_arguments_of(one), *one.before))))
+            needs = _arguments_of(one)
+            stack.append((one, needs, iter([*needs, *one.before] if one.before else needs)))
 
         enter(node)
         while stack:
-            one, rest = stack[-1]
+            one, needs, rest = stack[-1]
             for child in rest:
                 if id(child) in open_nodes:
                     raise WorkflowError(
                         f"the graph has a cycle: {child.name} waits for itself "
-                        f"({' <- '.join(n.name for n, _ in stack)} <- {child.name})"
+                        f"({' <- '.join(entry[0].name for entry in stack)} <- {child.name})"
                     )
                 if id(child) not in done:
                     enter(child)
@@ -511,15 +512,13 @@ class Graph:
                 count = names[one.name] = names.get(one.name, 0) + 1
                 identifier = prefix + (one.name if count == 1 else f"{one.name}~{count}")
                 done[id(one)] = identifier
-                needs = _arguments_of(one)
-                references = {id(child): done[id(child)] for child in (*needs, *one.before)}
-                vertices[identifier] = Vertex(
-                    identifier,
-                    one,
-                    tuple(dict.fromkeys(references.values())),
-                    tuple(dict.fromkeys(done[id(child)] for child in needs)),
-                    references,
-                )
+                references = {id(child): done[id(child)] for child in needs}
+                uses = tuple(dict.fromkeys(references.values()))
+                inputs = uses
+                if one.before:
+                    references.update((id(child), done[id(child)]) for child in one.before)
+                    inputs = tuple(dict.fromkeys(references.values()))
+                vertices[identifier] = Vertex(identifier, one, inputs, uses, references)
         return cls(done[id(node)], vertices)
 
 
@@ -537,24 +536,23 @@ def _has_nodes(value: Any, depth: int = 0) -> bool:
 
 def _arguments_of(node: Node) -> list[Node]:
     found: list[Node] = []
+    _look(node.arguments, 0, found, node)
+    if node.keywords:
+        _look(node.keywords.values(), 0, found, node)
+    return found
 
-    def look(value: Any, depth: int) -> None:
+
+def _look(values: Iterable[Any], depth: int, found: list[Node], node: Node) -> None:
+    """Find the nodes among values, and in those."""
+    for value in values:
         if isinstance(value, Node):
             found.append(value)
-        elif depth > _DEPTH_MAX:
-            raise WorkflowError(
-                f"the arguments of {node.name} are nested too deeply, or contain themselves"
-            )
-        elif isinstance(value, (list, tuple)):
-            for one in value:
-                look(one, depth + 1)
-        elif isinstance(value, dict):
-            for one in value.values():
-                look(one, depth + 1)
-
-    look(node.arguments, 0)
-    look(node.keywords, 0)
-    return found
+        elif isinstance(value, (list, tuple, dict)):
+            if depth >= _DEPTH_MAX:
+                raise WorkflowError(
+                    f"the arguments of {node.name} are nested too deeply, or contain themselves"
+                )
+            _look(value.values() if isinstance(value, dict) else value, depth + 1, found, node)
 
 
 def _load_task(reference: tuple[str, str, str | None], options: Options) -> Task:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copyreg
 import pickle
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ from recovery import shards
 from recovery.disk import Disk
 
 __all__ = [
-    "INLINE_BYTES_MAX", "Packed", "dumps", "fingerprint", "freeze", "pack", "read", "read_bytes",
-    "unpack", "write",
+    "INLINE_BYTES_MAX", "Fingerprinter", "Packed", "Spares", "dumps", "fingerprint", "freeze",
+    "pack", "read", "read_bytes", "unpack", "write",
 ]  # fmt: skip
 
 #: Larger values have a file of their own.
@@ -49,8 +50,40 @@ class Packed:
         return not self.buffers and len(self.data) <= INLINE_BYTES_MAX
 
 
-def pack(value: Any, what: str) -> Packed:
-    """Take a copy of a value, as bytes.
+class Spares:
+    """Memory of values that were written, for the next ones. Thread-safe.
+
+    The pages of new memory may cost ten times what the copy into them does, and the loop that saves
+    its state would wait for them.
+    """
+
+    def __init__(self, nbytes_max: int = 256 << 20) -> None:
+        self._nbytes_max = nbytes_max
+        self._lock = threading.Lock()
+        self._arrays: list[np.ndarray] = []
+
+    def copy(self, data: np.ndarray) -> np.ndarray:
+        """Return a copy of some bytes."""
+        with self._lock:
+            for place, array in enumerate(self._arrays):
+                if len(array) == len(data):
+                    del self._arrays[place]
+                    break
+            else:
+                array = np.empty_like(data)
+        np.copyto(array, data)  # without the GIL
+        return array
+
+    def give(self, packed: Packed) -> None:
+        """Take the memory of a value that nobody will look at any more."""
+        with self._lock:
+            self._arrays += [one for one in packed.buffers if isinstance(one, np.ndarray)]
+            while sum(map(len, self._arrays)) > self._nbytes_max:
+                del self._arrays[0]
+
+
+def pack(value: Any, what: str, spares: Spares | None = None) -> Packed:
+    """Take a copy of a value, as bytes; into the memory of `spares`, where it has some.
 
     Raises
     ------
@@ -68,8 +101,8 @@ def pack(value: Any, what: str) -> Packed:
             f"{what} cannot be stored: {type(error).__name__}: {error}; return something that "
             'pickle can write, or annotate the task with checkpoint="none"'
         ) from error
-    # numpy copies without the GIL, into memory that costs few page faults.
-    return Packed(data, [np.frombuffer(buffer.raw(), np.uint8).copy() for buffer in buffers])
+    spares = spares or Spares(0)
+    return Packed(data, [spares.copy(np.frombuffer(one.raw(), np.uint8)) for one in buffers])
 
 
 def write(disk: Disk, path: Path, packed: Packed) -> dict[str, Any]:
@@ -182,23 +215,27 @@ def fingerprint(value: Any, name: Callable[[Any], str | None] | None = None) -> 
     """
     if type(value) in _SIMPLE:
         return xxhash.xxh3_64_hexdigest(_simple(value))
-    hasher = xxhash.xxh3_128()
-    _Walk(hasher.update, name).add(value, 0)
-    return hasher.hexdigest()
+    printer = Fingerprinter(name)
+    printer.add(value)
+    return printer.hexdigest()
 
 
 def _simple(value: Any) -> bytes:
     return f"{type(value).__name__}:{value!r};".encode("utf-8", "surrogatepass")
 
 
-class _Walk:
-    def __init__(
-        self, update: Callable[[Any], None], name: Callable[[Any], str | None] | None
-    ) -> None:
-        self._update = update
+class Fingerprinter:
+    """The fingerprint of many values, one after the other; see `fingerprint`."""
+
+    def __init__(self, name: Callable[[Any], str | None] | None = None) -> None:
+        self._hasher = xxhash.xxh3_128()
+        self._update = self._hasher.update
         self._name = name
 
-    def add(self, value: Any, depth: int) -> None:
+    def hexdigest(self) -> str:
+        return self._hasher.hexdigest()
+
+    def add(self, value: Any, depth: int = 0) -> None:
         kind = type(value)
         if kind in _SIMPLE:
             self._update(_simple(value))
