@@ -131,6 +131,8 @@ class Attempts:
         """Write the intent of an effect; the task comes back when that is durable."""
         head: dict[str, Any] = {"t": slot.id, "a": slot.attempt, "in": self._versions(slot)}
         head["by"] = self._folder.nonce
+        if task.annotations.catch_exceptions:
+            head["p"] = 1
         body = b""
         if task.annotations.rollback is not None:
             head["r"] = 1

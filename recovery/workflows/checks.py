@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from hopcoll.errors import WorkflowError
+from recovery.segments import HEAD_BYTES_MAX
 from recovery.workflows.graph import Event, Graph, Loop, Node, Options, Task, Vertex
 from recovery.workflows.ledger import INLINE, NOWHERE, Done, Settled, exposed
 from recovery.workflows.values import Fingerprinter
 
 __all__ = ["check_graph", "describe"]
 
+#: Of a record's head in the journal; the rest is for what else is said there.
+_INPUTS_BYTES_MAX = HEAD_BYTES_MAX - (64 << 10)
+#: So many fit in any case.
+_FEW_INPUTS = 1000
+#: What is beside a name: colon, comma, the number of an attempt.
+_NUMBER_BYTES = 10
+
 
 def check_graph(graph: Graph) -> None:
-    """Raise where an effect could never be released.
+    """Raise where an effect could never be released, or a task's inputs could not be recorded.
 
     Raises
     ------
     WorkflowError
         It is made from a value that nothing can make durable, and that would be another one if it
-        were computed again.
+        were computed again; or there are too many inputs.
     """
     vertices = graph.vertices
+    for vertex in vertices.values():
+        if len(vertex.inputs) > _FEW_INPUTS and _bytes_of(vertex.inputs) > _INPUTS_BYTES_MAX:
+            raise WorkflowError(
+                f"{vertex.id} has {len(vertex.inputs)} inputs: their names, with a number each, are"
+                f" more than the {_INPUTS_BYTES_MAX} bytes that a record of the journal has for "
+                "them; gather them by several tasks, each with a part"
+            )
     names = {vertex.id: vertex.node.task.annotations for vertex in vertices.values()}
     waiting = [name for name, options in names.items() if options.external]
     if not waiting or not any(map(_is_loose, names.values())):
@@ -67,6 +84,10 @@ def check_graph(graph: Graph) -> None:
         for name in released:
             put(name)
         waiting = [name for name in waiting if name not in ended]
+
+
+def _bytes_of(names: Sequence[str]) -> int:
+    return sum(len(json.dumps(name)) + _NUMBER_BYTES for name in names)
 
 
 def _is_loose(options: Options) -> bool:

@@ -5,8 +5,8 @@ The records, by kind (`head` has the fields, `body` what is said there):
 =======  =======================================================================================
 start    the workflow: ``uuid``, ``print`` (of the graph), ``owner``; body: the graph
 resume   a process went on with it: ``owner``, ``over`` (who is known to do nothing any more)
-begin    the intent of an attempt with an effect: ``t``, ``a``, ``in``, ``by`` (whose); body: the
-         call, where it can be rolled back
+begin    the intent of an attempt with an effect: ``t``, ``a``, ``in``, ``by`` (whose), ``r`` (it
+         can be rolled back; body: the call), ``p`` (its value is a pair, with an exception)
 done     an attempt has ended: ``t``, ``a``, ``in``, ``h`` (hash), ``nd`` (not deterministic),
          ``st`` (where the value is, below), ``s`` (seconds), ``c`` (code), and what only some have:
          ``f`` and ``sh`` (file and its record), ``w`` (contributors), ``e`` (event), ``l`` (the

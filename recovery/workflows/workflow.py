@@ -454,7 +454,7 @@ class Workflow:
             Its identifier, as in the error.
         done : bool
         value : object, optional
-            What the task would have returned.
+            What its function would have returned.
 
         Raises
         ------
@@ -475,6 +475,8 @@ class Workflow:
             if done:
                 head = {"t": task, "a": begun.attempt, "in": begun.inputs, "nd": True, "s": 0.0,
                         "c": "", "st": INLINE, "x": 1, "by_hand": 1}  # fmt: skip
+                if begun.head.get("p"):
+                    value = (value, None)  # as catch_exceptions gives it
                 packed = values.pack(value, f"the value of {task}")
                 body = packed.data
                 if not packed.is_small:

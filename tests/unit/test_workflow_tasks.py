@@ -264,6 +264,13 @@ def test_tasks_of_the_programs_own_file_are_found_by_others(tmp_path: Path) -> N
     assert "was typed in, and is not there when the workflow is resumed" in typed.stderr
 
 
+def test_more_inputs_than_a_record_has_room_for() -> None:
+    named = add.options(name="x" * 100)
+    many = [named.bind(0, i) for i in range(9_000)]
+    with pytest.raises(WorkflowError, match="total has 9000 inputs: .* gather them by several"):
+        check_graph(Graph.of(tasks.total.bind(many)))
+
+
 # Effects that could never be released
 
 

@@ -360,6 +360,15 @@ def test_an_effect_that_raised_is_unknown_and_a_person_settles_it(run: Run, stor
         workflow.resolve("effect", done=False)
 
 
+def test_a_value_by_hand_where_exceptions_are_caught(run: Run, store: Path) -> None:
+    effect = tasks.effect.options(catch_exceptions=True)
+    SET["effect"] = ConnectionError("lost")
+    with pytest.raises(EffectUnknownError):
+        run(effect.bind(7))
+    Workflow("w", store).resolve("effect", done=True, value=41)
+    assert run(effect.bind(7)) == (41, None)
+
+
 def test_one_that_was_not_done_is_done(run: Run, store: Path) -> None:
     SET["effect"] = ConnectionError("lost")
     with pytest.raises(EffectUnknownError):
