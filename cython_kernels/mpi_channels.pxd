@@ -79,4 +79,5 @@ cdef void settle(World* world, int place, int error_class, const MPI_Status* sta
 cdef bint drain(World* world, double until) noexcept nogil
 cdef void free_world(World* world) noexcept nogil
 cdef double clock_s() noexcept nogil
+cdef void rest_since(double begin) noexcept nogil
 cdef int wait_request(MPI_Request* request, int* complete, double until) noexcept nogil

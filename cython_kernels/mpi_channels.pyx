@@ -21,7 +21,7 @@ sender's death is noticed may land in a reused request.  Chunks belong below the
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
-from posix.time cimport clock_gettime, timespec, CLOCK_MONOTONIC
+from posix.time cimport clock_gettime, nanosleep, timespec, CLOCK_MONOTONIC
 
 from cython_kernels.doorbell cimport bell_written
 from cython_kernels.mpi_calls cimport (
@@ -522,14 +522,28 @@ cdef double clock_s() noexcept nogil:
     return now.tv_sec + 1e-9 * now.tv_nsec
 
 
+cdef void rest_since(double begin) noexcept nogil:
+    """A pause for who has waited since then.  Whoever spins takes the processor from those that it
+    waits for, where ranks outnumber cores; a start takes a second."""
+    cdef double waited = clock_s() - begin
+    cdef timespec nap
+    if waited < 1e-3:
+        sched_yield()
+        return
+    nap.tv_sec = 0
+    nap.tv_nsec = <long>(1e9 * min(max(waited / 20, 5e-5), 1e-3))
+    nanosleep(&nap, NULL)
+
+
 cdef int wait_request(MPI_Request* request, int* complete, double until) noexcept nogil:
     """Tests until the request is complete or the time has come; returns MPI's code."""
+    cdef double begin = clock_s()
     cdef int rc
     while True:
         rc = MPI_Test(request, complete, MPI_STATUS_IGNORE)
         if rc != MPI_SUCCESS or complete[0] or clock_s() >= until:
             return rc
-        sched_yield()
+        rest_since(begin)
 
 
 cdef World* make_world(MPI_Comm comm, int64_t control_bytes_max) noexcept nogil:

@@ -14,18 +14,15 @@ from cython_kernels.mpi_calls cimport (
     MPI_Finalized, MPI_Get_library_version, MPI_Initialized, MPI_Request, MPI_SUCCESS, MPI_TAG_UB,
     MPI_Test, hopcoll_class, hopcoll_fault_tolerant, hopcoll_world_attribute)
 from cython_kernels.mpi_channels cimport (
-    CONTROL_IN, Node, World, clock_s, drain, fill_table, free_world, make_world, settle,
-    wait_request)
+    CONTROL_IN, Node, World, clock_s, drain, fill_table, free_world, make_world, rest_since,
+    settle, wait_request)
 from cython_kernels.transport cimport Event, Transport
 
 from mpi4py import MPI
 
-cdef extern from "sched.h" nogil:
-    int sched_yield()
-
 cdef enum:
     LIBRARY_VERSION_BYTES = 16384
-    SLICE_MS = 5               # how long a waiting constructor goes without looking for signals
+    SLICE_MS = 50              # how long a waiting constructor goes without looking for signals
 
 cdef struct Duplication:
     MPI_Comm comm
@@ -48,6 +45,7 @@ cdef int hello_exchange(Transport* table, unsigned char* answered, const unsigne
     """
     cdef World* world = <World*>table.self
     cdef int peer, complete, missing, place
+    cdef double begin = clock_s()
     cdef Node* node
     if first:
         for peer in range(world.size):
@@ -71,7 +69,7 @@ cdef int hello_exchange(Transport* table, unsigned char* answered, const unsigne
             settle(world, place, 0, &world.statuses[0])
         if missing == 0 or clock_s() >= until:
             return missing
-        sched_yield()
+        rest_since(begin)
 
 
 @cython.final

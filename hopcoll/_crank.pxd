@@ -45,6 +45,7 @@ cdef struct Runtime:
 
 cdef int64_t clock_us() noexcept nogil
 cdef void sleep_us(int64_t us) noexcept nogil
+cdef int64_t nap_after(int64_t waited_us) noexcept nogil
 cdef void lock(Runtime* rt) noexcept nogil
 cdef void unlock(Runtime* rt) noexcept nogil
 cdef void wake_clock(Runtime* caller) noexcept nogil

@@ -3,8 +3,9 @@
 
 One thread at a time turns the crank: the caller's while it waits in a call, else the native thread,
 which never takes the GIL.  It looks again at once while messages come, after 20 to 50 us while an
-operation is open.  With none open it sleeps: on a bell that the others ring where all ranks are on
-one host, else for 1.8 ms at a time.
+operation is open, and later where nothing has come for long: a hundredth of that.  With none open
+it sleeps: on a bell that the others ring where all ranks are on one host, else for 1.8 ms at a
+time.
 
 A communicator that was split off (`hopcoll._branches`) has an engine of its own, and the lock, the
 transport and the thread of its root: whoever turns the crank turns it for all of them.
@@ -46,6 +47,8 @@ cdef enum:
     NAP_US = 1800             # an answer takes no longer than 2 ms
     SLEEP_US = 20000          # when whoever needs us rings
     SPINS_BEFORE_YIELD = 200
+    NAP_MIN_US = 50
+    NAP_MAX_US = 1000
     STALE_US = 100            # an older clock would take what just came for long overdue
 
 
@@ -60,6 +63,12 @@ cdef void sleep_us(int64_t us) noexcept nogil:
     t.tv_sec = us // 1000000
     t.tv_nsec = (us % 1000000) * 1000
     nanosleep(&t, NULL)
+
+
+cdef int64_t nap_after(int64_t waited_us) noexcept nogil:
+    """How long to sleep for whom it has taken so long already: a hundredth of it, so that naps cost
+    no more than that, and who waits for long leaves the processor to those that it waits for."""
+    return min(max(waited_us // 100, NAP_MIN_US), NAP_MAX_US)
 
 
 # ---- the crank ----------------------------------------------------------------------------
@@ -119,7 +128,7 @@ cdef int turn(Runtime* caller) noexcept nogil:
 cdef int wait_for(Runtime* rt, const Result* result, int64_t until_us) noexcept nogil:
     """Turns the crank until the result is complete or the time is over."""
     cdef int count, complete = 0, broken = 0
-    cdef int64_t idle = 0, idle_since = 0
+    cdef int64_t idle = 0, waited
     __atomic_add_fetch(&rt.home.callers, 1, __ATOMIC_SEQ_CST)
     while True:
         lock(rt)
@@ -134,11 +143,10 @@ cdef int wait_for(Runtime* rt, const Result* result, int64_t until_us) noexcept 
             continue
         # Spinning is the enemy where ranks outnumber cores: yield soon, sleep later.
         idle += 1
-        if idle == 1:
-            idle_since = rt.engine.now_us
-        elif idle > SPINS_BEFORE_YIELD:
-            if rt.engine.now_us - idle_since > 2000:
-                sleep_us(50)
+        if idle > SPINS_BEFORE_YIELD:
+            waited = rt.engine.now_us - max(rt.home.last_event_us, rt.home.lookout.changed_us)
+            if waited > 2000:
+                sleep_us(nap_after(waited))
             else:
                 sched_yield()
     __atomic_sub_fetch(&rt.home.callers, 1, __ATOMIC_SEQ_CST)
@@ -176,7 +184,7 @@ cdef void* progress(void* argument) noexcept nogil:
                 continue
             quiet_us = now - (rung_us if rung_us > rt.last_event_us else rt.last_event_us)
             if is_open or quiet_us < 3000:
-                sleep_us(20 if quiet_us < 300 else 50)
+                sleep_us(20 if quiet_us < 300 else nap_after(quiet_us))
             elif rt.bell != NULL:
                 if bell_wait(rt.bell, SLEEP_US):
                     rung_us = clock_us()        # what it rang for may still be on its way

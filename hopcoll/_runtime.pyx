@@ -18,8 +18,8 @@ from hopcoll._engine cimport (
     engine_awaited, engine_may_go)
 from hopcoll._contexts cimport ContextHead
 from hopcoll._crank cimport (
-    WAIT_DONE, clock_us, lock, pthread_mutex_init, sleep_us, start_crank, stop_crank, turn, unlock,
-    wait_for, wake_clock)
+    WAIT_DONE, clock_us, lock, nap_after, pthread_mutex_init, sleep_us, start_crank, stop_crank,
+    turn, unlock, wait_for, wake_clock)
 from hopcoll._fence cimport Fence, fence_rank
 from hopcoll._late cimport awaited_of
 from hopcoll._lookout cimport close_lookout, flight_of, give_stack, late_report, look_out
@@ -219,7 +219,8 @@ cdef class Engine_:
     cdef int meet(self) except -1:
         """Second round of the start: when it is over, everyone has heard from everyone."""
         cdef Mask awaited
-        cdef int64_t until = clock_us() + <int64_t>(self.config.connect_timeout_s * 1e6)
+        cdef int64_t begin = clock_us()
+        cdef int64_t until = begin + <int64_t>(self.config.connect_timeout_s * 1e6)
         with nogil:
             if self.rt.trace != NULL:
                 trace_mark(self.rt.trace, REC_READY)
@@ -237,7 +238,7 @@ cdef class Engine_:
                     f"{self.config.connect_timeout_s:g} s")
             PyErr_CheckSignals()
             with nogil:
-                sleep_us(0)
+                sleep_us(nap_after(clock_us() - begin))
 
     def __dealloc__(self):
         if not self.abandoned:
@@ -544,7 +545,7 @@ cdef class Engine_:
         """Leaves: waits, bounded, until nobody needs this rank, says good-bye, and stays until the
         others have heard it.  False when the time was too short.  An exception from a signal, as
         of Ctrl-C, ends the waiting, but not the leaving: the others count on it."""
-        cdef int64_t until = clock_us() + <int64_t>(min(timeout_s, 1e9) * 1e6)
+        cdef int64_t until = clock_us() + <int64_t>(min(timeout_s, 1e9) * 1e6), begin
         cdef bint quiet = False, heard = False
         if self.closed or self.abandoned:
             return True
@@ -573,7 +574,8 @@ cdef class Engine_:
                 trace_mark(self.rt.trace, REC_LEAVE)
             engine_leave(self.rt.engine)
         # Others may wait for something of ours: they are given voids until they have heard.
-        until = max(clock_us() if interrupt is not None else until, clock_us() + 5000000)
+        begin = clock_us()
+        until = max(begin if interrupt is not None else until, begin + 5000000)
         while not self.rt.engine.broken and clock_us() < until:
             with nogil:
                 turn(&self.rt)
@@ -581,7 +583,7 @@ cdef class Engine_:
             if heard:
                 break
             with nogil:
-                sleep_us(20)
+                sleep_us(nap_after(clock_us() - begin))
             try:
                 PyErr_CheckSignals()
             except BaseException as error:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hopcoll import __version__, launcher, restarts
 from hopcoll.chaos import check_place
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["main"]
 
@@ -28,6 +30,9 @@ _LAZY = {
 
 def _further() -> dict[str, EntryPoint]:
     """Return the commands that packages above this one bring along."""
+    # Here, since it is a third of what a launcher imports.
+    from importlib.metadata import entry_points
+
     return {entry.name: entry for entry in entry_points(group="hopcoll.commands")}
 
 

@@ -15,10 +15,11 @@ BUSY = {
     for name in (
         *("chaos", "family_faults", "training", "collectives", "family", "mpi4py_suite"),
         *("objects", "pipeline", "sgd", "trace", "transport", "user_ops", "wrong_use"),
-        *("powercut", "store", "store_powercut", "ranks_powercut", "journal"),
-        "workflows",
+        *("store", "workflows"),
     )
 }
+#: What starts no ranks goes wherever there is time.
+ANYWHERE = {f"test_{name}" for name in ("powercut", "store_powercut", "ranks_powercut", "journal")}
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the marks
@@ -26,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Jobs of real ranks go one after the other: those that watch the clock at one worker, those
     that are only busy at another, so that two of a kind are never under way (pytest -n 2)."""
     for item in items:
-        if {"mpi", "crash"} & set(item.path.parts):
+        if {"mpi", "crash"} & set(item.path.parts) and item.path.stem not in ANYWHERE:
             group = "busy jobs" if item.path.stem in BUSY else "jobs"
             item.add_marker(pytest.mark.xdist_group(group))
 
