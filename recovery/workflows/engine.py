@@ -238,7 +238,7 @@ class Engine:
 
     def _employ(self) -> None:
         """Have a thread for what is there to do. Locked."""
-        if not (self._ready or (self._pending and not self._flushing)):
+        if self._finished or not (self._ready or (self._pending and not self._flushing)):
             return
         if self._idle_workers:
             self._turn.notify()
