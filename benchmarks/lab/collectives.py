@@ -46,6 +46,7 @@ from benchmarks.lab.network import LabError, bits_per_s
 from hopcoll.config import Config
 from hopcoll.launcher import find_mpirun
 
+_MODULE = "benchmarks.lab.collectives"
 COLLECTIVES = ("bcast", "reduce", "allreduce")
 KILL_BYTES = 1 << 25
 #: What a link carries of a message, behind the headers of packets of 9000 bytes.
@@ -70,7 +71,7 @@ def bound_s(collective: str, nbytes: int, ranks: int, bits: int) -> float:
     return 2 * whole * (ranks - 1) / ranks if collective == "allreduce" else whole
 
 
-def _sizes(_: object, __: object, text: str) -> list[int]:
+def sizes_of(_: object, __: object, text: str) -> list[int]:
     sizes = []
     for word in text.split(","):
         match = re.fullmatch(r"(\d+)\s*(B|KiB|MiB)?", word.strip())
@@ -84,7 +85,7 @@ def _sizes(_: object, __: object, text: str) -> list[int]:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--hosts", default=8, show_default=True, help="How many, with a rank each.")
 @click.option("--rate", default="1gbit", show_default=True, help="What each link carries.")
-@click.option("--sizes", default="1MiB,32MiB", show_default=True, callback=_sizes)
+@click.option("--sizes", default="1MiB,32MiB", show_default=True, callback=sizes_of)
 @click.option("--turns", default=5, show_default=True, help="Calls of each; medians are shown.")
 @click.option("--kill", is_flag=True, help="Also kill a rank in the middle of an Allreduce.")
 @click.option("--kills", default=3, show_default=True, help="Jobs with a kill in each.")
@@ -139,7 +140,7 @@ def measure(
             "cores": len(os.sched_getaffinity(0)),
             "python": platform.python_version(),
             "mpi": f"{mpirun.vendor} {mpirun.version}",
-            "busy_before": _busy(),
+            "busy_before": busy_share(),
         },
     }
     with Lab(hosts, rate, name=name) as lab, tempfile.TemporaryDirectory() as folder:
@@ -148,7 +149,8 @@ def measure(
             times: dict[str, Any] = {}
             for plain in (False, True):
                 out = Path(folder, "times.json")
-                _job(lab, plain, ["times", str(out), str(nbytes), str(turns)])
+                words = ["times", str(out), str(nbytes), str(turns)]
+                run_job(lab, _MODULE, words, plain=plain)
                 times.update(json.loads(out.read_text()))
                 todo.update()
             report["rows"] += _rows(times, nbytes, hosts, bits_per_s(rate))
@@ -159,7 +161,7 @@ def measure(
             deaths.append(_kill(lab, victims[number % hosts], Path(folder, f"kill{number}"), turns))
             todo.update()
         todo.close()
-        report["machine"]["busy_after"] = _busy()
+        report["machine"]["busy_after"] = busy_share()
     if kills:
         report["kill"] = {
             "nbytes": KILL_BYTES,
@@ -169,7 +171,7 @@ def measure(
     return report
 
 
-def _busy(within_s: float = 1.0) -> float:
+def busy_share(within_s: float = 1.0) -> float:
     """The share of its time that this machine is busy with other work; blocks so long."""
 
     def ticks() -> np.ndarray:
@@ -183,9 +185,17 @@ def _busy(within_s: float = 1.0) -> float:
     return float(busy / max(total, 1.0))
 
 
-def _job(lab: Lab, plain: bool, words: Sequence[str], **settings: str) -> None:
-    """Run this file as a job, by hopcoll or by a plain mpirun."""
-    program = ["-m", __spec__.name, "--rank", *words] if __spec__ else [__file__, "--rank", *words]
+def run_job(
+    lab: Lab, module: str, words: Sequence[str], *, plain: bool = False, **settings: str
+) -> None:
+    """Run a module as a job, by hopcoll or by a plain mpirun, with ``--rank`` before the words.
+
+    Raises
+    ------
+    LabError
+        It failed, or hung.
+    """
+    program = ["-m", module, "--rank", *words]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HOPCOLL_")}
     root = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -250,7 +260,7 @@ def _kill(lab: Lab, victim: int, folder: Path, turns: int) -> dict[str, Any]:
         "HOPCOLL_FAULT": f"rank={victim},op={turns + 1},chunk={chunks // 2}",
         "HOPCOLL_FAULT_RECORD": str(folder / "fault"),
     }
-    _job(lab, False, ["death", str(folder), str(turns)], **settings)
+    run_job(lab, _MODULE, ["death", str(folder), str(turns)], **settings)
     record = folder / f"fault.{victim}"
     if not record.exists():
         raise LabError(f"the fault did not fire: {settings['HOPCOLL_FAULT']}")
@@ -312,7 +322,7 @@ def _rank(words: Sequence[str]) -> None:
         _measure_death(Path(words[1]), int(words[2]))
 
 
-def _agreed_start(world: Any) -> float:
+def agreed_start(world: Any) -> float:
     """Wait for the moment, on the clock that all hosts share, at which all ranks start."""
     world.Barrier()
     begin_s: float = world.bcast(time.monotonic() + _HEADSTART_S)
@@ -342,7 +352,7 @@ def _measure_times(out: Path, nbytes: int, turns: int) -> None:
         times_s: dict[str, list[float]] = {key: [] for key in calls}
         for turn in range(turns):
             for key in list(calls) if turn % 2 == 0 else reversed(calls):
-                begin_s = _agreed_start(world)
+                begin_s = agreed_start(world)
                 calls[key]()
                 times_s[key].append(max(world.allgather(time.monotonic())) - begin_s)
         found.update({f"{collective} {key}": values for key, values in times_s.items()})
@@ -416,10 +426,10 @@ def _measure_death(folder: Path, turns: int) -> None:
     comm.Allreduce(send, receive)
     fault_free_s = []
     for _ in range(turns):
-        begin_s = _agreed_start(world)
+        begin_s = agreed_start(world)
         comm.Allreduce(send, receive)
         fault_free_s.append(max(world.allgather(time.monotonic())) - begin_s)
-    begin_s = _agreed_start(world)
+    begin_s = agreed_start(world)
     outcome = comm.Allreduce(send, receive)
     end_s = time.monotonic()
     if not (receive == sum(rank + 1 for rank in outcome.contributors)).all():
