@@ -239,6 +239,7 @@ cdef void make_waiter(Store* store, Entry* entry, int rank, int kind, const Lett
     if waiter != NULL:
         if letter.stamp:
             waiter.stamp = letter.stamp
+        waiter.serial = letter.serial
         return
     waiter = <Waiter*>take_memory(store, sizeof(Waiter) + meta_bytes)
     if waiter == NULL:
@@ -246,6 +247,7 @@ cdef void make_waiter(Store* store, Entry* entry, int rank, int kind, const Lett
     waiter.rank = rank
     waiter.kind = kind
     waiter.stamp = letter.stamp
+    waiter.serial = letter.serial
     waiter.nbytes = letter.nbytes
     waiter.meta_bytes = meta_bytes
     memcpy(waiter + 1, meta, meta_bytes)
@@ -262,9 +264,11 @@ cdef void tell(Store* store, const Entry* entry, int rank, int type, int64_t sta
 cdef void tell_waiters(Store* store, Entry* entry, int type, int64_t stamp) noexcept nogil:
     """The gets and the waits end so."""
     cdef Waiter** link = &entry.waiters
+    cdef Letter letter = letter_of(type, &entry.key, stamp)
     while link[0] != NULL:
         if link[0].kind == ASK_GET or link[0].kind == ASK_LOOK:
-            tell(store, entry, link[0].rank, type, stamp)
+            letter.serial = link[0].serial
+            send_letter(store, link[0].rank, &letter)
             drop_waiter(store, link)
         else:
             link = &link[0].next
@@ -359,7 +363,6 @@ cdef void end_lost(Store* store, Entry* entry) noexcept nogil:
     store.counters.lost += 1
     while entry.holders != NULL:
         tell(store, entry, entry.holders.rank, LETTER_LOST, entry.holders.stamp)
-        drop_waiters_of(store, entry, entry.holders.rank, ASK_LOOK)
         drop_holder(store, entry, entry.holders)
     tell_waiters(store, entry, LETTER_LOST, entry.stamp)
 
@@ -378,7 +381,7 @@ cdef const Copy* own_copy(Store* store, const Entry* entry) noexcept nogil:
     return item.copy
 
 
-cdef bint give_location(Store* store, Entry* entry, int rank) noexcept nogil:
+cdef bint give_location(Store* store, Entry* entry, int rank, int64_t serial) noexcept nogil:
     """Tells a receiver where to pull, or gives it the bytes; False while there is no place."""
     cdef Holder* location
     cdef Holder* receiver
@@ -402,6 +405,7 @@ cdef bint give_location(Store* store, Entry* entry, int rank) noexcept nogil:
         letter = letter_of(LETTER_NAME, &entry.key, entry.stamp)
         letter.rank = location.rank
     letter.nbytes = entry.nbytes
+    letter.serial = serial
     send_object(store, rank, &letter, entry.meta, entry.meta_bytes, copy)
     return True
 
@@ -413,16 +417,18 @@ cdef void give_locations(Store* store, Entry* entry) noexcept nogil:
     cdef Letter letter
     while holder != NULL:
         if not holder.complete and holder.asking:
-            give_location(store, entry, holder.rank)
+            give_location(store, entry, holder.rank, 0)
         holder = holder.next
     while link[0] != NULL:
         if link[0].kind == ASK_LOOK:
             letter = letter_of(LETTER_LOOKED, &entry.key, entry.stamp)
             letter.nbytes = entry.nbytes
+            letter.serial = link[0].serial
             send_object(store, link[0].rank, &letter, entry.meta, entry.meta_bytes, NULL)
             drop_waiter(store, link)
         elif link[0].kind == ASK_GET and (find_holder(entry, link[0].rank) != NULL
-                                          or give_location(store, entry, link[0].rank)):
+                                          or give_location(store, entry, link[0].rank,
+                                                           link[0].serial)):
             drop_waiter(store, link)
         else:
             link = &link[0].next
@@ -534,6 +540,8 @@ cdef void on_owner_letter(Store* store, int peer, const Letter* letter,
         make_waiter(store, entry, peer, ASK_LOOK, letter, meta)
     elif letter.type == LETTER_DELETE:
         make_waiter(store, entry, peer, ASK_DELETE, letter, meta)
+    elif letter.type == LETTER_UNLOOK:
+        drop_waiters_of(store, entry, peer, ASK_LOOK)
     elif letter.type == LETTER_ORPHAN:
         on_orphan(store, entry, peer, letter)
     else:

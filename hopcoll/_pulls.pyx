@@ -147,17 +147,13 @@ cdef Moved pull_event(Store* store, Stream* stream, const Event* event) noexcept
         post_more(store, stream)
         if sink_credit_due(&stream.sink, store.settings.window, 2):
             tell_posted(store, stream, LETTER_CREDIT)
-    if (stream.sink.broken or item == NULL) and (
-            sink_idle(&stream.sink) or (item != NULL
-                                        and store.settings.sabotage & BREAK_DRAINED)):
+    # The memory of a receive that is lost is undefined until it has ended.
+    if (stream.sink.broken or item == NULL) and sink_idle(&stream.sink):
         if item != NULL:
             item.pull = NULL
             if store.settings.sabotage & BREAK_OFFSET:
                 item.have = stream.sink.posted
-        if sink_idle(&stream.sink):
-            stream_free(store, stream)
-        else:
-            stream.item = NULL
+        stream_free(store, stream)
         return MOVED_NO_MORE if item != NULL else MOVED_ON
     return MOVED_ON
 

@@ -1,6 +1,6 @@
 # cython: language_level=3
 """One rank's store of objects: what the runtime and the simulation call; see _store.pyx."""
-from libc.stdint cimport int64_t, int32_t, uint8_t
+from libc.stdint cimport int64_t, uint16_t
 from cython_kernels.transport cimport Event, Transport
 from hopcoll._store_state cimport *
 
@@ -10,7 +10,7 @@ cdef enum Going:
     GOING_LEFT = 2            # it said good-bye
 
 cdef Store* store_new(Transport* transport, const StoreSettings* settings, int32_t* tags,
-                      const uint8_t* host) noexcept nogil
+                      const uint16_t* host) noexcept nogil
 cdef void store_free(Store* store) noexcept nogil
 cdef void store_event(Store* store, const Event* event) noexcept nogil
 cdef void store_gone(Store* store, int rank, int going) noexcept nogil

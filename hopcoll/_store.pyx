@@ -6,7 +6,7 @@ program waits for (*asks*).  All of it can be told to a new owner of the key at 
 what a death asks for.  The owner's own side is in _directory.pyx; what a rank tells itself goes by
 the inbox, so that it is never in the middle of something else.
 """
-from libc.stdint cimport int64_t, int32_t, uint8_t
+from libc.stdint cimport int64_t, int32_t, uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 from cython_kernels.transport cimport (
     Event, EVENT_CONTROL, EVENT_DEAD, EVENT_LOST, EVENT_RECEIVED, Transport)
@@ -154,12 +154,25 @@ cdef void finish_kind(Store* store, Item* item, int kind, int status, int64_t st
             link = &ask.next
 
 
-cdef void finish_waits(Store* store, Item* item, int status, int64_t stamp) noexcept nogil:
-    """What waits for the object ends; the owner has nobody of us on its list any more."""
-    item.asked = 0
-    item.looked = 0
-    finish_kind(store, item, ASK_GET, status, stamp)
-    finish_kind(store, item, ASK_LOOK, status, stamp)
+cdef void finish_answered(Store* store, Item* item, int status, int64_t stamp,
+                          int64_t serial) noexcept nogil:
+    """Gets and waits end for which a letter up to this one spoke.  Of 0 the owner has told a holder
+    something: those end for which any did.  Others were called later: what was decided before that
+    is no answer to them."""
+    cdef Ask** link = &item.asks
+    cdef Ask* ask
+    while link[0] != NULL:
+        ask = link[0]
+        if ((ask.kind == ASK_GET or ask.kind == ASK_LOOK) and ask.serial
+                and (serial == 0 or ask.serial <= serial)):
+            link[0] = ask.next
+            finish(store, item, ask, status, stamp)
+        else:
+            link = &ask.next
+    if item.asked <= serial:
+        item.asked = 0
+    if item.looked <= serial:
+        item.looked = 0
 
 
 cdef void finish_complete(Store* store, Item* item) noexcept nogil:
@@ -167,7 +180,9 @@ cdef void finish_complete(Store* store, Item* item) noexcept nogil:
     item.state = ITEM_COMPLETE
     item.source = -1
     item.orphaned = 0
-    finish_waits(store, item, ASK_OK, item.stamp)
+    item.asked = 0
+    finish_kind(store, item, ASK_GET, ASK_OK, item.stamp)
+    finish_kind(store, item, ASK_LOOK, ASK_OK, item.stamp)
 
 
 cdef bint has_ask(const Item* item, int kind) noexcept nogil:
@@ -175,6 +190,23 @@ cdef bint has_ask(const Item* item, int kind) noexcept nogil:
     while ask != NULL and ask.kind != kind:
         ask = ask.next
     return ask != NULL
+
+
+cdef bint has_unsent(const Item* item, int kind) noexcept nogil:
+    cdef const Ask* ask = item.asks
+    while ask != NULL and (ask.kind != kind or ask.serial):
+        ask = ask.next
+    return ask != NULL
+
+
+cdef void unsay_after(Item* item, int64_t serial) noexcept nogil:
+    """Our letters for gets up to this one were answered by a copy; for those that were called later
+    nobody has spoken, should it come to nothing."""
+    cdef Ask* ask = item.asks
+    while ask != NULL:
+        if ask.kind == ASK_GET and ask.serial > serial:
+            ask.serial = 0
+        ask = ask.next
 
 
 # ---- what the owner of a key is told ------------------------------------------------------
@@ -215,6 +247,17 @@ cdef void tell_hold(Store* store, Item* item) noexcept nogil:
     send_object(store, owner_now(store, &item.key), &letter, item.meta, item.meta_bytes, NULL)
 
 
+cdef void tell_waiting(Store* store, Item* item, int kind, int64_t serial) noexcept nogil:
+    cdef Letter letter = letter_of(LETTER_ASK if kind == ASK_GET else LETTER_LOOK, &item.key, 0)
+    cdef const Ask* ask = item.asks
+    letter.serial = serial
+    while ask != NULL:
+        if ask.kind == kind and ask.stamp:
+            letter.stamp = ask.stamp       # its ref says that there was an object
+        ask = ask.next
+    send_letter(store, owner_now(store, &item.key), &letter)
+
+
 cdef void register(Store* store, Item* item) noexcept nogil:
     """Tells a new owner all that we have to do with a key."""
     store.counters.registered += 1
@@ -223,9 +266,9 @@ cdef void register(Store* store, Item* item) noexcept nogil:
     elif item.state != ITEM_NONE and not store.settings.sabotage & BREAK_REGISTER:
         tell_hold(store, item)
     if item.asked and not store.settings.sabotage & BREAK_WAITERS:
-        tell_owner(store, item, LETTER_ASK, item.known, -1)
+        tell_waiting(store, item, ASK_GET, item.asked)
     if item.looked:
-        tell_owner(store, item, LETTER_LOOK, item.known, -1)
+        tell_waiting(store, item, ASK_LOOK, item.looked)
     if item.deleting:
         tell_owner(store, item, LETTER_DELETE, 0, -1)
 
@@ -256,14 +299,27 @@ cdef void on_deleted(Store* store, Item* item) noexcept nogil:
         delete_at_owner(store, item)
 
 
-cdef void ask_owner(Store* store, Item* item) noexcept nogil:
-    item.asked = 1
-    tell_owner(store, item, LETTER_ASK, item.known, -1)
+cdef void wait_at_owner(Store* store, Item* item, int kind) noexcept nogil:
+    """A letter for all gets, or all waits, that none has spoken for since they were called."""
+    cdef Ask* ask = item.asks
+    item.sent += 1
+    while ask != NULL:
+        if ask.kind == kind and ask.serial == 0:
+            ask.serial = item.sent
+        ask = ask.next
+    if kind == ASK_GET:
+        item.asked = item.sent
+    else:
+        item.looked = item.sent
+    tell_waiting(store, item, kind, item.sent)
 
 
-cdef void look_at_owner(Store* store, Item* item) noexcept nogil:
-    item.looked = 1
-    tell_owner(store, item, LETTER_LOOK, item.known, -1)
+cdef void wait_anew(Store* store, Item* item) noexcept nogil:
+    """There is no copy here, nor one under way: who waits, waits at the owner."""
+    if has_ask(item, ASK_GET) and (not item.asked or has_unsent(item, ASK_GET)):
+        wait_at_owner(store, item, ASK_GET)
+    if has_ask(item, ASK_LOOK) and (not item.looked or has_unsent(item, ASK_LOOK)):
+        wait_at_owner(store, item, ASK_LOOK)
 
 
 # ---- what the owner of a key says ---------------------------------------------------------
@@ -272,14 +328,12 @@ cdef void refuse_put(Store* store, Item* item) noexcept nogil:
     cdef int64_t stamp = item.stamp
     drop_copy(store, item)
     finish_kind(store, item, ASK_PUT, ASK_EXISTS, stamp)
-    if has_ask(item, ASK_GET) and not item.asked:
-        ask_owner(store, item)
-    if has_ask(item, ASK_LOOK) and not item.looked:
-        look_at_owner(store, item)
+    wait_anew(store, item)
 
 
 cdef void no_room(Store* store, Item* item, int64_t stamp) noexcept nogil:
-    finish_waits(store, item, ASK_FULL, stamp)
+    item.asked = 0
+    finish_kind(store, item, ASK_GET, ASK_FULL, stamp)
     tell_owner(store, item, LETTER_DROPPED, stamp, -1)
 
 
@@ -312,6 +366,7 @@ cdef void on_name(Store* store, Item* item, const Letter* letter,
             no_room(store, item, letter.stamp)
             return
         fill_item(store, item, ITEM_PARTIAL, letter.stamp, copy, meta, letter.meta_bytes)
+        unsay_after(item, letter.serial)
         item.asked = 0
         serves_feed(store, item)
     elif (item.state != ITEM_PARTIAL or item.stamp != letter.stamp
@@ -353,12 +408,22 @@ cdef void on_end(Store* store, Item* item, const Letter* letter) noexcept nogil:
     elif letter.type == LETTER_LOST and item.state == ITEM_PARTIAL and item.stamp == letter.stamp:
         drop_copy(store, item)
     if item.state == ITEM_NONE:
-        finish_waits(store, item, status, letter.stamp)
-    elif item.state == ITEM_OFFERED and letter.type != LETTER_DROP:
-        # Who waits here waits for what becomes of our put; the owner knows of nobody any more.
-        item.asked = 0
+        finish_answered(store, item, status, letter.stamp, letter.serial)
+        wait_anew(store, item)
+    elif letter.serial:
+        # Who waits here waits for what becomes of our put, or of the copy.
+        if item.looked <= letter.serial:
+            item.looked = 0
+        if item.asked <= letter.serial:
+            item.asked = 0
+            serves_close(store, item, False)
+
+
+cdef void on_looked(Store* store, Item* item, const Letter* letter) noexcept nogil:
+    """It is there, which is an answer to whoever waits."""
+    if item.looked <= letter.serial:
         item.looked = 0
-        serves_close(store, item, False)
+    finish_kind(store, item, ASK_LOOK, ASK_OK, letter.stamp)
 
 
 cdef void on_owner_says(Store* store, const Letter* letter,
@@ -379,8 +444,7 @@ cdef void on_owner_says(Store* store, const Letter* letter,
     elif letter.type == LETTER_HAVE:
         on_have(store, item, letter, meta)
     elif letter.type == LETTER_LOOKED:
-        item.looked = 0
-        finish_kind(store, item, ASK_LOOK, ASK_OK, letter.stamp)
+        on_looked(store, item, letter)
     elif letter.type == LETTER_GONE:
         on_deleted(store, item)
     else:
@@ -606,27 +670,17 @@ cdef void store_ask(Store* store, Ask* ask) noexcept nogil:
     elif item.state == ITEM_COMPLETE:
         finish(store, item, ask, ASK_OK, item.stamp)
     else:
+        ask.serial = 0
         add_ask(item, ask)
         if item.state == ITEM_NONE:
-            wait_at_owner(store, item, ask)
+            wait_anew(store, item)
     store.counters.gets += ask.kind == ASK_GET
     settle_store(store)
 
 
-cdef void wait_at_owner(Store* store, Item* item, Ask* ask) noexcept nogil:
-    """Once for all asks of a kind, and again when one knows more."""
-    cdef bint news = ask.stamp > item.known
-    if news:
-        item.known = ask.stamp
-    if ask.kind == ASK_GET:
-        if news or not item.asked:
-            ask_owner(store, item)
-    elif news or not item.looked:
-        look_at_owner(store, item)
-
-
 cdef void store_withdraw(Store* store, Ask* ask) noexcept nogil:
-    """The program waits for it no more.  The owner is not told: what was asked for may come."""
+    """The program waits for it no more.  Of a get the owner is not told: it may have named us to
+    another already, so that what was asked for comes."""
     cdef Item* item = find_item(store, &ask.key)
     cdef Ask** link
     if item == NULL or ask.result.complete:
@@ -635,14 +689,19 @@ cdef void store_withdraw(Store* store, Ask* ask) noexcept nogil:
     while link[0] != NULL:
         if link[0] == ask:
             link[0] = ask.next
-            return
+            break
         link = &link[0].next
+    if item.looked and not has_ask(item, ASK_LOOK):
+        item.looked = 0
+        tell_owner(store, item, LETTER_UNLOOK, 0, -1)
+    settle_item(store, item)
+    settle_store(store)
 
 
 # ---- the beginning and the end ------------------------------------------------------------
 
 cdef Store* store_new(Transport* transport, const StoreSettings* settings, int32_t* tags,
-                      const uint8_t* host) noexcept nogil:
+                      const uint16_t* host) noexcept nogil:
     """A new store over `transport`, or NULL when memory is short."""
     cdef Store* store = <Store*>transport.allocate(transport.self, sizeof(Store))
     cdef int64_t room = transport.control_bytes_max - <int64_t>sizeof(Letter) - META_MAX
@@ -657,12 +716,12 @@ cdef Store* store_new(Transport* transport, const StoreSettings* settings, int32
     if store.settings.inline_bytes > room:
         store.settings.inline_bytes = room
     store.synced = <Mask*>take_memory(store, store.size * sizeof(Mask))
-    store.host = <uint8_t*>take_memory(store, store.size)
+    store.host = <uint16_t*>take_memory(store, store.size * sizeof(uint16_t))
     store.outbox = <unsigned char*>take_memory(store, META_MAX + store.settings.inline_bytes)
     if store.synced == NULL or store.host == NULL or store.outbox == NULL:
         store_free(store)
         return NULL
-    memcpy(store.host, host, store.size)
+    memcpy(store.host, host, store.size * sizeof(uint16_t))
     return store
 
 
@@ -688,7 +747,9 @@ cdef void store_leave(Store* store) noexcept nogil:
         while store.items[i] != NULL:
             item = store.items[i]
             drop_copy(store, item)
-            finish_waits(store, item, ASK_CLOSED, 0)
+            item.asked = item.looked = 0
+            finish_kind(store, item, ASK_GET, ASK_CLOSED, 0)
+            finish_kind(store, item, ASK_LOOK, ASK_CLOSED, 0)
             finish_kind(store, item, ASK_PUT, ASK_CLOSED, 0)
             finish_kind(store, item, ASK_DELETE, ASK_CLOSED, 0)
             item.deleting = 0

@@ -24,6 +24,7 @@ cdef enum LetterType:         # the first byte of each message of a store
     LETTER_ORPHAN = 6         # our partial copy has no source; the one that it had is `rank`
     LETTER_DELETE = 7
     LETTER_DROPPED = 8        # we have no copy any more
+    LETTER_UNLOOK = 9         # our wait is over
     # From the owner.
     LETTER_OK = 16            # the put is accepted
     LETTER_EXISTS = 17        # it is not
@@ -60,6 +61,7 @@ cdef struct Letter:           # the meta and the bytes come behind it
     Key key
     int64_t stamp
     int64_t nbytes            # of the object
+    int64_t serial            # of an ASK or a LOOK, and of the answer; 0: to a holder
     int64_t first             # of streams: GRANT the first chunk, CREDIT and END what was told
     int64_t limit             # ... chunks below it have a posted receive
     int32_t tag
@@ -99,6 +101,7 @@ cdef struct Ask:              # what the program waits for; in its memory
     Key key
     int64_t stamp             # of what it is about; of a get or wait: what its ref knows, then got
     int64_t nbytes
+    int64_t serial            # the letter of its item that speaks for it; 0: none does
     Copy* copy                # what a get got
     int32_t meta_bytes
     unsigned char meta[META_MAX]
@@ -128,7 +131,7 @@ cdef struct Item:             # what this rank has to do with a key
     int64_t stamp             # of the copy
     int64_t nbytes
     int64_t have              # chunks of the copy
-    int64_t known             # a stamp that a ref of a waiting get says was there
+    int64_t sent              # the number of the last letter by which something waits
     Grid grid
     Copy* copy
     Stream* pull
@@ -137,9 +140,9 @@ cdef struct Item:             # what this rank has to do with a key
     int32_t state
     int32_t source            # whom we were named last, until it is no more; -1: nobody
     int32_t orphaned          # the owner was told that there is none
-    int32_t asked             # gets wait at the owner; so do waits, and deletions
-    int32_t looked
-    int32_t deleting
+    int32_t deleting          # a deletion waits at the owner
+    int64_t asked             # gets do: the last letter that is not answered; 0: none
+    int64_t looked            # ... and waits
     int32_t meta_bytes
     unsigned char meta[META_MAX]
 
@@ -158,6 +161,7 @@ cdef struct Waiter:           # at the owner
     int32_t rank
     int32_t kind              # AskKind
     int64_t stamp             # of a put; else what is known to have been there
+    int64_t serial            # of a get or a wait: its last letter, which the answer names
     int64_t nbytes            # of a put
     int32_t meta_bytes
     int32_t pad               # the meta comes behind it
@@ -196,7 +200,6 @@ cdef enum StoreSabotage:
     BREAK_OFFSET = 8          # a pull goes on behind what was posted, not behind what came
     BREAK_REACH = 16          # a deletion forgets partial copies
     BREAK_VOID = 32           # a stream that ends is not answered with voids
-    BREAK_DRAINED = 64        # a pull goes on before what was posted before has ended
     BREAK_TRANSIT = 128       # lost as soon as no complete holder is known
     BREAK_WAITERS = 256       # a new owner is not told who waits
     BREAK_ALONE = 512         # a location is named while it serves another
@@ -252,7 +255,7 @@ cdef struct Store:
     Mask lost
     Mask settled              # the gone, when we last knew all of what is ours
     Mask* synced              # by rank: what its last marker covered
-    uint8_t* host             # by rank
+    uint16_t* host            # by rank
     unsigned char* outbox
     StoreCounters counters
     void (*notify)(void* context) noexcept nogil      # an ask was answered

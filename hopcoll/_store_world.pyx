@@ -6,7 +6,7 @@ arrive in any order that the network's contract allows; ranks die between any tw
 are lost and go on for a while; each learns of it when it does.  Then all that is under way arrives,
 and what has not ended by then must have a reason.
 """
-from libc.stdint cimport int64_t, int32_t, uint64_t, uint32_t, uint8_t
+from libc.stdint cimport int64_t, int32_t, uint64_t, uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from cython_kernels.transport cimport Event
@@ -43,7 +43,7 @@ VIOLATIONS = {
     BROKEN: "broken"}
 SABOTAGES = {
     "roots": BREAK_ROOTS, "settled": BREAK_SETTLED, "register": BREAK_REGISTER,
-    "offset": BREAK_OFFSET, "reach": BREAK_REACH, "void": BREAK_VOID, "drained": BREAK_DRAINED,
+    "offset": BREAK_OFFSET, "reach": BREAK_REACH, "void": BREAK_VOID,
     "transit": BREAK_TRANSIT, "waiters": BREAK_WAITERS, "alone": BREAK_ALONE}
 
 cdef enum Fate:
@@ -338,11 +338,28 @@ cdef void call(StoreWorld* world, int rank, int kind, int k) noexcept nogil:
         store_ask(store, &note.ask)
 
 
+cdef void withdraw_something(StoreWorld* world) noexcept nogil:
+    cdef Note* note
+    if world.notes_count == 0:
+        return
+    note = &world.notes[below(world, world.notes_count)]
+    if note.ask.result.complete or not counts(world, note.rank) or note.ask.kind == ASK_PUT:
+        return
+    begin_step(world)
+    store_withdraw(world.stores[note.rank], &note.ask)
+    note.ask.result.complete = 1
+    note.seen = 1
+    drain(world, note.rank)
+
+
 cdef void call_something(StoreWorld* world) noexcept nogil:
     cdef int rank = <int>below(world, world.size)
     cdef int what = <int>below(world, 16)
     cdef int k = <int>below(world, world.keys)
     world.calls_left -= 1
+    if what == 15 and below(world, 4) == 0:
+        withdraw_something(world)
+        return
     if not counts(world, rank):
         return
     begin_step(world)
@@ -508,7 +525,7 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
     cdef unsigned char* memory
     cdef Rooms rooms
     cdef StoreSettings settings
-    cdef uint8_t host[RANKS]
+    cdef uint16_t host[RANKS]
     cdef int r
     if not 1 <= size <= RANKS or not 1 <= keys <= KEYS or calls > NOTES - KEYS:
         raise ValueError("size, keys or calls: too many")
