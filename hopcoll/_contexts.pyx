@@ -24,8 +24,8 @@ detached   its slot is free.  No data request is open.
 
 Idle contexts cost nothing: `Hub.awake` has a bit for each whose engine waits for its clock.
 
-The store of objects (`hopcoll._store`) is in a context with a slot of its own, which every rank opens
-before it meets the others; it has no clock.
+The store of objects (`hopcoll._store`) is in a context with a slot of its own, which every rank
+opens before it meets the others; it has no clock.
 """
 from libc.stdlib cimport calloc, free, malloc
 from libc.stdint cimport uintptr_t

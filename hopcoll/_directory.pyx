@@ -12,6 +12,7 @@ has no complete holder is lost once every root has told that it has no source.
 """
 from libc.stdint cimport int64_t, int32_t
 from libc.string cimport memcpy
+from hopcoll._items cimport find_item
 from hopcoll._letters cimport (
     give_memory, letter_of, send_letter, send_object, take_memory)
 from hopcoll._store_state cimport *
@@ -369,12 +370,9 @@ cdef void end_lost(Store* store, Entry* entry) noexcept nogil:
 
 cdef const Copy* own_copy(Store* store, const Entry* entry) noexcept nogil:
     """The bytes that the owner has itself, if they fit into a message."""
-    cdef Item* item
-    if not store.item_buckets or entry.nbytes > store.settings.inline_bytes:
+    cdef Item* item = find_item(store, &entry.key)
+    if entry.nbytes > store.settings.inline_bytes:
         return NULL
-    item = store.items[hash_of(&entry.key) & (store.item_buckets - 1)]
-    while item != NULL and not key_equal(&item.key, &entry.key):
-        item = item.next
     if (item == NULL or item.stamp != entry.stamp
             or (item.state != ITEM_COMPLETE and item.state != ITEM_OFFERED)):
         return NULL

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The store of objects on real MPI, as Python sees it; see `hopcoll.objects`.
 
-It runs under the lock, and by the thread, of its root engine.  Python lets go of copies and of what
-it waits for when it likes, also where it may not wait for the lock: both are then put aside, and the
-next call gives them back.
+It runs under the lock, and by the thread, of its root engine.  Python lets go of copies and of
+what it waits for when it likes, also where it may not wait for the lock: both are then put aside,
+and the next call gives them back.
 """
 import os
 

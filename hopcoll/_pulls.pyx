@@ -6,8 +6,8 @@ is there from the first byte on is served.  A serve sends what was granted and w
 ends with voids for what was granted and will not come.  A pull that got a void tells how far it had
 posted (END), so that each receive is matched.
 
-A serve may be asked for before the item has its bytes: the owner of the key named us to another, and
-that one was faster than the owner's letter to us.  It waits without a copy.
+A serve may be asked for before the item has its bytes: the owner of the key named us to another,
+and that one was faster than the owner's letter to us.  It waits without a copy.
 """
 from libc.stdint cimport int64_t, int32_t
 from libc.string cimport memcpy, memset

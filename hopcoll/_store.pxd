@@ -21,4 +21,3 @@ cdef void store_put(Store* store, Copy* copy, Ask* ask) noexcept nogil
 cdef void store_ask(Store* store, Ask* ask) noexcept nogil
 cdef void store_withdraw(Store* store, Ask* ask) noexcept nogil
 cdef void store_let_go(Store* store, Copy* copy) noexcept nogil
-cdef Item* find_item(Store* store, const Key* key) noexcept nogil

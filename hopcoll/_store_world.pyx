@@ -10,6 +10,7 @@ from libc.stdint cimport int64_t, int32_t, uint64_t, uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from cython_kernels.transport cimport Event
+from hopcoll._items cimport find_item
 from hopcoll._network cimport *
 from hopcoll._store cimport *
 from hopcoll._store_state cimport *
@@ -199,6 +200,7 @@ cdef int source_of(StoreWorld* world, int rank, const Key* key, int64_t* stamp) 
 cdef void check_pulls(StoreWorld* world) noexcept nogil:
     """Nobody waits for itself by way of others; nobody gives to two."""
     cdef Key key
+    cdef Item* item
     cdef int k, r, at, count
     cdef int64_t stamp, other
     cdef int given[RANKS]
@@ -212,9 +214,11 @@ cdef void check_pulls(StoreWorld* world) noexcept nogil:
             at = source_of(world, r, &key, &stamp)
             if at < 0:
                 continue
-            given[at] += 1
-            if given[at] > 1 and counts(world, at):
-                blame(world, TWO_RECEIVERS, at, k)
+            item = find_item(world.stores[at], &key) if counts(world, at) else NULL
+            if item != NULL and item.stamp == stamp:
+                given[at] += 1
+                if given[at] > 1:
+                    blame(world, TWO_RECEIVERS, at, k)
             count = 0
             while at >= 0 and count <= world.size:
                 other = stamp

@@ -364,8 +364,8 @@ class Objects:
         stats = self._keeper.stats()
         what = "" if nbytes is None else f" of {nbytes} bytes"
         return ObjectStoreFullError(
-            f"{ref!r}{what} does not fit: {stats['used_bytes']} of {stats['limit_bytes']} bytes are "
-            "used at this rank (object_bytes, HOPCOLL_OBJECT_BYTES: the limit)",
+            f"{ref!r}{what} does not fit: {stats['used_bytes']} of {stats['limit_bytes']} bytes "
+            "are used at this rank (object_bytes, HOPCOLL_OBJECT_BYTES: the limit)",
             ref,
         )
 
@@ -503,8 +503,8 @@ def _into(array: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         raise TypeError(f"out must be an array, not {type(out).__name__}")
     if out.dtype != array.dtype or out.shape != array.shape:
         raise ValueError(
-            f"out has dtype {out.dtype} and shape {out.shape}, but the object has {array.dtype} and "
-            f"{array.shape}"
+            f"out has dtype {out.dtype} and shape {out.shape}, but the object has {array.dtype} "
+            f"and {array.shape}"
         )
     out[...] = array
     return out
