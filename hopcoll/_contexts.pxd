@@ -47,6 +47,7 @@ cdef struct Hub:
     int32_t unsure
     int32_t store_used        # by us or by others; until then it follows nothing
     int32_t pad
+    Mask left                 # who had left the root when the store last heard of it
     Context* slots[STORE_SLOT + 1]        # 0 is the root's, and empty
 
 cdef enum Route:

@@ -37,7 +37,7 @@ from hopcoll._engine cimport engine_event, engine_tick
 from hopcoll._membership cimport lose, on_bye, stop
 from hopcoll._operation cimport settle
 from hopcoll._store cimport (
-    GOING_DEAD, GOING_LOST, store_event, store_gone, store_leave, store_new)
+    GOING_DEAD, GOING_LEFT, GOING_LOST, store_event, store_gone, store_leave, store_new)
 
 cdef enum:
     SLOT_SHIFT = 43           # the bits of a token from here to 58 are nobody's
@@ -279,8 +279,9 @@ cdef bint hub_event(Hub* hub, Event* event) noexcept nogil:
         return False
     route = hub_route(hub, event, &context)
     if route == ROUTE_CONTEXT and context.store != NULL:
-        hub.store_used = 1
         store_event(context.store, event)
+        if context.store.used:
+            hub.store_used = 1
     elif route == ROUTE_CONTEXT:
         context_wake(context)
         engine_event(context.engine, event)
@@ -313,6 +314,8 @@ cdef void store_follow(Store* store, const Engine* root) noexcept nogil:
     for r in range(store.size):
         if mask_has(&root.lost, r) and not mask_has(&store.gone, r):
             store_gone(store, r, GOING_LOST)
+        if mask_has(&root.left, r) and not mask_has(&store.gone, r):
+            store_gone(store, r, GOING_LEFT)
 
 
 cdef Store* hub_open_store(Hub* hub, const StoreSettings* settings,
@@ -342,6 +345,9 @@ cdef Store* hub_store(const Hub* hub) noexcept nogil:
 cdef void hub_follow(Hub* hub, const Engine* root) noexcept nogil:
     """After a turn of the root: who is lost, whether we have a part in anything, and know it."""
     cdef int slot
+    if hub.store_used and not mask_equal(&hub.left, &root.left):
+        hub.left = root.left
+        store_follow(hub.slots[STORE_SLOT].store, root)
     if (hub.unsure == root.unsure and hub.stopped == root.stopped
             and mask_equal(&hub.lost, &root.lost)):
         return

@@ -126,7 +126,7 @@ cdef class Keeper:
             self.bells.fds[i] = -1
         with nogil:
             lock(&engine.rt)
-            engine.rt.hub.store_used = 1
+            engine.rt.hub.store_used = 1       # now it follows the root
             self.store.notify_context = self.bells
             self.store.notify = ring
             unlock(&engine.rt)

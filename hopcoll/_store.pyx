@@ -377,11 +377,22 @@ cdef void on_data(Store* store, const Event* event) noexcept nogil:
         tell_orphan(store, item, source)
 
 
+cdef void use(Store* store) noexcept nogil:
+    """The first that is asked of the store.  What was not told of deaths so far is told now: others
+    wait for our marker, and we need theirs."""
+    if not store.used and not store.left:
+        store.used = 1
+        if not mask_empty(&store.gone):
+            send_sync(store)
+
+
 cdef void store_event(Store* store, const Event* event) noexcept nogil:
     if store.broken:
         return
     if event.kind == EVENT_CONTROL:
         if event.nbytes >= <int64_t>sizeof(Letter):
+            if (<const Letter*>event.payload).type != LETTER_BYE:
+                use(store)
             on_letter(store, event.peer, <const Letter*>event.payload, event.nbytes)
     elif event.kind == EVENT_DEAD:
         store_gone(store, event.peer, GOING_DEAD)
@@ -424,6 +435,8 @@ cdef void store_gone(Store* store, int rank, int going) noexcept nogil:
     if mask_has(&before, rank) or store.left or rank == store.rank:
         return
     mask_add(&store.gone, rank)
+    if not store.used:
+        return
     serves_of_gone(store, rank)
     register_all(store, rank, &before, going)
     send_sync(store)
@@ -453,6 +466,7 @@ cdef void store_let_go(Store* store, Copy* copy) noexcept nogil:
 cdef void store_put(Store* store, Copy* copy, Ask* ask) noexcept nogil:
     """The copy, with all its bytes, becomes the object of `ask.key`; its meta is the ask's."""
     cdef Item* item = NULL if store.left else make_item(store, &ask.key)
+    use(store)
     store.counters.puts += 1
     if item == NULL or item.state != ITEM_NONE:
         copy_let_go(store, copy)
@@ -475,6 +489,7 @@ cdef void add_ask(Item* item, Ask* ask) noexcept nogil:
 cdef void store_ask(Store* store, Ask* ask) noexcept nogil:
     """A get, a wait or a deletion."""
     cdef Item* item = NULL if store.left else make_item(store, &ask.key)
+    use(store)
     if item == NULL:
         finish(store, item, ask, ASK_CLOSED, 0)
         return
@@ -560,6 +575,8 @@ cdef void store_leave(Store* store) noexcept nogil:
     if store.left:
         return
     store.left = 1
+    if not store.used:
+        return                 # the engine's good-bye is enough
     for i in range(store.item_buckets):
         while store.items[i] != NULL:
             item = store.items[i]

@@ -229,6 +229,7 @@ cdef struct Store:
     StoreSettings settings
     int32_t rank
     int32_t size
+    int32_t used              # by us or by others; until then it only notes who is gone
     int32_t left              # we said good-bye
     int32_t broken            # no memory for what cannot be left out
     int32_t streams_used      # while this is not 0, something moves

@@ -402,6 +402,11 @@ cdef int list_options(StoreWorld* world, Option* options) noexcept nogil:
                     and not world.told_lost[a][b]):
                 options[count].what, options[count].a, options[count].b = DO_LOSE, a, b
                 count += 1
+            # The engine's good-bye comes behind what it sent.
+            if (acts(world, a) and world.fate[b] == LEFT and not world.told_lost[a][b]
+                    and channel_of(&world.network, b, a).used == 0):
+                options[count].what, options[count].a, options[count].b = DO_LOSE, a, b
+                count += 1
         if world.fate[a] == LOST and not world.told_lost[a][a]:
             options[count].what, options[count].a, options[count].b = DO_LOSE, a, a
             count += 1
@@ -427,7 +432,8 @@ cdef void take(StoreWorld* world, const Option* option) noexcept nogil:
         if option.a == option.b:           # it is told so itself, and stops
             store_leave(world.stores[option.a])
         else:
-            store_gone(world.stores[option.a], option.b, GOING_LOST)
+            store_gone(world.stores[option.a], option.b,
+                       GOING_LEFT if world.fate[option.b] == LEFT else GOING_LOST)
     drain(world, actor)
     if also >= 0 and acts(world, also):
         drain(world, also)

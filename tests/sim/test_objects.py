@@ -69,6 +69,23 @@ def test_nothing_is_lost_while_all_live():
     assert not any(run(seed, "alive")["answers"]["lost"] for seed in range(2000))
 
 
+def test_a_store_that_nobody_uses_sends_nothing():
+    for seed in range(200):
+        found = simulate_store(5, seed, calls=0, keys=1, deaths=3, leaves=1)
+        assert not found["violation"]
+        # The checker itself deletes a key at the end.
+        assert found["counters"]["letters_sent"] <= 5 * 5 * 4 + 20
+
+
+def test_a_store_that_is_first_used_after_deaths():
+    settled = 0
+    for seed in range(2000):
+        found = simulate_store(6, seed, calls=3, keys=2, deaths=3, leaves=1, losses=1)
+        assert not found["violation"], seed
+        settled += found["counters"]["settled"]
+    assert settled > 1000
+
+
 def test_a_seed_decides_everything():
     assert all(run(seed, "all") == run(seed, "all") for seed in range(50))
 
