@@ -85,6 +85,7 @@ cdef struct StoreWorld:
     int64_t accepted[KEYS][NOTES]
     int32_t accepted_count[KEYS]
     int64_t answers[6]
+    int64_t letters           # sent before all was deleted at the end
     Note notes[NOTES]
 
 cdef struct Option:
@@ -527,8 +528,8 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
     Returns
     -------
     dict
-        violation (None or what was broken), blamed (rank, key), steps, deaths, the answers by
-        status, and the counters of all stores, summed.
+        violation (None or what was broken), blamed (rank, key), steps, deaths, letters (sent before
+        all was deleted at the end), the answers by status, and the counters of all stores, summed.
     """
     cdef StoreWorld* world
     cdef Option* options
@@ -573,6 +574,8 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
             run(world, options)
             if world.violation == FINE:
                 check_end(world)
+            for r in range(size):
+                world.letters += world.stores[r].counters.letters_sent
             if world.violation == FINE:
                 clean(world, options)
             if world.violation == FINE:
@@ -584,6 +587,7 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
                 counters[name] = counters.get(name, 0) + value
         out = {"violation": VIOLATIONS[world.violation], "steps": world.steps,
                "blamed": (world.blamed_rank, world.blamed_key), "deaths": world.deaths,
+               "letters": world.letters,
                "answers": dict(zip(("ok", "exists", "lost", "deleted", "full", "closed"),
                                    [world.answers[r] for r in range(6)])),
                "counters": counters, "network": world.network.error,
