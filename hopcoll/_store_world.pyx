@@ -22,6 +22,7 @@ cdef enum:
     STEPS_MAX = 60000
     CHOICES = 4096
     CHUNK = 16
+    LIMIT_BYTES = 1 << 20     # more than there can be
 
 cdef enum Violation:
     FINE = 0
@@ -154,7 +155,8 @@ cdef void check_answer(StoreWorld* world, Note* note) noexcept nogil:
         if counts(world, note.rank):
             blame(world, WRONG_ANSWER, note.rank, note.key)
     elif ask.status == ASK_FULL:
-        blame(world, WRONG_ANSWER, note.rank, note.key)
+        if world.stores[note.rank].settings.limit_bytes == LIMIT_BYTES:
+            blame(world, WRONG_ANSWER, note.rank, note.key)
     elif ask.status == ASK_DELETED:
         if not world.deletes[note.key]:
             blame(world, WRONG_ANSWER, note.rank, note.key)
@@ -328,6 +330,10 @@ cdef void call(StoreWorld* world, int rank, int kind, int k) noexcept nogil:
     if kind == ASK_PUT:
         stamp = (<int64_t>rank + 1) << 40 | (store.serial + 1)
         copy = store_reserve(store, length_of(world, stamp))
+        if copy == NULL:
+            note.ask.result.complete = 1
+            note.ask.status = ASK_FULL
+            return
         for i in range(copy.nbytes):
             copy.data[i] = byte_of(stamp, i)
         memcpy(note.ask.meta, &stamp, 8)
@@ -503,7 +509,7 @@ cdef void clean(StoreWorld* world, Option* options) noexcept nogil:
 
 def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, int leaves=0,
                    int losses=0, int64_t bytes_max=160, int64_t inline_bytes=24, int window=2,
-                   hosts=(), sabotage=()):
+                   int64_t limit_bytes=LIMIT_BYTES, hosts=(), sabotage=()):
     """Runs one random world of stores.
 
     Parameters
@@ -520,6 +526,8 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
         The longest object, and the longest that travels inside a message. A chunk has 16 bytes.
     window : int
         Chunks that a pull grants ahead.
+    limit_bytes : int
+        Of all copies of a rank.
     hosts : sequence of int
         The host of each rank; all on one without it.
     sabotage : sequence of str
@@ -546,7 +554,7 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
     rooms.region_bytes = 1 << 21
     settings.chunk_bytes = CHUNK
     settings.inline_bytes = inline_bytes
-    settings.limit_bytes = 1 << 20
+    settings.limit_bytes = limit_bytes
     settings.window = window
     settings.ended_max = 64
     for name in sabotage:

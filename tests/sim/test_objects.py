@@ -14,6 +14,7 @@ MODES = {
     "left": {"leaves": 2},
     "lost": {"losses": 1},
     "all": {"deaths": 3, "leaves": 1, "losses": 1},
+    "full": {"limit_bytes": 250, "leaves": 1},
     "chains": {"deaths": 3, "keys": 1, "bytes_max": 600, "calls": 30, "inline_bytes": 0},
 }
 #: Seeds within which each broken rule must be caught, and where.
@@ -61,6 +62,7 @@ def test_seeds(mode):
         assert total["lost"] > 100
     if mode not in ("alive", "chains"):
         assert min(total["exists"], total["inlined"], total["deaths"]) > 500
+    assert (total["full"] > 1000) == (mode == "full")
     if mode in ("left", "all"):
         assert total["closed"] > 100
 
