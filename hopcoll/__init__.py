@@ -6,6 +6,7 @@ The package, from the top down; each line uses only those below it:
   each a class on top of the one before: _calls.py, _copies.py, _gathers.py, _reductions.py,
   _shares.py, _objects.py, _groups.py.
   `Outcome`, `Request` (outcome.py): what they get back.
+- objects.py: `Communicator.objects`, the store of objects; _keeper.pyx: it on MPI.
 - buffers.py, ops.py, config.py, errors.py: buffers to addresses, operations, settings, exceptions;
   _life.py: fork, uncaught exceptions and the end of the process.
 - _runtime.pyx: the engine of one rank over MPI, with its progress thread.
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from hopcoll.communicator import Communicator
+    from hopcoll.objects import ObjectRef
     from hopcoll.ops import AVG, BAND, BOR, BXOR, LAND, LOR, LXOR, MAX, MIN, PROD, SUM, Op
     from hopcoll.outcome import Outcome, Request
 
@@ -52,6 +54,7 @@ __all__ = [
     "PROD",
     "SUM",
     "Communicator",
+    "ObjectRef",
     "Op",
     "Outcome",
     "Request",
@@ -64,6 +67,7 @@ __version__ = "0.1.0"
 #: Where the names are that are not loaded with the package.
 _HOMES = {
     "Communicator": "communicator",
+    "ObjectRef": "objects",
     "Outcome": "outcome",
     "Request": "outcome",
     **dict.fromkeys(

@@ -3,9 +3,11 @@
 from libc.stdint cimport int64_t, int32_t, int16_t, uint64_t, uint32_t, uint16_t, uint8_t
 from cython_kernels.transport cimport Transport, Event
 from hopcoll._state cimport Engine, Mask, RANKS_MAX
+from hopcoll._store_state cimport Store, StoreSettings
 
 cdef enum:
     CONTEXTS_MAX = 64         # besides the root: one bit each in Hub.awake
+    STORE_SLOT = 65           # of the store of objects: the same at every rank, from the start
     CONTEXT_MARK = 255        # no type of message starts with it
 
 cdef struct ContextHead:      # goes before each control message of a context
@@ -18,6 +20,7 @@ cdef struct Context:
     Transport table           # what its engine sends by
     Hub* hub
     Engine* engine            # NULL: a transport alone, or not open yet
+    Store* store              # in the place of an engine
     int32_t slot
     uint32_t serial
     int32_t size              # 0: reserved, not open yet
@@ -42,7 +45,10 @@ cdef struct Hub:
     Mask lost                 # what its engine had decided when the contexts last heard of it
     int32_t stopped
     int32_t unsure
-    Context* slots[CONTEXTS_MAX + 1]      # 0 is the root's, and empty
+    int32_t store_used        # by us or by others; until then it follows nothing
+    int32_t pad
+    Mask left                 # who had left the root when the store last heard of it
+    Context* slots[STORE_SLOT + 1]        # 0 is the root's, and empty
 
 cdef enum Route:
     ROUTE_ROOT = 0            # the event is the root's; a death is everyone's
@@ -60,4 +66,7 @@ cdef void context_wake(Context* context) noexcept nogil
 cdef int hub_route(Hub* hub, Event* event, Context** context) noexcept nogil
 cdef bint hub_event(Hub* hub, Event* event) noexcept nogil
 cdef void hub_tick(Hub* hub, int64_t now_us) noexcept nogil
+cdef Store* hub_open_store(Hub* hub, const StoreSettings* settings,
+                           const uint16_t* host) noexcept nogil
+cdef Store* hub_store(const Hub* hub) noexcept nogil
 cdef void hub_follow(Hub* hub, const Engine* root) noexcept nogil

@@ -23,6 +23,9 @@ told       it knows the dead so far, and hears of the next ones at once.
 detached   its slot is free.  No data request is open.
 
 Idle contexts cost nothing: `Hub.awake` has a bit for each whose engine waits for its clock.
+
+The store of objects (`hopcoll._store`) is in a context with a slot of its own, which every rank
+opens before it meets the others; it has no clock.
 """
 from libc.stdlib cimport calloc, free, malloc
 from libc.stdint cimport uintptr_t
@@ -33,6 +36,8 @@ from hopcoll._state cimport (
 from hopcoll._engine cimport engine_event, engine_tick
 from hopcoll._membership cimport lose, on_bye, stop
 from hopcoll._operation cimport settle
+from hopcoll._store cimport (
+    GOING_DEAD, GOING_LEFT, GOING_LOST, store_event, store_gone, store_leave, store_new)
 
 cdef enum:
     SLOT_SHIFT = 43           # the bits of a token from here to 58 are nobody's
@@ -108,25 +113,33 @@ cdef void context_release(void* self, void* memory) noexcept nogil:
 cdef Context* context_reserve(Hub* hub) noexcept nogil:
     """A context in a free slot, without ranks; NULL when there is no slot (the count says so) or no
     memory."""
-    cdef Transport* below = hub.transport
     cdef Context* context
-    cdef int slot = 1, i
+    cdef int slot = 1
     while slot <= CONTEXTS_MAX and hub.slots[slot] != NULL:
         slot += 1
     if slot > CONTEXTS_MAX:
         return NULL
+    context = context_at_slot(hub, slot)
+    if context != NULL:
+        hub.serial += 1
+        hub.count += 1
+        context.serial = hub.serial
+    return context
+
+
+cdef Context* context_at_slot(Hub* hub, int slot) noexcept nogil:
+    cdef Transport* below = hub.transport
+    cdef Context* context
+    cdef int i
     if hub.room == NULL:
         hub.room = <unsigned char*>malloc(below.control_bytes_max)
     context = <Context*>calloc(1, sizeof(Context))
     if context == NULL or hub.room == NULL:
         free(context)
         return NULL
-    hub.serial += 1
     hub.slots[slot] = context
-    hub.count += 1
     context.hub = hub
     context.slot = slot
-    context.serial = hub.serial
     for i in range(RANKS_MAX):
         context.ranks[i] = -1
     context.table.self = context
@@ -217,7 +230,7 @@ cdef int hub_route(Hub* hub, Event* event, Context** found) noexcept nogil:
         head = <const ContextHead*>event.payload
         if event.nbytes < <int64_t>sizeof(ContextHead) or head.mark != CONTEXT_MARK:
             return ROUTE_ROOT
-        context = hub.slots[head.slot] if head.slot <= CONTEXTS_MAX else NULL
+        context = hub.slots[head.slot] if head.slot <= STORE_SLOT else NULL
         if context == NULL or context.serial != head.serial:
             return ROUTE_NOWHERE           # late: it is closed
         event.payload += sizeof(ContextHead)
@@ -253,6 +266,8 @@ cdef void spread_death(Hub* hub, int peer) noexcept nogil:
             event.peer = context.ranks[peer]
             context_wake(context)
             engine_event(context.engine, &event)
+    if hub.slots[STORE_SLOT] != NULL:
+        store_gone(hub.slots[STORE_SLOT].store, peer, GOING_DEAD)
 
 
 cdef bint hub_event(Hub* hub, Event* event) noexcept nogil:
@@ -263,7 +278,11 @@ cdef bint hub_event(Hub* hub, Event* event) noexcept nogil:
         spread_death(hub, event.peer)
         return False
     route = hub_route(hub, event, &context)
-    if route == ROUTE_CONTEXT:
+    if route == ROUTE_CONTEXT and context.store != NULL:
+        store_event(context.store, event)
+        if context.store.used:
+            hub.store_used = 1
+    elif route == ROUTE_CONTEXT:
         context_wake(context)
         engine_event(context.engine, event)
     return route != ROUTE_ROOT
@@ -286,9 +305,49 @@ cdef void follow(Hub* hub, Context* context, const Engine* root) noexcept nogil:
     settle(context.engine)
 
 
+cdef void store_follow(Store* store, const Engine* root) noexcept nogil:
+    """Who is left out has no part in it any more; nor have we when we are."""
+    cdef int r
+    if root.stopped:
+        store_leave(store)
+        return
+    for r in range(store.size):
+        if mask_has(&root.lost, r) and not mask_has(&store.gone, r):
+            store_gone(store, r, GOING_LOST)
+        if mask_has(&root.left, r) and not mask_has(&store.gone, r):
+            store_gone(store, r, GOING_LEFT)
+
+
+cdef Store* hub_open_store(Hub* hub, const StoreSettings* settings,
+                           const uint16_t* host) noexcept nogil:
+    """The store of this rank, at the slot that it has everywhere; NULL without memory.  Before the
+    ranks have met, so that no message of it comes too early."""
+    cdef Context* context = context_at_slot(hub, STORE_SLOT)
+    cdef int16_t roots[RANKS_MAX]
+    cdef int64_t handles[RANKS_MAX]
+    cdef int i
+    if context == NULL:
+        return NULL
+    for i in range(hub.transport.size):
+        roots[i] = <int16_t>i
+        handles[i] = <int64_t>STORE_SLOT << 32
+    context.table.size = hub.transport.size
+    context.table.rank = hub.transport.rank
+    context.store = store_new(&context.table, settings, hub.tags, host)
+    context_open(context, hub.transport.size, hub.transport.rank, roots, handles)
+    return context.store
+
+
+cdef Store* hub_store(const Hub* hub) noexcept nogil:
+    return hub.slots[STORE_SLOT].store if hub.slots[STORE_SLOT] != NULL else NULL
+
+
 cdef void hub_follow(Hub* hub, const Engine* root) noexcept nogil:
     """After a turn of the root: who is lost, whether we have a part in anything, and know it."""
     cdef int slot
+    if hub.store_used and not mask_equal(&hub.left, &root.left):
+        hub.left = root.left
+        store_follow(hub.slots[STORE_SLOT].store, root)
     if (hub.unsure == root.unsure and hub.stopped == root.stopped
             and mask_equal(&hub.lost, &root.lost)):
         return
@@ -298,6 +357,8 @@ cdef void hub_follow(Hub* hub, const Engine* root) noexcept nogil:
     for slot in range(1, CONTEXTS_MAX + 1):
         if hub.slots[slot] != NULL and hub.slots[slot].told:
             follow(hub, hub.slots[slot], root)
+    if hub.slots[STORE_SLOT] != NULL:
+        store_follow(hub.slots[STORE_SLOT].store, root)
 
 
 cdef bint is_awake(Context* context) noexcept nogil:

@@ -14,8 +14,9 @@ from libc.stdint cimport int64_t, int32_t
 from cython_kernels.doorbell cimport bell_ring, bell_wait
 from cython_kernels.transport cimport Event
 from hopcoll._engine cimport engine_event, engine_tick
-from hopcoll._contexts cimport context_wake, hub_event, hub_follow, hub_tick
+from hopcoll._contexts cimport context_wake, hub_event, hub_follow, hub_store, hub_tick
 from hopcoll._faults cimport check_timed_faults
+from hopcoll._store cimport store_moves
 from hopcoll._trace cimport trace_event, trace_tick
 
 cdef extern from "<signal.h>" nogil:
@@ -90,7 +91,7 @@ cdef void tick(Runtime* rt, int64_t now) noexcept nogil:
     if rt.trace != NULL:
         trace_tick(rt.trace, now)
     engine_tick(rt.engine, now)
-    if rt.hub.count:
+    if rt.hub.count or rt.hub.store_used:
         hub_follow(&rt.hub, rt.engine)
         hub_tick(&rt.hub, now)
 
@@ -177,7 +178,8 @@ cdef void* progress(void* argument) noexcept nogil:
             now = rt.engine.now_us
             is_open = (rt.engine.finished < rt.engine.next_seq or rt.engine.frozen
                        or rt.engine.outlets_used > 0 or rt.engine.roll_us
-                       or rt.engine.patience_us or rt.hub.awake)
+                       or rt.engine.patience_us or rt.hub.awake
+                       or (rt.hub.store_used and store_moves(hub_store(&rt.hub))))
             pthread_mutex_unlock(&rt.mutex)
             # A short sleep, not a yield: who slept is preferred to the caller's busy thread.
             if count:

@@ -36,6 +36,7 @@ cdef class Engine_:
     cdef readonly bint fault_tolerant
     cdef readonly str mpi_thread
     cdef object __weakref__
+    cdef int open_store(self) except -1
     cdef int meet(self) except -1
     cdef void stop_thread(self) noexcept
     cdef void drop(self, Result* result) noexcept

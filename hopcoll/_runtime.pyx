@@ -16,7 +16,7 @@ from hopcoll._state cimport Engine as EngineState
 from hopcoll._engine cimport (
     control_bytes_of, engine_new, engine_free, engine_leave, engine_quiet, engine_ready,
     engine_awaited, engine_may_go)
-from hopcoll._contexts cimport ContextHead
+from hopcoll._contexts cimport ContextHead, STORE_SLOT, hub_open_store, hub_store
 from hopcoll._crank cimport (
     WAIT_DONE, clock_us, lock, nap_after, pthread_mutex_init, sleep_us, start_crank, stop_crank,
     turn, unlock, wait_for, wake_clock)
@@ -24,6 +24,8 @@ from hopcoll._fence cimport Fence, fence_rank
 from hopcoll._late cimport awaited_of
 from hopcoll._lookout cimport close_lookout, flight_of, give_stack, late_report, look_out
 from hopcoll._operation cimport start_operation
+from hopcoll._store cimport store_free, store_leave
+from hopcoll._store_state cimport StoreSettings
 from hopcoll._texts cimport kind_name, mismatch_text, ranks_of
 from hopcoll._faults cimport plant_faults
 from hopcoll._trace cimport (
@@ -68,6 +70,10 @@ cdef int call_function(void* context, const Operation* op, void* dest, const voi
 
 
 _faults_planted = False
+
+cdef enum:
+    INLINE_BYTES = 16384      # objects up to here travel in messages, if these are long enough
+    ENDED_MAX = 1024          # deleted and lost objects that an owner remembers
 
 
 # ---- Python -------------------------------------------------------------------------------
@@ -194,6 +200,7 @@ cdef class Engine_:
         self.rt.hub.tags = self.rt.engine.tags
         self.rank = comm.Get_rank()
         self.size = size
+        self.open_store()
         self.fault_tolerant = self.transport.fault_tolerant
         self.rt.engine.user_context = <void*>self
         self.rt.engine.user = call_function
@@ -215,6 +222,19 @@ cdef class Engine_:
             if self.rt.trace != NULL:
                 trace_attach(self.rt.trace)
             start_crank(&self.rt)
+
+    cdef int open_store(self) except -1:
+        """The store of objects, before anybody can send it something."""
+        cdef StoreSettings settings
+        memset(&settings, 0, sizeof(settings))
+        settings.chunk_bytes = self.config.chunk_bytes
+        settings.window = self.config.window_chunks
+        settings.inline_bytes = INLINE_BYTES
+        settings.limit_bytes = self.config.object_bytes
+        settings.ended_max = ENDED_MAX
+        if hub_open_store(&self.rt.hub, &settings, self.rt.engine.host) == NULL:
+            raise MemoryError("objects: out of memory")
+        return 0
 
     cdef int meet(self) except -1:
         """Second round of the start: when it is over, everyone has heard from everyone."""
@@ -247,6 +267,9 @@ cdef class Engine_:
         if not self.abandoned:
             close_trace(self.rt.trace)
         if self.ended and self.rt.engine != NULL:
+            if hub_store(&self.rt.hub) != NULL:
+                store_free(hub_store(&self.rt.hub))
+                free(self.rt.hub.slots[STORE_SLOT])
             engine_free(self.rt.engine)
             free(self.rt.hub.room)
             free(self.rt.trace)
@@ -570,6 +593,7 @@ cdef class Engine_:
                 break
         self.stop_thread()
         with nogil:
+            store_leave(hub_store(&self.rt.hub))
             if self.rt.trace != NULL:
                 trace_mark(self.rt.trace, REC_LEAVE)
             engine_leave(self.rt.engine)

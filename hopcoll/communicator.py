@@ -15,6 +15,8 @@ from hopcoll.errors import HopcollError, MpiError, RankFailedError, TransferTime
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from hopcoll.objects import Objects
+
 __all__ = ["Communicator"]
 
 
@@ -60,6 +62,8 @@ class Communicator(Groups):
     late_bytes : int, optional
         How many bytes of results are kept for ranks that are late (64 MiB by default; see
         `hopcoll.config.Config`).
+    object_bytes : int, optional
+        Memory for the objects that this rank holds (2 GiB by default; see `objects`).
     trace : str or os.PathLike, optional
         A folder into which each rank writes what its engine is told and what it does, for
         ``hopcoll replay``. Without it nothing is written, and nothing is paid.
@@ -114,6 +118,7 @@ class Communicator(Groups):
         progress: str | None = None,
         detect_s: float | None = None,
         late_bytes: int | None = None,
+        object_bytes: int | None = None,
         trace: str | os.PathLike[str] | None = None,
         trace_bytes: int | None = None,
         connect_timeout_s: float | None = None,
@@ -127,6 +132,7 @@ class Communicator(Groups):
             progress=progress,
             detect_s=detect_s,
             late_bytes=late_bytes,
+            object_bytes=object_bytes,
             trace=trace,
             trace_bytes=trace_bytes,
             connect_timeout_s=connect_timeout_s,
@@ -143,6 +149,7 @@ class Communicator(Groups):
         self._outcome = None
         self._root = self
         self._branches: list[Communicator] = []
+        self._store: Objects | None = None
         self.parent_ranks = tuple(range(engine.size))
         self.config = config
         self.rank = engine.rank
@@ -192,6 +199,18 @@ class Communicator(Groups):
     def fault_tolerant(self) -> bool:
         """Whether the death of a rank is survived in this job; False: it ends the job. Local."""
         return bool(self._engine.fault_tolerant)
+
+    @property
+    def objects(self) -> Objects:
+        """The store of objects of the job: the same one from every communicator of it. Local."""
+        self._open_engine()
+        root = self._root
+        if root._store is None:
+            from hopcoll._keeper import Keeper  # late: it starts MPI
+            from hopcoll.objects import Objects
+
+            root._store = Objects(Keeper(root._open_engine()))
+        return root._store
 
     def Get_rank(self) -> int:
         """Return this rank, as mpi4py spells it. Local."""

@@ -64,6 +64,10 @@ class Config:
         are forgotten, and a rank that asks for one gets a `MissedError`. Other operations keep a
         copy when another rank takes much longer. A result that does not fit is not copied: its
         call returns when all ranks have it. Environment: ``HOPCOLL_LATE_BYTES``.
+    object_bytes : int, default 2147483648
+        Memory for the objects that this rank holds (`Communicator.objects`), in bytes; 0 or more.
+        What does not fit is refused with an `ObjectStoreFullError`. Environment:
+        ``HOPCOLL_OBJECT_BYTES``.
     trace : str or None, default None
         A folder into which each rank writes what its engine is told and what it does, for
         ``hopcoll replay``: ``rank-3.trace``. It is made if it is missing; a trace that is there
@@ -88,6 +92,7 @@ class Config:
     timeout_s: float | None = None
     detect_s: float | None = 30.0
     late_bytes: int = 64 << 20
+    object_bytes: int = 2 << 30
     trace: str | None = None
     trace_bytes: int = 256 << 20
     connect_timeout_s: float = 60.0
@@ -122,6 +127,10 @@ class Config:
         if not 0 <= late_bytes < 1 << 62:
             raise ValueError(f"late_bytes must be 0 or more, not {late_bytes}")
         set_field(self, "late_bytes", late_bytes)
+        object_bytes = _integer("object_bytes", self.object_bytes)
+        if not 0 <= object_bytes < 1 << 62:
+            raise ValueError(f"object_bytes must be 0 or more, not {object_bytes}")
+        set_field(self, "object_bytes", object_bytes)
         if self.trace is not None:
             set_field(self, "trace", os.path.abspath(os.fspath(self.trace)))
         trace_bytes = _integer("trace_bytes", self.trace_bytes)
@@ -203,6 +212,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "timeout_s": ("HOPCOLL_TIMEOUT_S", float),
     "detect_s": ("HOPCOLL_DETECT_S", float),
     "late_bytes": ("HOPCOLL_LATE_BYTES", int),
+    "object_bytes": ("HOPCOLL_OBJECT_BYTES", int),
     "trace": ("HOPCOLL_TRACE", str),
     "trace_bytes": ("HOPCOLL_TRACE_BYTES", int),
     "connect_timeout_s": ("HOPCOLL_CONNECT_TIMEOUT_S", float),

@@ -8,11 +8,15 @@ Everything else is in this tree, and the class says whose fault it was::
     ├── MpiError                 the MPI library returned an error that is no failure of a rank
     ├── RankFailedError          the world: a rank died, and the result went with it
     │   ├── MinorityError            too few ranks are within reach to go on
+    │   ├── ObjectLostError          no rank that lives has all of an object
     │   └── TooFewRanksError         fewer are left than the program wants
     ├── MissedError             the world: this rank came too late, and nobody keeps the result
     ├── StaleEpochError          the world: this rank was silent, and the others went on without it
     ├── DivergedError            replicas that must be alike are not: memory, or a user's operation
     ├── TransferTimeoutError     the world, perhaps: nothing came in time (also a TimeoutError)
+    ├── ObjectDeletedError       the caller, or another: the object was deleted
+    ├── ObjectExistsError        the caller, or another: the ref has an object already
+    ├── ObjectStoreFullError     the caller: no room is left for objects (also a MemoryError)
     ├── ClosedError              the caller: the communicator was closed, or belongs to a parent
     ├── ProtocolError            nobody's but ours: a bug, or a peer that sends nonsense
     ├── CheckpointError          a file of a checkpoint
@@ -51,6 +55,10 @@ __all__ = [
     "MinorityError",
     "MissedError",
     "MpiError",
+    "ObjectDeletedError",
+    "ObjectExistsError",
+    "ObjectLostError",
+    "ObjectStoreFullError",
     "ProtocolError",
     "RankFailedError",
     "StaleEpochError",
@@ -146,6 +154,32 @@ class MinorityError(RankFailedError):
     epoch : int, optional
         The last epoch of which this rank was a member.
     """
+
+
+class ObjectLostError(RankFailedError):
+    """Every complete copy of an object was at ranks that died, left, or were left out.
+
+    Raised by a get of it at any rank; nothing else is disturbed. The ref may be put again.
+
+    Parameters
+    ----------
+    message : str
+        Which object.
+    ranks : iterable of int, optional
+        The ranks that failed, where they are known.
+    epoch : int, optional
+        The epoch in which the survivors go on, where it is known.
+    ref : ObjectRef, optional
+        The object's.
+    """
+
+    _fields = ("ranks", "epoch", "ref")
+
+    def __init__(
+        self, message: str = "", ranks: Iterable[int] = (), epoch: int = 0, ref: Any = None
+    ) -> None:
+        super().__init__(message, ranks, epoch)
+        self.ref = ref
 
 
 class TooFewRanksError(RankFailedError):
@@ -262,6 +296,60 @@ class TransferTimeoutError(HopcollError, TimeoutError):
         super().__init__(message)
         self.peer = peer
         self.watermark_bytes = watermark_bytes
+
+
+class ObjectDeletedError(HopcollError):
+    """Somebody deleted the object; it may be put again.
+
+    Parameters
+    ----------
+    message : str
+        Which object.
+    ref : ObjectRef, optional
+        Its ref.
+    """
+
+    _fields = ("ref",)
+
+    def __init__(self, message: str = "", ref: Any = None) -> None:
+        super().__init__(message)
+        self.ref = ref
+
+
+class ObjectExistsError(HopcollError):
+    """The ref has an object already, and an object cannot be changed. Nothing was put.
+
+    Parameters
+    ----------
+    message : str
+        Which object.
+    ref : ObjectRef, optional
+        Its ref.
+    """
+
+    _fields = ("ref",)
+
+    def __init__(self, message: str = "", ref: Any = None) -> None:
+        super().__init__(message)
+        self.ref = ref
+
+
+class ObjectStoreFullError(HopcollError, MemoryError):
+    """An object does not fit into a rank's memory for objects. Raised at this rank alone.
+
+    Parameters
+    ----------
+    message : str
+        Which object, how much is used, and the setting that limits it.
+    ref : ObjectRef, optional
+        Its ref.
+    """
+
+    _fields = ("ref",)
+
+    def __init__(self, message: str = "", ref: Any = None) -> None:
+        super().__init__(message)
+        self.ref = ref
 
 
 class ClosedError(HopcollError):

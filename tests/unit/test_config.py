@@ -30,11 +30,12 @@ def test_every_field_has_a_variable():
         "HOPCOLL_TIMEOUT_S": "2.5",
         "HOPCOLL_DETECT_S": "5",
         "HOPCOLL_LATE_BYTES": "100",
+        "HOPCOLL_OBJECT_BYTES": "200",
         "HOPCOLL_TRACE": "/traces",
         "HOPCOLL_TRACE_BYTES": "65536",
         "HOPCOLL_CONNECT_TIMEOUT_S": "7",
     }
-    taken = (128, 3, 0, "inline", 2.5, 5.0, 100, "/traces", 65536, 7.0)
+    taken = (128, 3, 0, "inline", 2.5, 5.0, 100, 200, "/traces", 65536, 7.0)
     assert dataclasses.astuple(Config.collect(environ)) == taken
     assert Config.collect({"HOPCOLL_DETECT_S": "inf"}).detect_s is None
 
@@ -79,6 +80,7 @@ def test_infinity_is_no_limit():
         ("detect_s", 0),
         ("detect_s", 0.1),
         ("late_bytes", -1),
+        ("object_bytes", -1),
         ("connect_timeout_s", -0.5),
         ("connect_timeout_s", math.inf),
     ],

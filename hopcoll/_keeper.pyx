@@ -1,0 +1,298 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The store of objects on real MPI, as Python sees it; see `hopcoll.objects`.
+
+It runs under the lock, and by the thread, of its root engine.  Python lets go of copies and of
+what it waits for when it likes, also where it may not wait for the lock: both are then put aside,
+and the next call gives them back.
+"""
+import os
+
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.exc cimport PyErr_CheckSignals
+from hopcoll._contexts cimport hub_store
+from hopcoll._crank cimport WAIT_DONE, clock_us, lock, turn, unlock, wait_for
+from hopcoll._runtime cimport Engine_
+from hopcoll._store cimport (
+    store_ask, store_let_go, store_put, store_reserve, store_withdraw)
+from hopcoll._store_state cimport *
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t write(int, const void*, size_t)
+
+cdef enum:
+    BELLS_MAX = 16
+
+#: What an ask may be about, and how it may have ended.
+PUT, GET, LOOK, DELETE = ASK_PUT, ASK_GET, ASK_LOOK, ASK_DELETE
+OK, EXISTS, LOST, DELETED, FULL, CLOSED = (
+    ASK_OK, ASK_EXISTS, ASK_LOST, ASK_DELETED, ASK_FULL, ASK_CLOSED)
+META_BYTES_MAX = META_MAX
+
+
+cdef struct Bells:
+    int fds[BELLS_MAX]        # -1: free
+
+
+cdef void ring(void* context) noexcept nogil:
+    """An ask was answered: the loops that wait for one wake up."""
+    cdef Bells* bells = <Bells*>context
+    cdef uint64_t one = 1
+    cdef int i
+    for i in range(BELLS_MAX):
+        if bells.fds[i] >= 0:
+            write(bells.fds[i], &one, sizeof(one))
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Sealed:
+    """The bytes of a copy, read-only: as long as a view of them lives, they stay."""
+    cdef Keeper keeper
+    cdef Copy* copy
+
+    def __dealloc__(self):
+        if self.copy != NULL:
+            self.keeper.copies_left.append(<uintptr_t>self.copy)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.copy.data, self.copy.nbytes, 1, flags)
+
+    def __len__(self):
+        return self.copy.nbytes
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Waiting:
+    """What was asked of the store: a put, a get, a wait or a deletion."""
+    cdef Keeper keeper
+    cdef Ask* ask
+
+    def __dealloc__(self):
+        if self.ask != NULL:
+            self.keeper.asks_left.append(<uintptr_t>self.ask)
+
+    @property
+    def complete(self):
+        return bool(self.ask.result.complete)
+
+    @property
+    def status(self):
+        return self.ask.status if self.ask.result.complete else ASK_CLOSED
+
+    @property
+    def stamp(self):
+        return self.ask.stamp
+
+    def take(self):
+        """Of a get that succeeded: (meta, bytes); the bytes stay as long as something has them."""
+        cdef Sealed sealed = Sealed.__new__(Sealed)
+        sealed.keeper = self.keeper
+        sealed.copy = self.ask.copy
+        self.ask.copy = NULL
+        return self.ask.meta[:self.ask.meta_bytes], sealed
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Keeper:
+    """The store of one rank.
+
+    Parameters
+    ----------
+    engine : hopcoll._runtime.Engine
+        The root's.
+    """
+    cdef Engine_ engine
+    cdef Store* store
+    cdef list copies_left
+    cdef list asks_left
+    cdef Bells* bells
+
+    def __cinit__(self, Engine_ engine not None):
+        cdef int i
+        self.engine = engine
+        self.copies_left = []
+        self.asks_left = []
+        self.store = hub_store(&engine.rt.hub)
+        self.bells = <Bells*>calloc(1, sizeof(Bells))
+        if self.bells == NULL:
+            raise MemoryError("objects: out of memory")
+        for i in range(BELLS_MAX):
+            self.bells.fds[i] = -1
+        with nogil:
+            lock(&engine.rt)
+            engine.rt.hub.store_used = 1       # now it follows the root
+            self.store.notify_context = self.bells
+            self.store.notify = ring
+            unlock(&engine.rt)
+
+    def __dealloc__(self):
+        if self.engine is not None and self.store != NULL and not self.engine.abandoned:
+            with nogil:
+                lock(&self.engine.rt)
+                self.store.notify = NULL
+                unlock(&self.engine.rt)
+            self.reap()
+        free(self.bells)
+
+    cdef int reap(self) except -1:
+        """Gives back what Python let go of."""
+        cdef Ask* ask
+        cdef Copy* copy
+        while self.copies_left:
+            copy = <Copy*><uintptr_t>self.copies_left.pop()
+            with nogil:
+                lock(&self.engine.rt)
+                store_let_go(self.store, copy)
+                unlock(&self.engine.rt)
+        while self.asks_left:
+            ask = <Ask*><uintptr_t>self.asks_left.pop()
+            with nogil:
+                lock(&self.engine.rt)
+                store_withdraw(self.store, ask)
+                store_let_go(self.store, ask.copy)
+                unlock(&self.engine.rt)
+            free(ask)
+        return 0
+
+    cdef int check(self) except -1:
+        self.engine.check()
+        if self.engine.rt.engine.stopped:
+            raise self.engine.stopped_error("objects")
+        if self.store.broken:
+            raise MemoryError("objects: no memory left for what the store has to know")
+        return self.reap()
+
+    cdef Waiting new_ask(self, int kind, bytes key):
+        cdef Waiting waiting = Waiting.__new__(Waiting)
+        cdef const unsigned char* raw = key
+        if len(key) != sizeof(Key):
+            raise ValueError(f"key must have {sizeof(Key)} bytes, not {len(key)}")
+        waiting.keeper = self
+        waiting.ask = <Ask*>calloc(1, sizeof(Ask))
+        if waiting.ask == NULL:
+            raise MemoryError("objects: out of memory")
+        waiting.ask.kind = kind
+        memcpy(&waiting.ask.key, raw, sizeof(Key))
+        return waiting
+
+    def put(self, bytes key, const unsigned char[::1] data, bytes meta):
+        """Starts a put; None when the object does not fit."""
+        cdef Waiting waiting
+        cdef Copy* copy
+        cdef int64_t nbytes = data.shape[0]
+        cdef const unsigned char* raw = meta
+        self.check()
+        if len(meta) > META_MAX:
+            raise ValueError(f"meta has {len(meta)} bytes, more than {META_MAX}")
+        waiting = self.new_ask(ASK_PUT, key)
+        waiting.ask.meta_bytes = len(meta)
+        memcpy(waiting.ask.meta, raw, len(meta))
+        with nogil:
+            lock(&self.engine.rt)
+            copy = store_reserve(self.store, nbytes)
+            unlock(&self.engine.rt)
+            if copy != NULL and nbytes:
+                memcpy(copy.data, &data[0], nbytes)
+            if copy != NULL:
+                lock(&self.engine.rt)
+                store_put(self.store, copy, waiting.ask)
+                unlock(&self.engine.rt)
+        return None if copy == NULL else waiting
+
+    def ask(self, int kind, bytes key, int64_t known):
+        """Starts a get, a wait or a deletion; `known` is the stamp that the ref has, or 0."""
+        cdef Waiting waiting
+        self.check()
+        waiting = self.new_ask(kind, key)
+        waiting.ask.stamp = known
+        with nogil:
+            lock(&self.engine.rt)
+            store_ask(self.store, waiting.ask)
+            unlock(&self.engine.rt)
+        return waiting
+
+    def wait(self, Waiting waiting not None, timeout_s):
+        """Turns the crank until it is answered; False when the time is over."""
+        cdef int64_t limit = -1, until
+        cdef int code
+        if timeout_s is not None:
+            limit = clock_us() + <int64_t>(min(timeout_s, 1e9) * 1e6)
+        while not waiting.ask.result.complete:
+            self.check()
+            until = clock_us() + 20000
+            if limit >= 0 and until > limit:
+                until = limit
+            with nogil:
+                code = wait_for(&self.engine.rt, &waiting.ask.result, until)
+            if code == WAIT_DONE:
+                break
+            self.engine.check_transport()
+            if limit >= 0 and clock_us() >= limit:
+                return bool(waiting.ask.result.complete)
+            PyErr_CheckSignals()
+        return True
+
+    def wait_some(self, asked, int count, timeout_s):
+        """Turns the crank until so many are answered, or the time is over."""
+        cdef int64_t limit = -1, until
+        if timeout_s is not None:
+            limit = clock_us() + <int64_t>(min(timeout_s, 1e9) * 1e6)
+        while sum(one.complete for one in asked) < count:
+            self.check()
+            if limit >= 0 and clock_us() >= limit:
+                return
+            until = clock_us() + 200
+            with nogil:
+                wait_for(&self.engine.rt, NULL, until)
+            self.engine.check_transport()
+            PyErr_CheckSignals()
+
+    def turn(self):
+        """Turns the crank once."""
+        self.check()
+        with nogil:
+            lock(&self.engine.rt)
+            turn(&self.engine.rt)
+            unlock(&self.engine.rt)
+
+    @property
+    def threaded(self):
+        """Whether a thread turns the crank while nobody calls."""
+        return bool(self.engine.rt.threaded)
+
+    def add_bell(self):
+        """A file descriptor that becomes readable when something is answered."""
+        cdef int i
+        for i in range(BELLS_MAX):
+            if self.bells.fds[i] < 0:
+                self.bells.fds[i] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                return self.bells.fds[i]
+        raise RuntimeError(f"objects: at most {BELLS_MAX} event loops wait at a time")
+
+    def drop_bell(self, int fd):
+        """Gives back what `add_bell` gave."""
+        cdef int i
+        with nogil:
+            lock(&self.engine.rt)
+            for i in range(BELLS_MAX):
+                if self.bells.fds[i] == fd:
+                    self.bells.fds[i] = -1
+            unlock(&self.engine.rt)
+        os.close(fd)
+
+    def stats(self):
+        """What the store has, and has counted."""
+        self.check()
+        out = dict(self.store.counters)
+        out["used_bytes"] = self.store.used_bytes
+        out["limit_bytes"] = self.store.settings.limit_bytes
+        out["inline_bytes"] = self.store.settings.inline_bytes
+        out["objects"] = self.store.items_count
+        out["streams"] = self.store.streams_used
+        return out

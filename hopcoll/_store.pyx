@@ -1,0 +1,628 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""One rank's store of objects: its calls, its events, and deaths.
+
+An *item* is what this rank has to do with a key: a copy, streams to and from it, and what the
+program waits for (*asks*).  All of it can be told to a new owner of the key at any time, which is
+what a death asks for.  The owner's own side is in _directory.pyx; what a rank tells itself goes by
+the inbox, so that it is never in the middle of something else.
+"""
+from libc.stdint cimport int64_t, int32_t, uint8_t, uint16_t
+from libc.string cimport memcpy, memset
+from cython_kernels.transport cimport (
+    Event, EVENT_CONTROL, EVENT_DEAD, EVENT_LOST, EVENT_RECEIVED, Transport)
+from hopcoll._directory cimport (
+    find_entry, forget_gone, forget_oldest, free_entries, on_owner_letter, settle_directory)
+from hopcoll._items cimport (
+    drop_copy, fill_item, find_item, finish, finish_answered, finish_complete, finish_kind,
+    has_ask, has_unsent, make_item, settle_item, unsay_after)
+from hopcoll._letters cimport (
+    copy_let_go, copy_new, give_memory, letter_of, parcel_of, send_letter, send_object, send_sync,
+    take_memory)
+from hopcoll._pulls cimport (
+    MOVED_ALL, MOVED_NO_MORE, answer_voids, pull_abandon, pull_cut, pull_event, pull_start,
+    serve_credit, serve_end, serve_event, serve_start, serves_close, serves_feed, serves_of_gone,
+    stream_at)
+from hopcoll._state cimport TOKEN_IGNORED
+from hopcoll._store_state cimport *
+
+
+# ---- what the owner of a key is told ------------------------------------------------------
+
+cdef void tell_owner(Store* store, Item* item, int type, int64_t stamp, int rank) noexcept nogil:
+    cdef Letter letter = letter_of(type, &item.key, stamp)
+    letter.rank = rank
+    send_letter(store, owner_now(store, &item.key), &letter)
+
+
+cdef void tell_orphan(Store* store, Item* item, int source) noexcept nogil:
+    cdef Letter letter = letter_of(LETTER_ORPHAN, &item.key, item.stamp)
+    item.orphaned = 1
+    item.source = -1
+    letter.rank = source
+    if mask_has(&store.gone, source):
+        letter.flags |= LETTER_IS_GONE
+    send_letter(store, owner_now(store, &item.key), &letter)
+
+
+cdef void tell_put(Store* store, Item* item) noexcept nogil:
+    cdef Letter letter = letter_of(LETTER_PUT, &item.key, item.stamp)
+    cdef int owner = owner_now(store, &item.key)
+    letter.nbytes = item.nbytes
+    send_object(store, owner, &letter, item.meta, item.meta_bytes,
+                item.copy if item.nbytes <= store.settings.inline_bytes and owner != store.rank
+                else NULL)
+
+
+cdef void tell_hold(Store* store, Item* item) noexcept nogil:
+    cdef Letter letter = letter_of(LETTER_HOLD, &item.key, item.stamp)
+    letter.nbytes = item.nbytes
+    letter.rank = item.source
+    if item.state == ITEM_COMPLETE:
+        letter.flags |= LETTER_IS_COMPLETE
+    elif item.orphaned:
+        letter.flags |= LETTER_ASKS
+    send_object(store, owner_now(store, &item.key), &letter, item.meta, item.meta_bytes, NULL)
+
+
+cdef void tell_waiting(Store* store, Item* item, int kind, int64_t serial) noexcept nogil:
+    cdef Letter letter = letter_of(LETTER_ASK if kind == ASK_GET else LETTER_LOOK, &item.key, 0)
+    cdef const Ask* ask = item.asks
+    letter.serial = serial
+    while ask != NULL:
+        if ask.kind == kind and ask.stamp:
+            letter.stamp = ask.stamp       # its ref says that there was an object
+        ask = ask.next
+    send_letter(store, owner_now(store, &item.key), &letter)
+
+
+cdef void register(Store* store, Item* item) noexcept nogil:
+    """Tells a new owner all that we have to do with a key."""
+    store.counters.registered += 1
+    if item.state == ITEM_OFFERED:
+        tell_put(store, item)
+    elif item.state != ITEM_NONE and not store.settings.sabotage & BREAK_REGISTER:
+        tell_hold(store, item)
+    if item.asked and not store.settings.sabotage & BREAK_WAITERS:
+        tell_waiting(store, item, ASK_GET, item.asked)
+    if item.looked:
+        tell_waiting(store, item, ASK_LOOK, item.looked)
+    if item.deleting:
+        tell_owner(store, item, LETTER_DELETE, 0, -1)
+
+
+cdef void delete_at_owner(Store* store, Item* item) noexcept nogil:
+    """One deletion at a time: those that are called meanwhile may be about a later object."""
+    cdef Ask* ask = item.asks
+    item.deleting = 1
+    while ask != NULL:
+        if ask.kind == ASK_DELETE:
+            ask.stamp = 1
+        ask = ask.next
+    tell_owner(store, item, LETTER_DELETE, 0, -1)
+
+
+cdef void on_deleted(Store* store, Item* item) noexcept nogil:
+    cdef Ask** link = &item.asks
+    cdef Ask* ask
+    item.deleting = 0
+    while link[0] != NULL:
+        ask = link[0]
+        if ask.kind == ASK_DELETE and ask.stamp:
+            link[0] = ask.next
+            finish(store, item, ask, ASK_OK, 0)
+        else:
+            link = &ask.next
+    if has_ask(item, ASK_DELETE):
+        delete_at_owner(store, item)
+
+
+cdef void wait_at_owner(Store* store, Item* item, int kind) noexcept nogil:
+    """A letter for all gets, or all waits, that none has spoken for since they were called."""
+    cdef Ask* ask = item.asks
+    item.sent += 1
+    while ask != NULL:
+        if ask.kind == kind and ask.serial == 0:
+            ask.serial = item.sent
+        ask = ask.next
+    if kind == ASK_GET:
+        item.asked = item.sent
+    else:
+        item.looked = item.sent
+    tell_waiting(store, item, kind, item.sent)
+
+
+cdef void wait_anew(Store* store, Item* item) noexcept nogil:
+    """There is no copy here, nor one under way: who waits, waits at the owner."""
+    if has_ask(item, ASK_GET) and (not item.asked or has_unsent(item, ASK_GET)):
+        wait_at_owner(store, item, ASK_GET)
+    if has_ask(item, ASK_LOOK) and (not item.looked or has_unsent(item, ASK_LOOK)):
+        wait_at_owner(store, item, ASK_LOOK)
+
+
+# ---- what the owner of a key says ---------------------------------------------------------
+
+cdef void refuse_put(Store* store, Item* item) noexcept nogil:
+    cdef int64_t stamp = item.stamp
+    drop_copy(store, item)
+    finish_kind(store, item, ASK_PUT, ASK_EXISTS, stamp)
+    wait_anew(store, item)
+
+
+cdef void no_room(Store* store, Item* item, int64_t stamp) noexcept nogil:
+    item.asked = 0
+    finish_kind(store, item, ASK_GET, ASK_FULL, stamp)
+    tell_owner(store, item, LETTER_DROPPED, stamp, -1)
+
+
+cdef void decline(Store* store, Item* item, int64_t stamp) noexcept nogil:
+    """We have put another one meanwhile: what waits here waits for what becomes of that."""
+    item.asked = 0
+    serves_close(store, item, False)
+    tell_owner(store, item, LETTER_DROPPED, stamp, -1)
+
+
+cdef void begin_pull(Store* store, Item* item, int source) noexcept nogil:
+    item.orphaned = 0
+    if item.grid.chunks == 0:
+        finish_complete(store, item)
+        tell_owner(store, item, LETTER_COMPLETE, item.stamp, -1)
+    elif mask_has(&store.gone, source) or not pull_start(store, item, source):
+        tell_orphan(store, item, source)
+
+
+cdef void on_name(Store* store, Item* item, const Letter* letter,
+                  const unsigned char* meta) noexcept nogil:
+    """The owner says from where to pull."""
+    cdef Copy* copy
+    if item.state == ITEM_OFFERED:
+        decline(store, item, letter.stamp)
+        return
+    if item.state == ITEM_NONE:
+        copy = copy_new(store, letter.nbytes)
+        if copy == NULL:
+            no_room(store, item, letter.stamp)
+            return
+        fill_item(store, item, ITEM_PARTIAL, letter.stamp, copy, meta, letter.meta_bytes)
+        unsay_after(item, letter.serial)
+        item.asked = 0
+        serves_feed(store, item)
+    elif (item.state != ITEM_PARTIAL or item.stamp != letter.stamp
+          or not item.orphaned):
+        return
+    begin_pull(store, item, letter.rank)
+
+
+cdef void on_have(Store* store, Item* item, const Letter* letter,
+                  const unsigned char* meta) noexcept nogil:
+    """The owner sends the bytes."""
+    cdef Copy* copy
+    if item.state == ITEM_OFFERED:
+        decline(store, item, letter.stamp)
+        return
+    if item.state == ITEM_NONE:
+        copy = copy_new(store, letter.nbytes)
+        if copy == NULL:
+            no_room(store, item, letter.stamp)
+            return
+        fill_item(store, item, ITEM_COMPLETE, letter.stamp, copy, meta, letter.meta_bytes)
+    elif (item.state != ITEM_PARTIAL or item.stamp != letter.stamp
+          or item.pull != NULL):
+        return
+    store.counters.inlined += 1
+    memcpy(item.copy.data, meta + letter.meta_bytes, letter.nbytes)
+    item.have = item.grid.chunks
+    finish_complete(store, item)
+    serves_feed(store, item)
+
+
+cdef void on_end(Store* store, Item* item, const Letter* letter) noexcept nogil:
+    """The object is deleted, or lost."""
+    cdef int status = ASK_LOST if letter.type == LETTER_LOST else ASK_DELETED
+    if letter.type == LETTER_DROP:
+        if item.state != ITEM_NONE and item.stamp == letter.stamp:
+            drop_copy(store, item)
+        tell_owner(store, item, LETTER_DROPPED, letter.stamp, -1)
+    elif letter.type == LETTER_LOST and item.state == ITEM_PARTIAL and item.stamp == letter.stamp:
+        drop_copy(store, item)
+    if item.state == ITEM_NONE:
+        finish_answered(store, item, status, letter.stamp, letter.serial)
+        wait_anew(store, item)
+    elif letter.serial:
+        # Who waits here waits for what becomes of our put, or of the copy.
+        if item.looked <= letter.serial:
+            item.looked = 0
+        if item.asked <= letter.serial:
+            item.asked = 0
+            serves_close(store, item, False)
+
+
+cdef void on_looked(Store* store, Item* item, const Letter* letter) noexcept nogil:
+    """It is there, which is an answer to whoever waits."""
+    if item.looked <= letter.serial:
+        item.looked = 0
+    finish_kind(store, item, ASK_LOOK, ASK_OK, letter.stamp)
+
+
+cdef void on_owner_says(Store* store, const Letter* letter,
+                        const unsigned char* meta) noexcept nogil:
+    cdef Item* item = make_item(store, &letter.key)
+    if item == NULL:
+        return
+    if letter.type == LETTER_OK:
+        if item.state == ITEM_OFFERED and item.stamp == letter.stamp:
+            finish_complete(store, item)
+            finish_kind(store, item, ASK_PUT, ASK_OK, letter.stamp)
+            serves_feed(store, item)
+    elif letter.type == LETTER_EXISTS:
+        if item.state == ITEM_OFFERED and item.stamp == letter.stamp:
+            refuse_put(store, item)
+    elif letter.type == LETTER_NAME:
+        on_name(store, item, letter, meta)
+    elif letter.type == LETTER_HAVE:
+        on_have(store, item, letter, meta)
+    elif letter.type == LETTER_LOOKED:
+        on_looked(store, item, letter)
+    elif letter.type == LETTER_GONE:
+        on_deleted(store, item)
+    else:
+        on_end(store, item, letter)
+    settle_item(store, item)
+
+
+# ---- events -------------------------------------------------------------------------------
+
+cdef void keep_bytes(Store* store, const Letter* letter, const unsigned char* meta) noexcept nogil:
+    """A small object is about to be accepted by us: we keep a copy, to answer with."""
+    cdef Entry* entry = find_entry(store, &letter.key)
+    cdef Waiter* waiter = NULL if entry == NULL else entry.waiters
+    cdef Item* item
+    cdef Copy* copy
+    if (not is_settled_for(store, &letter.key)
+            or (entry != NULL and (entry.state == ENTRY_PRESENT
+                                   or entry.state == ENTRY_DELETING))):
+        return
+    while waiter != NULL:
+        if waiter.kind == ASK_PUT:
+            return
+        waiter = waiter.next
+    item = make_item(store, &letter.key)
+    if item == NULL or item.state != ITEM_NONE:
+        return
+    copy = copy_new(store, letter.nbytes)
+    if copy == NULL:
+        settle_item(store, item)
+        return
+    memcpy(copy.data, meta + letter.meta_bytes, letter.nbytes)
+    fill_item(store, item, ITEM_COMPLETE, letter.stamp, copy, meta, letter.meta_bytes)
+    finish_complete(store, item)
+    serves_feed(store, item)
+    tell_hold(store, item)
+
+
+cdef void on_stream_letter(Store* store, int peer, const Letter* letter) noexcept nogil:
+    cdef Item* item
+    if letter.type == LETTER_GRANT:
+        item = find_item(store, &letter.key)
+        if (item == NULL or store.left or mask_has(&store.gone, peer)
+                or (item.stamp != letter.stamp and not item.asked)):
+            answer_voids(store, peer, letter.tag, letter.limit - letter.first)
+        else:
+            serve_start(store, item, peer, letter)
+    elif letter.type == LETTER_CREDIT:
+        serve_credit(store, peer, letter)
+    else:
+        serve_end(store, peer, letter)
+
+
+cdef void on_letter(Store* store, int peer, const Letter* letter, int64_t nbytes) noexcept nogil:
+    cdef const unsigned char* meta = <const unsigned char*>(letter + 1)
+    cdef Parcel* parcel
+    if LETTER_GRANT <= letter.type <= LETTER_END:
+        on_stream_letter(store, peer, letter)
+    elif store.left or mask_has(&store.gone, peer):
+        return
+    elif letter.type == LETTER_BYE:
+        store_gone(store, peer, GOING_LEFT)
+    elif letter.type == LETTER_SYNC:
+        store.synced[peer] = (<const Mask*>meta)[0]
+    elif letter.type >= LETTER_OK:
+        on_owner_says(store, letter, meta)
+    elif owner_now(store, &letter.key) != store.rank:
+        # It knows of deaths that we have not heard of.
+        parcel = parcel_of(store, peer, letter, nbytes)
+        if parcel == NULL:
+            return
+        store.counters.held += 1
+        if store.early == NULL:
+            store.early = parcel
+        else:
+            store.early_last.next = parcel
+        store.early_last = parcel
+    else:
+        if letter.type == LETTER_PUT and letter.flags & LETTER_INLINE:
+            keep_bytes(store, letter, meta)
+        on_owner_letter(store, peer, letter, meta)
+
+
+cdef void read_inbox(Store* store) noexcept nogil:
+    cdef Parcel* parcel
+    while store.inbox != NULL:
+        parcel = store.inbox
+        store.inbox = parcel.next
+        on_letter(store, parcel.peer, <const Letter*>(parcel + 1), parcel.nbytes)
+        give_memory(store, parcel)
+
+
+cdef void settle_store(Store* store) noexcept nogil:
+    """After anything that happened."""
+    read_inbox(store)
+    settle_directory(store)
+    read_inbox(store)
+    forget_oldest(store)
+
+
+cdef void on_data(Store* store, const Event* event) noexcept nogil:
+    cdef Stream* stream = stream_at(store, event.token)
+    cdef Item* item = stream.item
+    cdef int source, moved
+    if not stream.is_pull:
+        serve_event(store, stream, event)
+        return
+    source = stream.sink.source
+    moved = pull_event(store, stream, event)
+    if moved == MOVED_ALL:
+        finish_complete(store, item)
+        tell_owner(store, item, LETTER_COMPLETE, item.stamp, -1)
+    elif moved == MOVED_NO_MORE:
+        tell_orphan(store, item, source)
+
+
+cdef void use(Store* store) noexcept nogil:
+    """The first that is asked of the store.  What was not told of deaths so far is told now: others
+    wait for our marker, and we need theirs."""
+    if not store.used and not store.left:
+        store.used = 1
+        if not mask_empty(&store.gone):
+            send_sync(store)
+
+
+cdef void store_event(Store* store, const Event* event) noexcept nogil:
+    if store.broken:
+        return
+    if event.kind == EVENT_CONTROL:
+        if event.nbytes >= <int64_t>sizeof(Letter):
+            if (<const Letter*>event.payload).type != LETTER_BYE:
+                use(store)
+            on_letter(store, event.peer, <const Letter*>event.payload, event.nbytes)
+    elif event.kind == EVENT_DEAD:
+        store_gone(store, event.peer, GOING_DEAD)
+    elif event.token != TOKEN_IGNORED:
+        on_data(store, event)
+    settle_store(store)
+
+
+cdef void register_all(Store* store, int rank, const Mask* before, int going) noexcept nogil:
+    """A rank is gone: what it gave us, and what it owned."""
+    cdef Item* item
+    cdef int32_t i
+    cdef bint owned, fed
+    for i in range(store.item_buckets):
+        item = store.items[i]
+        while item != NULL:
+            owned = owner_of(store, &item.key, before) == rank
+            fed = going == GOING_LOST and item.pull != NULL and item.pull.sink.source == rank
+            if fed:
+                pull_abandon(store, item)
+                if owned:
+                    item.orphaned = 1
+                    item.source = -1
+                else:
+                    tell_orphan(store, item, rank)
+            if owned:
+                register(store, item)
+            item = item.next
+
+
+cdef void store_gone(Store* store, int rank, int going) noexcept nogil:
+    """A rank is dead, lost, or has left: from now on nothing is asked of it."""
+    cdef Mask before = store.gone
+    cdef Parcel* parcel
+    cdef Parcel* next
+    if going == GOING_DEAD:
+        mask_add(&store.dead, rank)
+    elif going == GOING_LOST:
+        mask_add(&store.lost, rank)
+    if mask_has(&before, rank) or store.left or rank == store.rank:
+        return
+    mask_add(&store.gone, rank)
+    if not store.used:
+        return
+    serves_of_gone(store, rank)
+    register_all(store, rank, &before, going)
+    send_sync(store)
+    read_inbox(store)
+    forget_gone(store, rank)
+    parcel = store.early
+    store.early = NULL
+    while parcel != NULL:
+        next = parcel.next
+        on_letter(store, parcel.peer, <const Letter*>(parcel + 1), parcel.nbytes)
+        give_memory(store, parcel)
+        parcel = next
+    settle_store(store)
+
+
+# ---- calls --------------------------------------------------------------------------------
+
+cdef Copy* store_reserve(Store* store, int64_t nbytes) noexcept nogil:
+    """Room for what is to be put; NULL: there is none."""
+    return copy_new(store, nbytes)
+
+
+cdef void store_let_go(Store* store, Copy* copy) noexcept nogil:
+    copy_let_go(store, copy)
+
+
+cdef void store_put(Store* store, Copy* copy, Ask* ask) noexcept nogil:
+    """The copy, with all its bytes, becomes the object of `ask.key`; its meta is the ask's."""
+    cdef Item* item = NULL if store.left else make_item(store, &ask.key)
+    use(store)
+    store.counters.puts += 1
+    if item == NULL or item.state != ITEM_NONE:
+        copy_let_go(store, copy)
+        finish(store, item, ask, ASK_CLOSED if item == NULL else ASK_EXISTS, 0)
+        return
+    store.serial += 1
+    ask.stamp = (<int64_t>store.rank + 1) << 40 | store.serial
+    fill_item(store, item, ITEM_OFFERED, ask.stamp, copy, ask.meta, ask.meta_bytes)
+    ask.next = item.asks
+    item.asks = ask
+    tell_put(store, item)
+    settle_store(store)
+
+
+cdef void add_ask(Item* item, Ask* ask) noexcept nogil:
+    ask.next = item.asks
+    item.asks = ask
+
+
+cdef void store_ask(Store* store, Ask* ask) noexcept nogil:
+    """A get, a wait or a deletion."""
+    cdef Item* item = NULL if store.left else make_item(store, &ask.key)
+    use(store)
+    if item == NULL:
+        finish(store, item, ask, ASK_CLOSED, 0)
+        return
+    if ask.kind == ASK_DELETE:
+        store.counters.deletes += 1
+        ask.stamp = 0
+        add_ask(item, ask)
+        if not item.deleting:
+            delete_at_owner(store, item)
+    elif item.state == ITEM_COMPLETE:
+        finish(store, item, ask, ASK_OK, item.stamp)
+    else:
+        ask.serial = 0
+        add_ask(item, ask)
+        if item.state == ITEM_NONE:
+            wait_anew(store, item)
+    store.counters.gets += ask.kind == ASK_GET
+    settle_store(store)
+
+
+cdef void store_withdraw(Store* store, Ask* ask) noexcept nogil:
+    """The program waits for it no more.  Of a get the owner is not told: it may have named us to
+    another already, so that what was asked for comes."""
+    cdef Item* item = find_item(store, &ask.key)
+    cdef Ask** link
+    if item == NULL or ask.result.complete:
+        return
+    link = &item.asks
+    while link[0] != NULL:
+        if link[0] == ask:
+            link[0] = ask.next
+            break
+        link = &link[0].next
+    if item.looked and not has_ask(item, ASK_LOOK):
+        item.looked = 0
+        tell_owner(store, item, LETTER_UNLOOK, 0, -1)
+    settle_item(store, item)
+    settle_store(store)
+
+
+# ---- the beginning and the end ------------------------------------------------------------
+
+cdef Store* store_new(Transport* transport, const StoreSettings* settings, int32_t* tags,
+                      const uint16_t* host) noexcept nogil:
+    """A new store over `transport`, or NULL when memory is short."""
+    cdef Store* store = <Store*>transport.allocate(transport.self, sizeof(Store))
+    cdef int64_t room = transport.control_bytes_max - <int64_t>sizeof(Letter) - META_MAX
+    if store == NULL:
+        return NULL
+    memset(store, 0, sizeof(Store))
+    store.transport = transport
+    store.settings = settings[0]
+    store.tags = tags
+    store.rank = transport.rank
+    store.size = transport.size
+    if store.settings.inline_bytes > room:
+        store.settings.inline_bytes = room
+    store.synced = <Mask*>take_memory(store, store.size * sizeof(Mask))
+    store.host = <uint16_t*>take_memory(store, store.size * sizeof(uint16_t))
+    store.outbox = <unsigned char*>take_memory(store, META_MAX + store.settings.inline_bytes)
+    if store.synced == NULL or store.host == NULL or store.outbox == NULL:
+        store_free(store)
+        return NULL
+    memcpy(store.host, host, store.size * sizeof(uint16_t))
+    return store
+
+
+cdef void free_parcels(Store* store, Parcel* parcel) noexcept nogil:
+    cdef Parcel* next
+    while parcel != NULL:
+        next = parcel.next
+        give_memory(store, parcel)
+        parcel = next
+
+
+cdef void store_leave(Store* store) noexcept nogil:
+    """Good-bye: streams end, what waits ends, and the others count on nothing of ours any more."""
+    cdef Letter letter
+    cdef Key none
+    cdef Item* item
+    cdef int32_t i
+    cdef int r
+    if store.left:
+        return
+    store.left = 1
+    if not store.used:
+        return                 # the engine's good-bye is enough
+    for i in range(store.item_buckets):
+        while store.items[i] != NULL:
+            item = store.items[i]
+            drop_copy(store, item)
+            item.asked = item.looked = 0
+            finish_kind(store, item, ASK_GET, ASK_CLOSED, 0)
+            finish_kind(store, item, ASK_LOOK, ASK_CLOSED, 0)
+            finish_kind(store, item, ASK_PUT, ASK_CLOSED, 0)
+            finish_kind(store, item, ASK_DELETE, ASK_CLOSED, 0)
+            item.deleting = 0
+            settle_item(store, item)
+    free_entries(store)
+    free_parcels(store, store.inbox)
+    free_parcels(store, store.early)
+    store.inbox = store.early = NULL
+    none.high = none.low = 0
+    letter = letter_of(LETTER_BYE, &none, 0)
+    for r in range(store.size):
+        if r != store.rank and not mask_has(&store.gone, r):
+            send_letter(store, r, &letter)
+
+
+cdef bint store_moves(const Store* store) noexcept nogil:
+    """Whether something is under way that should be looked after at once."""
+    return store.streams_used > 0
+
+
+cdef void store_free(Store* store) noexcept nogil:
+    """All memory but what the program still looks at.  No request of a stream is open."""
+    cdef Item* item
+    cdef int32_t i
+    free_entries(store)
+    for i in range(store.item_buckets):
+        while store.items[i] != NULL:
+            item = store.items[i]
+            store.items[i] = item.next
+            copy_let_go(store, item.copy)
+            give_memory(store, item)
+    for i in range(store.streams_made):
+        copy_let_go(store, store.streams[i].copy)
+        give_memory(store, store.streams[i])
+    free_parcels(store, store.inbox)
+    free_parcels(store, store.early)
+    give_memory(store, store.items)
+    give_memory(store, store.streams)
+    give_memory(store, store.synced)
+    give_memory(store, store.host)
+    give_memory(store, store.outbox)
+    give_memory(store, store)

@@ -1,0 +1,295 @@
+# cython: language_level=3
+"""The state of one rank's store of objects, and the layout of its messages.
+
+Plain structs, like those of the engine (`hopcoll._state`): nothing here knows MPI, a clock or
+randomness.  What the words mean is in ARCHITECTURE.md, section Objects.
+"""
+from libc.stdint cimport int64_t, int32_t, uint64_t, uint32_t, uint16_t, uint8_t
+from cython_kernels.stream cimport Grid, Sink, Spring
+from cython_kernels.transport cimport Transport
+from hopcoll._mask cimport *
+from hopcoll._state cimport Result
+
+cdef enum:
+    META_MAX = 256            # bytes that say what the bytes are; nobody here looks into them
+    BUCKETS_FIRST = 64
+
+cdef enum LetterType:         # the first byte of each message of a store
+    # To the owner of a key.
+    LETTER_PUT = 1            # we have a complete copy, which is not accepted yet
+    LETTER_HOLD = 2           # we have a copy: a new owner is told
+    LETTER_ASK = 3            # a get waits here; LETTER_LOOK: a wait
+    LETTER_LOOK = 4
+    LETTER_COMPLETE = 5       # our partial copy is complete
+    LETTER_ORPHAN = 6         # our partial copy has no source; the one that it had is `rank`
+    LETTER_DELETE = 7
+    LETTER_DROPPED = 8        # we have no copy any more
+    LETTER_UNLOOK = 9         # our wait is over
+    # From the owner.
+    LETTER_OK = 16            # the put is accepted
+    LETTER_EXISTS = 17        # it is not
+    LETTER_NAME = 18          # pull from `rank`
+    LETTER_HAVE = 19          # here are the bytes
+    LETTER_LOOKED = 20        # it is there
+    LETTER_DROP = 21          # drop your copy, and say so
+    LETTER_LOST = 22
+    LETTER_DELETED = 23       # to who waits for it
+    LETTER_GONE = 24          # to who deleted it
+    # Between the two ends of a stream.
+    LETTER_GRANT = 32
+    LETTER_CREDIT = 33
+    LETTER_END = 34
+    # To all.
+    LETTER_SYNC = 48          # all that concerns you was told, under this set of the gone
+    LETTER_BYE = 49
+
+cdef enum LetterFlag:
+    LETTER_IS_COMPLETE = 1    # of a HOLD
+    LETTER_ASKS = 2           # of a HOLD: a partial copy that has no source
+    LETTER_INLINE = 4         # the bytes come behind the meta
+    LETTER_IS_GONE = 8        # of an ORPHAN: the source is gone, not only without the copy
+
+cdef struct Key:
+    uint64_t high
+    uint64_t low
+
+cdef struct Letter:           # the meta and the bytes come behind it
+    uint8_t type
+    uint8_t flags
+    uint16_t meta_bytes
+    int32_t rank
+    Key key
+    int64_t stamp
+    int64_t nbytes            # of the object
+    int64_t serial            # of an ASK or a LOOK, and of the answer; 0: to a holder
+    int64_t first             # of streams: GRANT the first chunk, CREDIT and END what was told
+    int64_t limit             # ... chunks below it have a posted receive
+    int32_t tag
+    int32_t pad
+
+cdef struct Parcel:           # a letter that waits here
+    Parcel* next
+    int64_t nbytes
+    int32_t peer
+    int32_t pad
+
+cdef struct Copy:             # bytes, as long as anybody needs them
+    unsigned char* data
+    int64_t nbytes
+    int32_t refs              # its item, streams, gets that are answered, views of the program
+    int32_t pad
+
+cdef enum AskKind:
+    ASK_PUT = 0
+    ASK_GET = 1
+    ASK_LOOK = 2
+    ASK_DELETE = 3
+
+cdef enum AskStatus:
+    ASK_OK = 0
+    ASK_EXISTS = 1
+    ASK_LOST = 2
+    ASK_DELETED = 3
+    ASK_FULL = 4
+    ASK_CLOSED = 5
+
+cdef struct Ask:              # what the program waits for; in its memory
+    Result result             # complete, once the status is there
+    Ask* next                 # of its item
+    int32_t kind
+    int32_t status
+    Key key
+    int64_t stamp             # of what it is about; of a get or wait: what its ref knows, then got
+    int64_t nbytes
+    int64_t serial            # the letter of its item that speaks for it; 0: none does
+    Copy* copy                # what a get got
+    int32_t meta_bytes
+    unsigned char meta[META_MAX]
+
+cdef enum ItemState:
+    ITEM_NONE = 0
+    ITEM_OFFERED = 1          # put here, and not accepted yet
+    ITEM_PARTIAL = 2
+    ITEM_COMPLETE = 3
+
+cdef struct Stream:           # a pull, or a serve
+    int32_t index             # in the table; its token is made of it
+    int32_t is_pull
+    int32_t stray             # a pull from a lost rank: nothing waits for its end
+    int32_t pad
+    int64_t stamp
+    Grid grid
+    Sink sink
+    Spring spring
+    Copy* copy                # NULL: a serve that was asked for before its bytes were
+    Item* item                # NULL: it only drains
+    Stream* next              # of its item's serves, or of the free
+
+cdef struct Item:             # what this rank has to do with a key
+    Item* next                # in its bucket
+    Key key
+    int64_t stamp             # of the copy
+    int64_t nbytes
+    int64_t have              # chunks of the copy
+    int64_t sent              # the number of the last letter by which something waits
+    Grid grid
+    Copy* copy
+    Stream* pull
+    Stream* serves
+    Ask* asks
+    int32_t state
+    int32_t source            # whom we were named last, until it is no more; -1: nobody
+    int32_t orphaned          # the owner was told that there is none
+    int32_t deleting          # a deletion waits at the owner
+    int64_t asked             # gets do: the last letter that is not answered; 0: none
+    int64_t looked            # ... and waits
+    int32_t meta_bytes
+    unsigned char meta[META_MAX]
+
+cdef struct Holder:           # at the owner: a copy of another, or of its own
+    Holder* next
+    int64_t stamp
+    int32_t rank
+    int32_t complete
+    int32_t source            # whom it pulls from; -1: nobody
+    int32_t asking            # ... and it has told so
+    int32_t receiver          # who pulls from it; -1: nobody
+    int32_t pad
+
+cdef struct Waiter:           # at the owner
+    Waiter* next
+    int32_t rank
+    int32_t kind              # AskKind
+    int64_t stamp             # of a put; else what is known to have been there
+    int64_t serial            # of a get or a wait: its last letter, which the answer names
+    int64_t nbytes            # of a put
+    int32_t meta_bytes
+    int32_t pad               # the meta comes behind it
+
+cdef enum EntryState:
+    ENTRY_FREE = 0            # nothing is known but who waits
+    ENTRY_PRESENT = 1
+    ENTRY_DELETING = 2
+    ENTRY_DELETED = 3
+    ENTRY_LOST = 4
+
+cdef struct Entry:            # at the owner: a key
+    Entry* next
+    Key key
+    int64_t stamp             # the one that was accepted last; 0: none that is known
+    int64_t nbytes
+    int64_t ended             # DELETED, LOST: a number that grows, for the oldest to be found
+    Holder* holders
+    Waiter* waiters
+    int32_t state
+    int32_t meta_bytes
+    unsigned char meta[META_MAX]
+
+cdef struct StoreSettings:
+    int64_t chunk_bytes
+    int64_t inline_bytes
+    int64_t limit_bytes
+    int32_t window
+    int32_t ended_max         # how many deleted or lost keys an owner remembers
+    uint32_t sabotage
+
+cdef enum StoreSabotage:
+    BREAK_ROOTS = 1           # a copy is named whatever its chain of sources ends at
+    BREAK_SETTLED = 2         # a new owner decides before all have told it what they have
+    BREAK_REGISTER = 4        # who has a copy does not tell a new owner
+    BREAK_OFFSET = 8          # a pull goes on behind what was posted, not behind what came
+    BREAK_REACH = 16          # a deletion forgets partial copies
+    BREAK_VOID = 32           # a stream that ends is not answered with voids
+    BREAK_TRANSIT = 128       # lost as soon as no complete holder is known
+    BREAK_WAITERS = 256       # a new owner is not told who waits
+    BREAK_ALONE = 512         # a location is named while it serves another
+
+cdef struct StoreCounters:
+    int64_t puts
+    int64_t gets
+    int64_t deletes
+    int64_t pulls
+    int64_t resumed           # pulls that went on at an offset
+    int64_t inlined           # objects that came inside a message
+    int64_t voids
+    int64_t chunks_sent
+    int64_t chunks_received
+    int64_t bytes_sent
+    int64_t bytes_received
+    int64_t letters_sent
+    int64_t registered        # what was told to new owners
+    int64_t settled           # times that a new owner knew all
+    int64_t lost              # keys that were found to be lost
+    int64_t held              # letters that came before we knew that they are for us
+    int64_t early             # streams that were asked for before we had been told the object
+
+cdef struct Store:
+    Transport* transport
+    int32_t* tags             # shared with the engines over this transport
+    StoreSettings settings
+    int32_t rank
+    int32_t size
+    int32_t used              # by us or by others; until then it only notes who is gone
+    int32_t left              # we said good-bye
+    int32_t broken            # no memory for what cannot be left out
+    int32_t streams_used      # while this is not 0, something moves
+    int32_t streams_made
+    int32_t streams_room
+    int32_t items_count
+    int32_t entries_count
+    int32_t ended_count
+    int32_t item_buckets
+    int32_t entry_buckets
+    int64_t serial            # stamps given
+    int64_t ended
+    int64_t used_bytes        # of all copies
+    Stream** streams
+    Stream* stream_free
+    Item** items
+    Entry** entries
+    Parcel* inbox             # from ourselves
+    Parcel* inbox_last
+    Parcel* early             # for keys that are not known to be ours
+    Parcel* early_last
+    Mask gone                 # dead, lost or left
+    Mask dead
+    Mask lost
+    Mask settled              # the gone, when we last knew all of what is ours
+    Mask* synced              # by rank: what its last marker covered
+    uint16_t* host            # by rank
+    unsigned char* outbox
+    StoreCounters counters
+    void (*notify)(void* context) noexcept nogil      # an ask was answered
+    void* notify_context
+
+cdef inline bint key_equal(const Key* a, const Key* b) noexcept nogil:
+    return a.high == b.high and a.low == b.low
+
+cdef inline uint64_t mixed(uint64_t z) noexcept nogil:
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL
+    return z ^ (z >> 31)
+
+cdef inline uint64_t hash_of(const Key* key) noexcept nogil:
+    return mixed(key.high ^ mixed(key.low + 0x9E3779B97F4A7C15ULL))
+
+cdef inline int owner_of(const Store* store, const Key* key, const Mask* gone) noexcept nogil:
+    """The living rank of the highest hash.  It stays so in every larger set of the gone that it is
+    not in."""
+    cdef uint64_t base = hash_of(key), best = 0, one
+    cdef int r, found = -1
+    for r in range(store.size):
+        if not mask_has(gone, r):
+            one = mixed(base + 0x9E3779B97F4A7C15ULL * <uint64_t>(r + 1))
+            if found < 0 or one > best:
+                found = r
+                best = one
+    return found
+
+cdef inline int owner_now(const Store* store, const Key* key) noexcept nogil:
+    return owner_of(store, key, &store.gone)
+
+cdef inline bint is_settled_for(const Store* store, const Key* key) noexcept nogil:
+    """Whether what is decided about a key is ours to decide, and all is known of it."""
+    return (owner_of(store, key, &store.settled) == store.rank
+            or store.settings.sabotage & BREAK_SETTLED)

@@ -1,0 +1,78 @@
+"""Refs of objects, and what the arguments of the store may be."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from hopcoll import communicator, errors
+from hopcoll.objects import ObjectRef, _array_of, _meta_of, _view_of
+from tests.fake_engine import FakeEngine
+
+
+def test_refs_of_a_name_are_equal():
+    assert ObjectRef("a") == ObjectRef("a") != ObjectRef("b")
+    assert len({ObjectRef("a"), ObjectRef("a"), ObjectRef("b")}) == 2
+    assert ObjectRef("a") != "a"
+    assert ObjectRef("a").name == "a"
+    assert repr(ObjectRef("a")) == "<ObjectRef 'a'>"
+
+
+def test_refs_without_a_name_are_new():
+    assert ObjectRef() != ObjectRef()
+    assert ObjectRef().name is None
+
+
+def test_refs_can_be_pickled():
+    for ref in (ObjectRef(), ObjectRef("a"), ObjectRef("a")._put(7)):
+        copy = pickle.loads(pickle.dumps(ref))
+        assert (copy, copy.name, copy._stamp) == (ref, ref.name, ref._stamp)
+
+
+def test_refs_cannot_be_changed():
+    with pytest.raises(AttributeError, match="ObjectRef is immutable"):
+        ObjectRef().name = "b"
+
+
+@pytest.mark.parametrize("name", [3, b"a"])
+def test_names_are_text(name):
+    with pytest.raises(TypeError, match="^name must be a str, not "):
+        ObjectRef(name)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [3, 2.5, [[1, 2], [3, 4]], b"abc", np.zeros((2, 0)), np.arange(6)[::2], np.array("text")],
+)
+def test_arrays_come_back(value):
+    array = _array_of(value)
+    assert array.flags.c_contiguous
+    back = _view_of(_meta_of(array), array.tobytes())
+    assert back.dtype == array.dtype
+    assert back.shape == array.shape
+    assert (back == array).all()
+    assert not back.flags.writeable
+
+
+def test_bfloat16_comes_back():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    array = np.arange(5).astype(ml_dtypes.bfloat16)
+    back = _view_of(_meta_of(array), array.tobytes())
+    assert back.dtype == array.dtype
+    assert (back == array).all()
+
+
+@pytest.mark.parametrize("value", [object(), np.zeros(3, "i4,f8"), [None], np.array([{}])])
+def test_what_cannot_be_an_object(value):
+    with pytest.raises(TypeError, match="^value has dtype "):
+        _array_of(value)
+
+
+def test_a_closed_communicator_has_no_objects(monkeypatch):
+    monkeypatch.setattr(communicator, "_make_engine", FakeEngine)
+    comm = communicator.Communicator(None)
+    comm.close()
+    with pytest.raises(errors.ClosedError):
+        _ = comm.objects
