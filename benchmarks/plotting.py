@@ -142,7 +142,7 @@ def plot_workflows(report: dict[str, Any], path: Path) -> None:
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xscale("log")
-    axis.set_xlim(right=axis.get_xlim()[1] * 3)
+    axis.set_xlim(right=axis.get_xlim()[1] * 10)
     axis.grid(axis="x", alpha=0.3)
     axis.set_xlabel("no-op tasks a second (bars: medians; ticks: each run)")
     figure.suptitle(

@@ -46,6 +46,17 @@ class World:
                 self._look(operation)
             self.changed.notify_all()
 
+    def await_waiting(self, rank: int, timeout_s: float = 60.0) -> None:
+        """Return when a rank has come as far as it can without others: it waits in an operation."""
+        with self.changed:
+            assert self.changed.wait_for(
+                lambda: any(
+                    rank in one.inputs and one.contributors is None
+                    for one in self.operations.values()
+                ),
+                timeout_s,
+            )
+
     def leave_out(self, rank: int) -> None:
         self.left_out.add(rank)
         self.kill(rank)

@@ -1,7 +1,7 @@
 """Time broadcasts of objects over rate-limited hosts, against what the wire allows.
 
-``python -m benchmarks.lab.objects --hosts 8 --rate 1gbit --sizes 1MiB,32MiB`` makes a lab of its own
-with a rank a host. Rank 0 has put an object of S bytes; all others get it, in three ways:
+``python -m benchmarks.lab.objects --hosts 8 --rate 1gbit --sizes 1MiB,32MiB`` makes a lab of its
+own with a rank a host. Rank 0 has put an object of S bytes; all others get it, in three ways:
 
 together
     All at the same moment, on the clock that all hosts share; the time is that of the last.

@@ -100,6 +100,7 @@ def test_who_is_left_out_while_another_commits_removes_nothing(path: Path) -> No
             made.close()
             return
         assert disk.reached.wait(60)
+        world.await_waiting(1)  # or it might not know yet which files are new
         world.leave_out(1)
         with pytest.raises(StaleEpochError):
             ticket.wait()
