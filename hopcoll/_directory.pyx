@@ -85,7 +85,7 @@ cdef void free_entry(Store* store, Entry* entry) noexcept nogil:
     while entry.waiters != NULL:
         drop_waiter(store, &entry.waiters)
     if has_ended(entry):
-        store.ended_count -= 1
+        leave_ended(store, entry)
     store.entries_count -= 1
     give_memory(store, entry)
 
@@ -104,30 +104,37 @@ cdef inline bint has_ended(const Entry* entry) noexcept nogil:
     return entry.state == ENTRY_DELETED or entry.state == ENTRY_LOST
 
 
+cdef void leave_ended(Store* store, Entry* entry) noexcept nogil:
+    store.ended_count -= 1
+    if entry.older != NULL:
+        entry.older.newer = entry.newer
+    else:
+        store.ended_first = entry.newer
+    if entry.newer != NULL:
+        entry.newer.older = entry.older
+    else:
+        store.ended_last = entry.older
+    entry.older = entry.newer = NULL
+
+
 cdef void enter_state(Store* store, Entry* entry, int state) noexcept nogil:
     if has_ended(entry):
-        store.ended_count -= 1
+        leave_ended(store, entry)
     entry.state = state
     if has_ended(entry):
         store.ended_count += 1
-        store.ended += 1
-        entry.ended = store.ended
+        entry.older = store.ended_last
+        if store.ended_last != NULL:
+            store.ended_last.newer = entry
+        else:
+            store.ended_first = entry
+        store.ended_last = entry
 
 
 cdef void forget_oldest(Store* store) noexcept nogil:
     """Of the keys that were deleted or lost so many are remembered."""
-    cdef Entry* oldest
-    cdef Entry* entry
-    cdef int32_t i
     while store.ended_count > store.settings.ended_max:
-        oldest = NULL
-        for i in range(store.entry_buckets):
-            entry = store.entries[i]
-            while entry != NULL:
-                if has_ended(entry) and (oldest == NULL or entry.ended < oldest.ended):
-                    oldest = entry
-                entry = entry.next
-        free_entry(store, oldest)
+        free_entry(store, store.ended_first)
 
 
 # ---- holders ------------------------------------------------------------------------------

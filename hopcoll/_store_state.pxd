@@ -178,7 +178,8 @@ cdef struct Entry:            # at the owner: a key
     Key key
     int64_t stamp             # the one that was accepted last; 0: none that is known
     int64_t nbytes
-    int64_t ended             # DELETED, LOST: a number that grows, for the oldest to be found
+    Entry* older              # of a DELETED or LOST one: who came to that before it, and after
+    Entry* newer
     Holder* holders
     Waiter* waiters
     int32_t state
@@ -241,7 +242,8 @@ cdef struct Store:
     int32_t item_buckets
     int32_t entry_buckets
     int64_t serial            # stamps given
-    int64_t ended
+    Entry* ended_first        # of the keys that were deleted or lost
+    Entry* ended_last
     int64_t used_bytes        # of all copies
     Stream** streams
     Stream* stream_free

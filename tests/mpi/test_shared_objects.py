@@ -62,6 +62,12 @@ def test_errors():
         }
 
 
+def test_the_last_deletions_are_remembered():
+    gone, forgotten = "ObjectDeletedError", "TransferTimeoutError"
+    (seen,) = play("many_deletions", ranks=1).values()
+    assert seen == {"remembered": [gone, forgotten, forgotten, gone, gone], "used_bytes": 0}
+
+
 def test_what_may_be_an_object():
     for seen in play("values").values():
         assert all(seen["alike"])

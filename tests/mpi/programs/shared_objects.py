@@ -215,6 +215,25 @@ def values(comm: hopcoll.Communicator) -> dict[str, object]:
 
 
 @scene
+def many_deletions(comm: hopcoll.Communicator) -> dict[str, object]:
+    """One rank is the owner of all: it remembers the last that were deleted, and no more."""
+    objects = comm.objects
+    refs = [objects.put(np.ones(3), f"object {number}") for number in range(2500)]
+    for ref in refs[::2] + refs[1::2]:
+        objects.delete(ref)
+    again = ObjectRef(refs[0].name)
+    objects.put(np.zeros(3), again)
+    objects.delete(again)
+    return {
+        "remembered": [
+            error_of(lambda ref=ref: objects.get(ObjectRef(ref.name), timeout_s=0.05))
+            for ref in (refs[0], refs[2], refs[1], refs[-3], refs[-1])
+        ],
+        "used_bytes": objects.stats()["used_bytes"],
+    }
+
+
+@scene
 def tasks(comm: hopcoll.Communicator) -> dict[str, object]:
     """Many tasks of one loop wait for what all ranks put later."""
     objects = comm.objects
