@@ -36,11 +36,10 @@ from tqdm import tqdm
 
 from benchmarks.collectives import cpu_name, size_name
 from benchmarks.lab.cluster import Lab, exits_when_told
-from benchmarks.lab.collectives import bound_s, busy_share, run_job, sizes_of
+from benchmarks.lab.collectives import agreed_start, bound_s, busy_share, run_job, sizes_of
 from benchmarks.lab.network import LabError, bits_per_s
 
 _MODULE = "benchmarks.lab.objects"
-_HEADSTART_S = 0.03
 _GET_S = 60.0
 
 
@@ -160,7 +159,7 @@ def _rank(folder: Path, nbytes: int, turns: int, least_s: float, victim: int) ->
         """How long the slowest took to get a new object from its call on."""
         if comm.rank == 0:
             objects.put(given, id=name)
-        begin_s = _agreed_start(comm) + comm.rank * step_s
+        begin_s = agreed_start(comm) + comm.rank * step_s
         taken_s = 0.0
         if comm.rank:
             _sleep_until(begin_s)
@@ -183,12 +182,11 @@ def _rank(folder: Path, nbytes: int, turns: int, least_s: float, victim: int) ->
             objects.put(given, id="last")
     if not victim:
         return
-    begin_s = _agreed_start(comm)
+    begin_s = agreed_start(comm)
     if comm.rank == victim:
         after_s = begin_s + median(times["together"]) / 2 - time.monotonic()
         threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
     if comm.rank:
-        _sleep_until(begin_s)
         got = objects.get("last", timeout_s=_GET_S)
         end_s = time.monotonic()
         if comm.rank == victim:
@@ -197,13 +195,6 @@ def _rank(folder: Path, nbytes: int, turns: int, least_s: float, victim: int) ->
         said = {"begin_s": begin_s, "end_s": end_s}
         (folder / f"survivor.{comm.rank}").write_text(json.dumps(said))
     comm.Barrier()
-
-
-def _agreed_start(comm: Any) -> float:
-    """A moment that is soon, on the clock that all hosts share."""
-    comm.Barrier()
-    begin_s: float = comm.bcast(time.monotonic() + _HEADSTART_S)
-    return begin_s
 
 
 def _sleep_until(moment_s: float) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.lab import Lab, LabError, network, state
+from benchmarks.lab import Lab, LabError, network, objects, state
 from benchmarks.lab.__main__ import main
 from benchmarks.lab.collectives import bound_s, measure, table
 from hopcoll.chaos import command as chaos
@@ -312,6 +312,16 @@ def test_the_benchmark_measures_and_kills() -> None:
     assert 0.3 < death["moved"] < 0.7 and death["ratio"] > 0.5
     assert len(death["contributors"]) >= 2
     assert table(report).count("| Allreduce | 1 MiB |") == 1
+    assert traces() == NOTHING
+
+
+@needs_lab
+def test_the_benchmark_of_objects() -> None:
+    report = objects.measure(4, "1gbit", [MIB], turns=1, kills=1, name=OTHER)
+    (row,) = report["rows"]
+    assert all(row[way][0] > 0.8 * row["bound_s"] for way in ("together", "one by one"))
+    assert [death["victim"] for death in row["killed"]] == [2]
+    assert objects.table(report).count("| 1 MiB |") == 1
     assert traces() == NOTHING
 
 
