@@ -51,9 +51,13 @@ class World:
         What processes that were taken for silent will do when they wake up.
     dies_in : str or None
         The task that this life ends in, as it begins.
+    ranks_are_lost_at_will : bool
+        Whether a gang that is to lose a rank does. Real ones lose a rank when that dies: such a
+        gang, with all ranks alive, would give random values and say that it does not.
     """
 
     dies_in: str | None = None
+    ranks_are_lost_at_will = True
 
     def __init__(self, path: Path) -> None:
         self.database = sqlite3.connect(path / "world.db", check_same_thread=False)
@@ -355,7 +359,8 @@ def gang(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
     """Runs on ranks; may lose one, and is another value then."""
     _begin(ctx, inputs)
     WORLD.moment()
-    return _value(ctx, inputs, _token(ctx, inputs, not how["loses"]))
+    loses = how["loses"] and WORLD.ranks_are_lost_at_will
+    return _value(ctx, inputs, _token(ctx, inputs, not loses))
 
 
 # Graphs

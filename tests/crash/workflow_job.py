@@ -28,6 +28,8 @@ _MOMENT_S = 0.01
 class RealWorld(graphs.World):
     """The world outside, as processes see it that may be killed at any moment."""
 
+    ranks_are_lost_at_will = False
+
     def __init__(self, path: Path) -> None:
         self.path = path
         if not (path / "world.db").exists():
