@@ -430,4 +430,5 @@ def _progress_file(folder: Path) -> Iterator[Path]:
     try:
         yield file
     finally:
-        file.unlink(missing_ok=True)
+        for left in (file, *file.parent.glob(f"{name}.*")):  # those of ranks that died in between
+            left.unlink(missing_ok=True)

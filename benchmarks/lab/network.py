@@ -301,6 +301,11 @@ def reaches(layout: Layout, source: int, dest: int, within_s: float) -> bool:
 def set_cable(layout: Layout, host: int, plugged: bool) -> None:
     """Pull a host's cable, or plug it in again; the host sees its eth0 lose the carrier."""
     call("ip", "link", "set", layout.wire(host), "up" if plugged else "down")
+    if plugged:
+        # Else who asked for an address in vain, over the pulled cable, is told a little later that
+        # there is no such host, and so is whoever asks for it now.
+        for one in layout.hosts:
+            call("ip", "-netns", layout.namespace(one), "neigh", "flush", "dev", "eth0")
 
 
 def has_cable(layout: Layout, host: int) -> bool:
