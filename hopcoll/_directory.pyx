@@ -12,9 +12,11 @@ has no complete holder is lost once every root has told that it has no source.
 """
 from libc.stdint cimport int64_t, int32_t
 from libc.string cimport memcpy
+from hopcoll._entries cimport (
+    drop_holder, drop_waiter, drop_waiters_of, end_recipe, enter_state, find_holder, find_waiter,
+    free_entry, leave_source, make_entry, make_holder, make_waiter, tell, tell_waiters)
 from hopcoll._items cimport find_item
-from hopcoll._letters cimport (
-    give_memory, letter_of, send_letter, send_object, take_memory)
+from hopcoll._letters cimport letter_of, send_letter, send_object
 from hopcoll._store_state cimport *
 
 cdef enum Root:
@@ -23,180 +25,12 @@ cdef enum Root:
     ROOT_IN_TRANSIT = 2
 
 
-# ---- entries ------------------------------------------------------------------------------
-
-cdef Entry* find_entry(Store* store, const Key* key) noexcept nogil:
-    cdef Entry* entry = NULL
-    if store.entry_buckets:
-        entry = store.entries[hash_of(key) & (store.entry_buckets - 1)]
-        while entry != NULL and not key_equal(&entry.key, key):
-            entry = entry.next
-    return entry
-
-
-cdef bint grow_entries(Store* store) noexcept nogil:
-    cdef int32_t buckets = 2 * store.entry_buckets if store.entry_buckets else BUCKETS_FIRST
-    cdef Entry** larger = <Entry**>take_memory(store, buckets * sizeof(Entry*))
-    cdef Entry** bucket
-    cdef Entry* entry
-    cdef Entry* next
-    cdef int32_t i
-    if larger == NULL:
-        return False
-    for i in range(store.entry_buckets):
-        entry = store.entries[i]
-        while entry != NULL:
-            next = entry.next
-            bucket = &larger[hash_of(&entry.key) & (buckets - 1)]
-            entry.next = bucket[0]
-            bucket[0] = entry
-            entry = next
-    give_memory(store, store.entries)
-    store.entries = larger
-    store.entry_buckets = buckets
-    return True
-
-
-cdef Entry* make_entry(Store* store, const Key* key) noexcept nogil:
-    cdef Entry* entry = find_entry(store, key)
-    cdef Entry** bucket
-    if entry != NULL:
-        return entry
-    if store.entries_count >= store.entry_buckets and not grow_entries(store):
-        return NULL
-    entry = <Entry*>take_memory(store, sizeof(Entry))
-    if entry == NULL:
-        return NULL
-    entry.key = key[0]
-    bucket = &store.entries[hash_of(key) & (store.entry_buckets - 1)]
-    entry.next = bucket[0]
-    bucket[0] = entry
-    store.entries_count += 1
-    return entry
-
-
-cdef void free_entry(Store* store, Entry* entry) noexcept nogil:
-    cdef Entry** link = &store.entries[hash_of(&entry.key) & (store.entry_buckets - 1)]
-    while link[0] != entry:
-        link = &link[0].next
-    link[0] = entry.next
-    while entry.holders != NULL:
-        drop_holder(store, entry, entry.holders)
-    while entry.waiters != NULL:
-        drop_waiter(store, &entry.waiters)
-    if has_ended(entry):
-        leave_ended(store, entry)
-    store.entries_count -= 1
-    give_memory(store, entry)
-
-
-cdef void free_entries(Store* store) noexcept nogil:
-    cdef int32_t i
-    for i in range(store.entry_buckets):
-        while store.entries[i] != NULL:
-            free_entry(store, store.entries[i])
-    give_memory(store, store.entries)
-    store.entries = NULL
-    store.entry_buckets = 0
-
-
-cdef inline bint has_ended(const Entry* entry) noexcept nogil:
-    return entry.state == ENTRY_DELETED or entry.state == ENTRY_LOST
-
-
-cdef void leave_ended(Store* store, Entry* entry) noexcept nogil:
-    store.ended_count -= 1
-    if entry.older != NULL:
-        entry.older.newer = entry.newer
-    else:
-        store.ended_first = entry.newer
-    if entry.newer != NULL:
-        entry.newer.older = entry.older
-    else:
-        store.ended_last = entry.older
-    entry.older = entry.newer = NULL
-
-
-cdef void enter_state(Store* store, Entry* entry, int state) noexcept nogil:
-    if has_ended(entry):
-        leave_ended(store, entry)
-    entry.state = state
-    if has_ended(entry):
-        store.ended_count += 1
-        entry.older = store.ended_last
-        if store.ended_last != NULL:
-            store.ended_last.newer = entry
-        else:
-            store.ended_first = entry
-        store.ended_last = entry
-
-
-cdef void forget_oldest(Store* store) noexcept nogil:
-    """Of the keys that were deleted or lost so many are remembered."""
-    while store.ended_count > store.settings.ended_max:
-        free_entry(store, store.ended_first)
-
-
-# ---- holders ------------------------------------------------------------------------------
-
-cdef Holder* find_holder(const Entry* entry, int rank) noexcept nogil:
-    cdef Holder* holder = entry.holders
-    while holder != NULL and holder.rank != rank:
-        holder = holder.next
-    return holder
-
-
-cdef Holder* make_holder(Store* store, Entry* entry, int rank, int64_t stamp) noexcept nogil:
-    cdef Holder* holder = find_holder(entry, rank)
-    cdef Holder* other = entry.holders
-    if holder != NULL:
-        holder.stamp = stamp
-        return holder
-    holder = <Holder*>take_memory(store, sizeof(Holder))
-    if holder == NULL:
-        return NULL
-    holder.rank = rank
-    holder.stamp = stamp
-    holder.source = -1
-    holder.receiver = -1
-    while other != NULL:
-        if other.source == rank and not other.complete:
-            holder.receiver = other.rank
-        other = other.next
-    holder.next = entry.holders
-    entry.holders = holder
-    return holder
-
-
-cdef void leave_source(Entry* entry, Holder* holder) noexcept nogil:
-    """It pulls no more: who gave to it may give to another."""
-    cdef Holder* source = find_holder(entry, holder.source) if holder.source >= 0 else NULL
-    if source != NULL and source.receiver == holder.rank:
-        source.receiver = -1
-    holder.source = -1
-
-
-cdef void drop_holder(Store* store, Entry* entry, Holder* holder) noexcept nogil:
-    """Who pulls from it still says so, until it tells something else."""
-    cdef Holder** link = &entry.holders
-    leave_source(entry, holder)
-    while link[0] != holder:
-        link = &link[0].next
-    link[0] = holder.next
-    give_memory(store, holder)
-
-
-cdef Waiter* find_waiter(const Entry* entry, int rank, int kind) noexcept nogil:
-    cdef Waiter* waiter = entry.waiters
-    while waiter != NULL and (waiter.rank != rank or waiter.kind != kind):
-        waiter = waiter.next
-    return waiter
-
+# ---- locations ---------------------------------------------------------------------------
 
 cdef Root root_of(const Store* store, const Entry* entry, const Holder* holder) noexcept nogil:
     cdef const Holder* source
     cdef int count = 0
-    while not holder.complete:
+    while not holder.complete and not holder.fed:
         if holder.source < 0:
             return ROOT_ASKS if holder.asking else ROOT_IN_TRANSIT
         source = find_holder(entry, holder.source)
@@ -230,68 +64,6 @@ cdef Holder* best_for(const Store* store, const Entry* entry, int rank) noexcept
     return best
 
 
-# ---- waiters ------------------------------------------------------------------------------
-
-cdef void drop_waiter(Store* store, Waiter** link) noexcept nogil:
-    cdef Waiter* waiter = link[0]
-    link[0] = waiter.next
-    give_memory(store, waiter)
-
-
-cdef void make_waiter(Store* store, Entry* entry, int rank, int kind, const Letter* letter,
-                      const unsigned char* meta) noexcept nogil:
-    """One of a kind for each rank, in the order in which they came."""
-    cdef Waiter* waiter = find_waiter(entry, rank, kind)
-    cdef Waiter** link = &entry.waiters
-    cdef int meta_bytes = letter.meta_bytes if kind == ASK_PUT else 0
-    if waiter != NULL:
-        if letter.stamp:
-            waiter.stamp = letter.stamp
-        waiter.serial = letter.serial
-        return
-    waiter = <Waiter*>take_memory(store, sizeof(Waiter) + meta_bytes)
-    if waiter == NULL:
-        return
-    waiter.rank = rank
-    waiter.kind = kind
-    waiter.stamp = letter.stamp
-    waiter.serial = letter.serial
-    waiter.nbytes = letter.nbytes
-    waiter.meta_bytes = meta_bytes
-    memcpy(waiter + 1, meta, meta_bytes)
-    while link[0] != NULL:
-        link = &link[0].next
-    link[0] = waiter
-
-
-cdef void tell(Store* store, const Entry* entry, int rank, int type, int64_t stamp) noexcept nogil:
-    cdef Letter letter = letter_of(type, &entry.key, stamp)
-    send_letter(store, rank, &letter)
-
-
-cdef void tell_waiters(Store* store, Entry* entry, int type, int64_t stamp) noexcept nogil:
-    """The gets and the waits end so."""
-    cdef Waiter** link = &entry.waiters
-    cdef Letter letter = letter_of(type, &entry.key, stamp)
-    while link[0] != NULL:
-        if link[0].kind == ASK_GET or link[0].kind == ASK_LOOK:
-            letter.serial = link[0].serial
-            send_letter(store, link[0].rank, &letter)
-            drop_waiter(store, link)
-        else:
-            link = &link[0].next
-
-
-cdef void drop_waiters_of(Store* store, Entry* entry, int rank, int kind) noexcept nogil:
-    """All of a rank's, or those of one kind (-1: all)."""
-    cdef Waiter** link = &entry.waiters
-    while link[0] != NULL:
-        if link[0].rank == rank and (kind < 0 or link[0].kind == kind):
-            drop_waiter(store, link)
-        else:
-            link = &link[0].next
-
-
 # ---- decisions ----------------------------------------------------------------------------
 
 cdef void accept(Store* store, Entry* entry, const Waiter* waiter) noexcept nogil:
@@ -299,6 +71,8 @@ cdef void accept(Store* store, Entry* entry, const Waiter* waiter) noexcept nogi
     if entry.state != ENTRY_PRESENT:
         enter_state(store, entry, ENTRY_PRESENT)
         entry.stamp = waiter.stamp
+        entry.reduced = 0
+        entry.noted = 0
     entry.nbytes = waiter.nbytes
     entry.meta_bytes = waiter.meta_bytes
     memcpy(entry.meta, waiter + 1, waiter.meta_bytes)
@@ -318,7 +92,8 @@ cdef void decide_puts(Store* store, Entry* entry) noexcept nogil:
         if waiter.kind != ASK_PUT:
             link = &waiter.next
             continue
-        if entry.state != ENTRY_PRESENT or waiter.stamp == entry.stamp:
+        if entry.recipe == NULL and (entry.state != ENTRY_PRESENT
+                                     or waiter.stamp == entry.stamp):
             accept(store, entry, waiter)
             drop_waiters_of(store, entry, waiter.rank, ASK_GET)
             link = &entry.waiters          # the list is another now
@@ -343,6 +118,7 @@ cdef void start_deleting(Store* store, Entry* entry) noexcept nogil:
     cdef Holder* holder = entry.holders
     cdef Holder* next
     enter_state(store, entry, ENTRY_DELETING)
+    end_recipe(store, entry, RECIPE_OVER)
     tell_waiters(store, entry, LETTER_DELETED, entry.stamp)
     while holder != NULL:
         next = holder.next
@@ -411,7 +187,36 @@ cdef bint give_location(Store* store, Entry* entry, int rank, int64_t serial) no
         letter.rank = location.rank
     letter.nbytes = entry.nbytes
     letter.serial = serial
+    letter.flags |= flags_of(entry)
     send_object(store, rank, &letter, entry.meta, entry.meta_bytes, copy)
+    return True
+
+
+cdef int flags_of(const Entry* entry) noexcept nogil:
+    return (LETTER_IS_REDUCED * (entry.reduced != 0)
+            | LETTER_IS_UNSEALED * (entry.unsealed != 0))
+
+
+cdef bint answer_scout(Store* store, const Entry* entry, const Waiter* waiter) noexcept nogil:
+    """Names a copy, whole if there is one, but for what the scout did not find: it was about to
+    come there, and is not whole yet, or the rank is gone."""
+    cdef const Holder* holder = entry.holders
+    cdef const Holder* best = NULL
+    cdef Letter letter
+    while holder != NULL:
+        if (holder.stamp == entry.stamp and root_of(store, entry, holder) == ROOT_COMPLETE
+                and not (holder.rank == waiter.bad_rank and holder.stamp == waiter.bad_stamp
+                         and (waiter.bad_gone or not holder.complete))
+                and (best == NULL or holder.complete >= best.complete)):
+            best = holder
+        holder = holder.next
+    if best == NULL:
+        return False
+    letter = letter_of(LETTER_SCOUTED, &entry.key, entry.stamp)
+    letter.rank = best.rank
+    letter.nbytes = entry.nbytes
+    letter.serial = waiter.serial
+    send_object(store, waiter.rank, &letter, entry.meta, entry.meta_bytes, NULL)
     return True
 
 
@@ -425,7 +230,12 @@ cdef void give_locations(Store* store, Entry* entry) noexcept nogil:
             give_location(store, entry, holder.rank, 0)
         holder = holder.next
     while link[0] != NULL:
-        if link[0].kind == ASK_LOOK:
+        if link[0].kind == ASK_SCOUT:
+            if answer_scout(store, entry, link[0]):
+                drop_waiter(store, link)
+            else:
+                link = &link[0].next
+        elif link[0].kind == ASK_LOOK and not entry.unsealed:
             letter = letter_of(LETTER_LOOKED, &entry.key, entry.stamp)
             letter.nbytes = entry.nbytes
             letter.serial = link[0].serial
@@ -443,25 +253,116 @@ cdef bint knows_better(const Entry* entry) noexcept nogil:
     """Whether a ref of somebody who waits says that there was an object."""
     cdef const Waiter* waiter = entry.waiters
     while waiter != NULL:
-        if (waiter.kind == ASK_GET or waiter.kind == ASK_LOOK) and waiter.stamp:
+        if waiter.kind != ASK_PUT and waiter.kind != ASK_DELETE and waiter.stamp:
             return True
         waiter = waiter.next
     return False
 
 
+# ---- results of reductions ----------------------------------------------------------------
+
+cdef void seal(Store* store, Entry* entry) noexcept nogil:
+    """Two ranks know the outcome: it is the object, whoever dies next."""
+    cdef Holder* holder = entry.holders
+    entry.unsealed = 0
+    store.counters.sealed += 1
+    while holder != NULL:
+        if holder.stamp == entry.stamp:
+            tell(store, entry, holder.rank, LETTER_SEALED, entry.stamp)
+        holder.fed = 0
+        holder = holder.next
+    end_recipe(store, entry, RECIPE_SEALED)
+
+
+cdef void retry(Store* store, Entry* entry) noexcept nogil:
+    """The attempt came to nothing: who has anything of it drops it, and waits anew."""
+    while entry.holders != NULL:
+        tell(store, entry, entry.holders.rank, LETTER_RETRY, entry.holders.stamp)
+        drop_holder(store, entry, entry.holders)
+    enter_state(store, entry, ENTRY_FREE)
+    entry.stamp = 0
+    store.recipes_dirty = 1
+
+
+cdef void write_note(Store* store, Entry* entry) noexcept nogil:
+    """Only we have the outcome: before anybody is told, who owns the key after us has to know."""
+    cdef Mask gone = store.gone
+    cdef int next
+    mask_add(&gone, store.rank)
+    next = owner_of(store, &entry.key, &gone)
+    if next < 0 or (entry.note == entry.stamp and entry.noted_at == next and entry.is_noted):
+        seal(store, entry)
+    elif entry.note != entry.stamp or entry.noted_at != next:
+        if entry.note and entry.noted_at != next:
+            tell(store, entry, entry.noted_at, LETTER_UNNOTE, entry.note)
+        entry.note = entry.stamp
+        entry.noted_at = next
+        entry.is_noted = 0
+        tell(store, entry, next, LETTER_NOTE, entry.stamp)
+
+
+cdef void decide_attempt(Store* store, Entry* entry) noexcept nogil:
+    cdef const Holder* holder = entry.holders
+    cdef bint whole = False
+    while holder != NULL:
+        if holder.complete and holder.stamp == entry.stamp:
+            if holder.rank != store.rank or store.settings.sabotage & BREAK_SEAL:
+                seal(store, entry)
+                return
+            whole = True
+        holder = holder.next
+    if whole:
+        write_note(store, entry)
+    elif entry.recipe == NULL or entry.recipe.stamp != entry.stamp:
+        retry(store, entry)                # it ran under an owner that is gone
+
+
+cdef void on_note(Store* store, int peer, const Letter* letter) noexcept nogil:
+    """We are told as who would own the key next."""
+    cdef Entry* entry = make_entry(store, &letter.key)
+    if entry == NULL:
+        return
+    if letter.type == LETTER_NOTE:
+        entry.noted = letter.stamp
+        tell(store, entry, peer, LETTER_NOTED, letter.stamp)
+    else:
+        if entry.noted == letter.stamp:
+            entry.noted = 0
+        if (entry.state == ENTRY_FREE and entry.holders == NULL and entry.waiters == NULL
+                and entry.recipe == NULL and not entry.noted and not entry.caller):
+            free_entry(store, entry)
+
+
+cdef void on_noted(Entry* entry, int peer, const Letter* letter) noexcept nogil:
+    if entry.note == letter.stamp and entry.noted_at == peer:
+        entry.is_noted = 1
+
+
+# ---- all together -------------------------------------------------------------------------
+
 cdef void decide(Store* store, Entry* entry) noexcept nogil:
     """Does what can be done about a key that is ours, and of which all is known."""
     if entry.state == ENTRY_DELETING:
-        if entry.holders != NULL:
+        if entry.holders != NULL or entry.caller:
             return
         enter_state(store, entry, ENTRY_DELETED)
         end_waits(store, entry, ASK_DELETE, LETTER_GONE)
     decide_puts(store, entry)
+    if entry.unsealed and not find_delete(entry):
+        decide_attempt(store, entry)
     if entry.state != ENTRY_PRESENT:
+        if find_delete(entry) and entry.caller:
+            start_deleting(store, entry)
+            return
         if find_delete(entry):
             enter_state(store, entry, ENTRY_DELETED)
             end_waits(store, entry, ASK_DELETE, LETTER_GONE)
-        elif entry.state == ENTRY_FREE and knows_better(entry):
+        elif entry.state == ENTRY_FREE and entry.noted:
+            # Its result may have been read, and it cannot be made a second time.
+            entry.stamp = entry.noted
+            enter_state(store, entry, ENTRY_LOST)
+            store.counters.lost += 1
+        elif entry.state == ENTRY_FREE and entry.recipe == NULL and knows_better(entry):
             entry.stamp = 0
             enter_state(store, entry, ENTRY_LOST)
             store.counters.lost += 1
@@ -469,13 +370,16 @@ cdef void decide(Store* store, Entry* entry) noexcept nogil:
             tell_waiters(store, entry, LETTER_DELETED, entry.stamp)
         elif entry.state == ENTRY_LOST:
             tell_waiters(store, entry, LETTER_LOST, entry.stamp)
-        elif entry.waiters == NULL:
+        elif entry.state == ENTRY_FAILED:
+            tell_waiters(store, entry, LETTER_FAILED, entry.stamp)
+        elif (entry.waiters == NULL and entry.recipe == NULL and not entry.noted
+              and not entry.caller):
             free_entry(store, entry)
     elif find_delete(entry):
         start_deleting(store, entry)
         if entry.holders == NULL:
             decide(store, entry)
-    elif is_lost(store, entry):
+    elif not entry.unsealed and is_lost(store, entry):
         end_lost(store, entry)
     else:
         give_locations(store, entry)
@@ -495,18 +399,30 @@ cdef void on_hold(Store* store, Entry* entry, int peer, const Letter* letter,
     """Another owner had accepted this object.  Of two stamps the one with a complete copy is the
     later: the other was lost."""
     cdef bint complete = letter.flags & LETTER_IS_COMPLETE
+    cdef bint reduced = letter.flags & LETTER_IS_REDUCED
+    cdef bint later = complete
     cdef Holder* holder = make_holder(store, entry, peer, letter.stamp)
     cdef Holder* source
     if holder == NULL:
         return
-    if entry.state == ENTRY_FREE or complete:
+    if reduced and entry.serial < serial_of(letter.stamp):
+        entry.serial = serial_of(letter.stamp)
+    if reduced and entry.reduced and entry.state == ENTRY_PRESENT:
+        # Of attempts all but the last came to nothing, also those of which all was made.
+        later = serial_of(letter.stamp) >= serial_of(entry.stamp)
+    if entry.state == ENTRY_FREE or later:
         if entry.state != ENTRY_PRESENT:
             enter_state(store, entry, ENTRY_PRESENT)
+        # Whoever knows that it is sealed is right.
+        entry.unsealed = (letter.flags & LETTER_IS_UNSEALED) != 0 and (
+            entry.unsealed or entry.stamp != letter.stamp)
+        entry.reduced = reduced
         entry.stamp = letter.stamp
         entry.nbytes = letter.nbytes
         entry.meta_bytes = letter.meta_bytes
         memcpy(entry.meta, meta, letter.meta_bytes)
     holder.complete = complete
+    holder.unsealed = letter.flags & LETTER_IS_UNSEALED
     holder.asking = letter.flags & LETTER_ASKS
     holder.source = -1 if complete else letter.rank
     if holder.source >= 0:
@@ -547,6 +463,12 @@ cdef void on_owner_letter(Store* store, int peer, const Letter* letter,
         make_waiter(store, entry, peer, ASK_DELETE, letter, meta)
     elif letter.type == LETTER_UNLOOK:
         drop_waiters_of(store, entry, peer, ASK_LOOK)
+    elif letter.type == LETTER_SCOUT:
+        make_waiter(store, entry, peer, ASK_SCOUT, letter, meta)
+    elif letter.type == LETTER_UNSCOUT:
+        drop_waiters_of(store, entry, peer, ASK_SCOUT)
+    elif letter.type == LETTER_NOTED:
+        on_noted(entry, peer, letter)
     elif letter.type == LETTER_ORPHAN:
         on_orphan(store, entry, peer, letter)
     else:
@@ -576,19 +498,26 @@ cdef void forget_gone(Store* store, int rank) noexcept nogil:
             if holder != NULL:
                 drop_holder(store, entry, holder)
             drop_waiters_of(store, entry, rank, -1)
+            if entry.caller == 1 + rank:
+                entry.caller = 0
             if is_settled_for(store, &entry.key):
                 decide(store, entry)
             entry = next
 
 
 cdef void settle_others(Store* store, Entry* entry) noexcept nogil:
-    """Copies of a stamp that was lost, as the owner before had found."""
+    """Copies of a stamp that was lost, as the owner before had found, or sealed."""
     cdef Holder* holder = entry.holders
     cdef Holder* next
     while holder != NULL:
         next = holder.next
-        if holder.stamp != entry.stamp:
-            tell(store, entry, holder.rank, LETTER_LOST, holder.stamp)
+        if holder.stamp == entry.stamp:
+            if holder.unsealed and not entry.unsealed and entry.state == ENTRY_PRESENT:
+                tell(store, entry, holder.rank, LETTER_SEALED, entry.stamp)
+            holder.unsealed = 0
+        else:
+            tell(store, entry, holder.rank, LETTER_RETRY if entry.reduced else LETTER_LOST,
+                 holder.stamp)
             drop_holder(store, entry, holder)
         holder = next
 
@@ -606,11 +535,13 @@ cdef void settle_directory(Store* store) noexcept nogil:
                 and not mask_within(&store.gone, &store.synced[r])):
             return
     store.settled = store.gone
+    store.recipes_dirty = 1
     store.counters.settled += 1
     for i in range(store.entry_buckets):
         entry = store.entries[i]
         while entry != NULL:
             next = entry.next
-            settle_others(store, entry)
-            decide(store, entry)
+            if is_settled_for(store, &entry.key):      # else it has only a note about it
+                settle_others(store, entry)
+                decide(store, entry)
             entry = next

@@ -12,6 +12,7 @@ cdef void drop_copy(Store* store, Item* item) noexcept nogil
 cdef void finish(Store* store, Item* item, Ask* ask, int status, int64_t stamp) noexcept nogil
 cdef void finish_kind(Store* store, Item* item, int kind, int status,
                       int64_t stamp) noexcept nogil
+cdef void finish_scouts(Store* store, Item* item, int rank, int64_t stamp) noexcept nogil
 cdef void finish_answered(Store* store, Item* item, int status, int64_t stamp,
                           int64_t serial) noexcept nogil
 cdef void finish_complete(Store* store, Item* item) noexcept nogil

@@ -69,7 +69,7 @@ cdef void settle_item(Store* store, Item* item) noexcept nogil:
         return
     if not item.asked:
         serves_close(store, item, False)
-    if item.asks != NULL or item.asked or item.looked or item.deleting:
+    if (item.asks != NULL or item.asked or item.looked or item.scouted or item.deleting):
         return
     link = &store.items[hash_of(&item.key) & (store.item_buckets - 1)]
     while link[0] != item:
@@ -90,6 +90,7 @@ cdef void fill_item(Store* store, Item* item, int state, int64_t stamp, Copy* co
     item.have = 0 if state == ITEM_PARTIAL else item.grid.chunks
     item.source = -1
     item.orphaned = 0
+    item.reduced = item.unsealed = item.told = 0
     item.meta_bytes = meta_bytes
     memcpy(item.meta, meta, meta_bytes)
 
@@ -118,11 +119,15 @@ cdef void finish(Store* store, Item* item, Ask* ask, int status, int64_t stamp) 
     if status == ASK_OK and ask.kind == ASK_GET:
         ask.copy = item.copy
         ask.copy.refs += 1
+    if status == ASK_FAILED or (status == ASK_OK and ask.kind != ASK_DELETE
+                                and item.state != ITEM_NONE and item.stamp == stamp):
         ask.nbytes = item.nbytes
         ask.meta_bytes = item.meta_bytes
         memcpy(ask.meta, item.meta, item.meta_bytes)
     ask.result.complete = 1
-    if store.notify != NULL:
+    if ask.kind == ASK_SCOUT:
+        store.recipes_dirty = 1
+    elif store.notify != NULL:
         store.notify(store.notify_context)
 
 
@@ -138,6 +143,16 @@ cdef void finish_kind(Store* store, Item* item, int kind, int status, int64_t st
             link = &ask.next
 
 
+cdef void finish_scouts(Store* store, Item* item, int rank, int64_t stamp) noexcept nogil:
+    """A rank has it, or a part of it."""
+    cdef Ask* ask = item.asks
+    while ask != NULL:
+        if ask.kind == ASK_SCOUT:
+            ask.rank = rank
+        ask = ask.next
+    finish_kind(store, item, ASK_SCOUT, ASK_OK, stamp)
+
+
 cdef void finish_answered(Store* store, Item* item, int status, int64_t stamp,
                           int64_t serial) noexcept nogil:
     """Gets and waits end for which a letter up to this one spoke.  Of 0 the owner has told a holder
@@ -147,16 +162,18 @@ cdef void finish_answered(Store* store, Item* item, int status, int64_t stamp,
     cdef Ask* ask
     while link[0] != NULL:
         ask = link[0]
-        if ((ask.kind == ASK_GET or ask.kind == ASK_LOOK) and ask.serial
+        if ((ask.kind == ASK_GET or ask.kind == ASK_LOOK or ask.kind == ASK_SCOUT) and ask.serial
                 and (serial == 0 or ask.serial <= serial)):
             link[0] = ask.next
             finish(store, item, ask, status, stamp)
         else:
             link = &ask.next
-    if item.asked <= serial:
+    if item.asked <= serial or serial == 0:
         item.asked = 0
-    if item.looked <= serial:
+    if item.looked <= serial or serial == 0:
         item.looked = 0
+    if item.scouted <= serial or serial == 0:
+        item.scouted = 0
 
 
 cdef void finish_complete(Store* store, Item* item) noexcept nogil:
@@ -167,6 +184,7 @@ cdef void finish_complete(Store* store, Item* item) noexcept nogil:
     item.asked = 0
     finish_kind(store, item, ASK_GET, ASK_OK, item.stamp)
     finish_kind(store, item, ASK_LOOK, ASK_OK, item.stamp)
+    finish_scouts(store, item, store.rank, item.stamp)
 
 
 cdef bint has_ask(const Item* item, int kind) noexcept nogil:

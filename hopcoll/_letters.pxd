@@ -8,6 +8,8 @@ cdef void give_memory(Store* store, void* memory) noexcept nogil
 cdef Copy* copy_new(Store* store, int64_t nbytes) noexcept nogil
 cdef void copy_let_go(Store* store, Copy* copy) noexcept nogil
 cdef Letter letter_of(int type, const Key* key, int64_t stamp) noexcept nogil
+cdef void post(Store* store, int dest, const void* head, int64_t head_bytes, const void* body,
+               int64_t body_bytes) noexcept nogil
 cdef void send_letter(Store* store, int dest, const Letter* letter) noexcept nogil
 cdef void send_object(Store* store, int dest, Letter* letter, const unsigned char* meta,
                       int meta_bytes, const Copy* copy) noexcept nogil

@@ -18,6 +18,8 @@ cdef void store_leave(Store* store) noexcept nogil
 cdef bint store_moves(const Store* store) noexcept nogil
 cdef Copy* store_reserve(Store* store, int64_t nbytes) noexcept nogil
 cdef void store_put(Store* store, Copy* copy, Ask* ask) noexcept nogil
+cdef void store_reduce(Store* store, Ask* ask, const Ask* inputs, int inputs_count, int count,
+                       int op) noexcept nogil
 cdef void store_ask(Store* store, Ask* ask) noexcept nogil
 cdef void store_withdraw(Store* store, Ask* ask) noexcept nogil
 cdef void store_let_go(Store* store, Copy* copy) noexcept nogil

@@ -10,133 +10,29 @@ from libc.stdint cimport int64_t, int32_t, uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 from cython_kernels.transport cimport (
     Event, EVENT_CONTROL, EVENT_DEAD, EVENT_LOST, EVENT_RECEIVED, Transport)
-from hopcoll._directory cimport (
-    find_entry, forget_gone, forget_oldest, free_entries, on_owner_letter, settle_directory)
+from hopcoll._asks cimport (
+    copy_arrived, delete_at_owner, on_deleted, register, tell_hold, tell_orphan, tell_owner,
+    tell_put, wait_again, wait_anew)
+from hopcoll._directory cimport forget_gone, on_note, on_owner_letter, settle_directory
+from hopcoll._entries cimport find_entry, forget_oldest, free_entries
 from hopcoll._items cimport (
     drop_copy, fill_item, find_item, finish, finish_answered, finish_complete, finish_kind,
-    has_ask, has_unsent, make_item, settle_item, unsay_after)
+    has_ask, make_item, settle_item, unsay_after)
 from hopcoll._letters cimport (
     copy_let_go, copy_new, give_memory, letter_of, parcel_of, send_letter, send_object, send_sync,
     take_memory)
 from hopcoll._pulls cimport (
     MOVED_ALL, MOVED_NO_MORE, answer_voids, pull_abandon, pull_cut, pull_event, pull_start,
     serve_credit, serve_end, serve_event, serve_start, serves_close, serves_feed, serves_of_gone,
-    stream_at)
+    serves_push, stream_at)
+from hopcoll._places cimport (
+    feed_event, item_of_place, on_place_letter, places_advance, places_free, places_of_gone,
+    places_release, places_sweep)
+from hopcoll._recipes cimport (
+    on_recipe_letter, on_scouted, recipe_call, recipe_made, recipe_taken, recipes_free,
+    recipes_register, recipes_step)
 from hopcoll._state cimport TOKEN_IGNORED
 from hopcoll._store_state cimport *
-
-
-# ---- what the owner of a key is told ------------------------------------------------------
-
-cdef void tell_owner(Store* store, Item* item, int type, int64_t stamp, int rank) noexcept nogil:
-    cdef Letter letter = letter_of(type, &item.key, stamp)
-    letter.rank = rank
-    send_letter(store, owner_now(store, &item.key), &letter)
-
-
-cdef void tell_orphan(Store* store, Item* item, int source) noexcept nogil:
-    cdef Letter letter = letter_of(LETTER_ORPHAN, &item.key, item.stamp)
-    item.orphaned = 1
-    item.source = -1
-    letter.rank = source
-    if mask_has(&store.gone, source):
-        letter.flags |= LETTER_IS_GONE
-    send_letter(store, owner_now(store, &item.key), &letter)
-
-
-cdef void tell_put(Store* store, Item* item) noexcept nogil:
-    cdef Letter letter = letter_of(LETTER_PUT, &item.key, item.stamp)
-    cdef int owner = owner_now(store, &item.key)
-    letter.nbytes = item.nbytes
-    send_object(store, owner, &letter, item.meta, item.meta_bytes,
-                item.copy if item.nbytes <= store.settings.inline_bytes and owner != store.rank
-                else NULL)
-
-
-cdef void tell_hold(Store* store, Item* item) noexcept nogil:
-    cdef Letter letter = letter_of(LETTER_HOLD, &item.key, item.stamp)
-    letter.nbytes = item.nbytes
-    letter.rank = item.source
-    if item.state == ITEM_COMPLETE:
-        letter.flags |= LETTER_IS_COMPLETE
-    elif item.orphaned:
-        letter.flags |= LETTER_ASKS
-    send_object(store, owner_now(store, &item.key), &letter, item.meta, item.meta_bytes, NULL)
-
-
-cdef void tell_waiting(Store* store, Item* item, int kind, int64_t serial) noexcept nogil:
-    cdef Letter letter = letter_of(LETTER_ASK if kind == ASK_GET else LETTER_LOOK, &item.key, 0)
-    cdef const Ask* ask = item.asks
-    letter.serial = serial
-    while ask != NULL:
-        if ask.kind == kind and ask.stamp:
-            letter.stamp = ask.stamp       # its ref says that there was an object
-        ask = ask.next
-    send_letter(store, owner_now(store, &item.key), &letter)
-
-
-cdef void register(Store* store, Item* item) noexcept nogil:
-    """Tells a new owner all that we have to do with a key."""
-    store.counters.registered += 1
-    if item.state == ITEM_OFFERED:
-        tell_put(store, item)
-    elif item.state != ITEM_NONE and not store.settings.sabotage & BREAK_REGISTER:
-        tell_hold(store, item)
-    if item.asked and not store.settings.sabotage & BREAK_WAITERS:
-        tell_waiting(store, item, ASK_GET, item.asked)
-    if item.looked:
-        tell_waiting(store, item, ASK_LOOK, item.looked)
-    if item.deleting:
-        tell_owner(store, item, LETTER_DELETE, 0, -1)
-
-
-cdef void delete_at_owner(Store* store, Item* item) noexcept nogil:
-    """One deletion at a time: those that are called meanwhile may be about a later object."""
-    cdef Ask* ask = item.asks
-    item.deleting = 1
-    while ask != NULL:
-        if ask.kind == ASK_DELETE:
-            ask.stamp = 1
-        ask = ask.next
-    tell_owner(store, item, LETTER_DELETE, 0, -1)
-
-
-cdef void on_deleted(Store* store, Item* item) noexcept nogil:
-    cdef Ask** link = &item.asks
-    cdef Ask* ask
-    item.deleting = 0
-    while link[0] != NULL:
-        ask = link[0]
-        if ask.kind == ASK_DELETE and ask.stamp:
-            link[0] = ask.next
-            finish(store, item, ask, ASK_OK, 0)
-        else:
-            link = &ask.next
-    if has_ask(item, ASK_DELETE):
-        delete_at_owner(store, item)
-
-
-cdef void wait_at_owner(Store* store, Item* item, int kind) noexcept nogil:
-    """A letter for all gets, or all waits, that none has spoken for since they were called."""
-    cdef Ask* ask = item.asks
-    item.sent += 1
-    while ask != NULL:
-        if ask.kind == kind and ask.serial == 0:
-            ask.serial = item.sent
-        ask = ask.next
-    if kind == ASK_GET:
-        item.asked = item.sent
-    else:
-        item.looked = item.sent
-    tell_waiting(store, item, kind, item.sent)
-
-
-cdef void wait_anew(Store* store, Item* item) noexcept nogil:
-    """There is no copy here, nor one under way: who waits, waits at the owner."""
-    if has_ask(item, ASK_GET) and (not item.asked or has_unsent(item, ASK_GET)):
-        wait_at_owner(store, item, ASK_GET)
-    if has_ask(item, ASK_LOOK) and (not item.looked or has_unsent(item, ASK_LOOK)):
-        wait_at_owner(store, item, ASK_LOOK)
 
 
 # ---- what the owner of a key says ---------------------------------------------------------
@@ -164,8 +60,7 @@ cdef void decline(Store* store, Item* item, int64_t stamp) noexcept nogil:
 cdef void begin_pull(Store* store, Item* item, int source) noexcept nogil:
     item.orphaned = 0
     if item.grid.chunks == 0:
-        finish_complete(store, item)
-        tell_owner(store, item, LETTER_COMPLETE, item.stamp, -1)
+        copy_arrived(store, item)
     elif mask_has(&store.gone, source) or not pull_start(store, item, source):
         tell_orphan(store, item, source)
 
@@ -183,6 +78,8 @@ cdef void on_name(Store* store, Item* item, const Letter* letter,
             no_room(store, item, letter.stamp)
             return
         fill_item(store, item, ITEM_PARTIAL, letter.stamp, copy, meta, letter.meta_bytes)
+        item.reduced = letter.flags & LETTER_IS_REDUCED
+        item.unsealed = letter.flags & LETTER_IS_UNSEALED
         unsay_after(item, letter.serial)
         item.asked = 0
         serves_feed(store, item)
@@ -205,6 +102,7 @@ cdef void on_have(Store* store, Item* item, const Letter* letter,
             no_room(store, item, letter.stamp)
             return
         fill_item(store, item, ITEM_COMPLETE, letter.stamp, copy, meta, letter.meta_bytes)
+        item.reduced = letter.flags & LETTER_IS_REDUCED
     elif (item.state != ITEM_PARTIAL or item.stamp != letter.stamp
           or item.pull != NULL):
         return
@@ -212,12 +110,14 @@ cdef void on_have(Store* store, Item* item, const Letter* letter,
     memcpy(item.copy.data, meta + letter.meta_bytes, letter.nbytes)
     item.have = item.grid.chunks
     finish_complete(store, item)
+    serves_push(store, item)
     serves_feed(store, item)
 
 
 cdef void on_end(Store* store, Item* item, const Letter* letter) noexcept nogil:
     """The object is deleted, or lost."""
-    cdef int status = ASK_LOST if letter.type == LETTER_LOST else ASK_DELETED
+    cdef int status = (ASK_LOST if letter.type == LETTER_LOST
+                       else ASK_FAILED if letter.type == LETTER_FAILED else ASK_DELETED)
     if letter.type == LETTER_DROP:
         if item.state != ITEM_NONE and item.stamp == letter.stamp:
             drop_copy(store, item)
@@ -231,6 +131,8 @@ cdef void on_end(Store* store, Item* item, const Letter* letter) noexcept nogil:
         # Who waits here waits for what becomes of our put, or of the copy.
         if item.looked <= letter.serial:
             item.looked = 0
+        if item.scouted <= letter.serial:
+            item.scouted = 0
         if item.asked <= letter.serial:
             item.asked = 0
             serves_close(store, item, False)
@@ -241,6 +143,24 @@ cdef void on_looked(Store* store, Item* item, const Letter* letter) noexcept nog
     if item.looked <= letter.serial:
         item.looked = 0
     finish_kind(store, item, ASK_LOOK, ASK_OK, letter.stamp)
+
+
+cdef void on_sealed(Store* store, Item* item, const Letter* letter) noexcept nogil:
+    """What we have of this attempt is the object."""
+    if item.state != ITEM_PARTIAL or item.stamp != letter.stamp or not item.unsealed:
+        return
+    item.unsealed = 0
+    if item.have == item.grid.chunks and item.pull == NULL:
+        finish_complete(store, item)
+
+
+cdef void on_retry(Store* store, Item* item, const Letter* letter) noexcept nogil:
+    """What we have of this attempt is nothing, or what we were told that we would have."""
+    if (item.state == ITEM_PARTIAL and item.stamp == letter.stamp
+            and not store.settings.sabotage & BREAK_ATTEMPT):
+        drop_copy(store, item)
+    if item.state == ITEM_NONE:
+        wait_again(store, item)
 
 
 cdef void on_owner_says(Store* store, const Letter* letter,
@@ -264,7 +184,16 @@ cdef void on_owner_says(Store* store, const Letter* letter,
         on_looked(store, item, letter)
     elif letter.type == LETTER_GONE:
         on_deleted(store, item)
+    elif letter.type == LETTER_SEALED:
+        on_sealed(store, item, letter)
+    elif letter.type == LETTER_RETRY:
+        on_retry(store, item, letter)
+    elif letter.type == LETTER_SCOUTED:
+        on_scouted(store, item, letter, meta)
     else:
+        if letter.type == LETTER_FAILED and item.state == ITEM_NONE:
+            item.meta_bytes = letter.meta_bytes
+            memcpy(item.meta, meta, letter.meta_bytes)
         on_end(store, item, letter)
     settle_item(store, item)
 
@@ -302,7 +231,10 @@ cdef void keep_bytes(Store* store, const Letter* letter, const unsigned char* me
 cdef void on_stream_letter(Store* store, int peer, const Letter* letter) noexcept nogil:
     cdef Item* item
     if letter.type == LETTER_GRANT:
-        item = find_item(store, &letter.key)
+        if letter.rank >= 0:               # a parent asks for the partial sum of a place
+            item = NULL if store.left else item_of_place(store, letter)
+        else:
+            item = find_item(store, &letter.key)
         if (item == NULL or store.left or mask_has(&store.gone, peer)
                 or (item.stamp != letter.stamp and not item.asked)):
             answer_voids(store, peer, letter.tag, letter.limit - letter.first)
@@ -312,6 +244,7 @@ cdef void on_stream_letter(Store* store, int peer, const Letter* letter) noexcep
         serve_credit(store, peer, letter)
     else:
         serve_end(store, peer, letter)
+        places_sweep(store)
 
 
 cdef void on_letter(Store* store, int peer, const Letter* letter, int64_t nbytes) noexcept nogil:
@@ -325,6 +258,14 @@ cdef void on_letter(Store* store, int peer, const Letter* letter, int64_t nbytes
         store_gone(store, peer, GOING_LEFT)
     elif letter.type == LETTER_SYNC:
         store.synced[peer] = (<const Mask*>meta)[0]
+    elif letter.type == LETTER_NOTE or letter.type == LETTER_UNNOTE:
+        on_note(store, peer, letter)
+    elif letter.type >= LETTER_PLACE:
+        on_place_letter(store, letter, meta)
+    elif letter.type == LETTER_TAKEN:
+        recipe_taken(store, letter)
+    elif letter.type == LETTER_MADE:
+        recipe_made(store, letter)
     elif letter.type >= LETTER_OK:
         on_owner_says(store, letter, meta)
     elif owner_now(store, &letter.key) != store.rank:
@@ -338,6 +279,9 @@ cdef void on_letter(Store* store, int peer, const Letter* letter, int64_t nbytes
         else:
             store.early_last.next = parcel
         store.early_last = parcel
+    elif (letter.type == LETTER_REDUCE or letter.type == LETTER_UNPLACED
+          or letter.type == LETTER_FORGOT):
+        on_recipe_letter(store, peer, letter, meta)
     else:
         if letter.type == LETTER_PUT and letter.flags & LETTER_INLINE:
             keep_bytes(store, letter, meta)
@@ -353,11 +297,22 @@ cdef void read_inbox(Store* store) noexcept nogil:
         give_memory(store, parcel)
 
 
-cdef void settle_store(Store* store) noexcept nogil:
-    """After anything that happened."""
+cdef void settle_letters(Store* store) noexcept nogil:
     read_inbox(store)
     settle_directory(store)
     read_inbox(store)
+
+
+cdef void settle_store(Store* store) noexcept nogil:
+    """After anything that happened."""
+    if store.places != NULL:
+        places_advance(store)
+    settle_letters(store)
+    while store.recipes_dirty or store.inbox != NULL:
+        recipes_step(store)
+        if store.places != NULL:
+            places_advance(store)
+        settle_letters(store)
     forget_oldest(store)
 
 
@@ -368,11 +323,13 @@ cdef void on_data(Store* store, const Event* event) noexcept nogil:
     if not stream.is_pull:
         serve_event(store, stream, event)
         return
+    if stream.place != NULL:
+        feed_event(store, stream, event)
+        return
     source = stream.sink.source
     moved = pull_event(store, stream, event)
     if moved == MOVED_ALL:
-        finish_complete(store, item)
-        tell_owner(store, item, LETTER_COMPLETE, item.stamp, -1)
+        copy_arrived(store, item)
     elif moved == MOVED_NO_MORE:
         tell_orphan(store, item, source)
 
@@ -438,6 +395,10 @@ cdef void store_gone(Store* store, int rank, int going) noexcept nogil:
     if not store.used:
         return
     serves_of_gone(store, rank)
+    places_of_gone(store, rank, going == GOING_LOST)
+    places_sweep(store)
+    recipes_register(store, rank, &before)
+    store.recipes_dirty = 1
     register_all(store, rank, &before, going)
     send_sync(store)
     read_inbox(store)
@@ -478,6 +439,14 @@ cdef void store_put(Store* store, Copy* copy, Ask* ask) noexcept nogil:
     ask.next = item.asks
     item.asks = ask
     tell_put(store, item)
+    settle_store(store)
+
+
+cdef void store_reduce(Store* store, Ask* ask, const Ask* inputs, int inputs_count, int count,
+                       int op) noexcept nogil:
+    """The object of `ask.key` is made of the first `count` of these that exist."""
+    use(store)
+    recipe_call(store, ask, inputs, inputs_count, count, op)
     settle_store(store)
 
 
@@ -577,15 +546,18 @@ cdef void store_leave(Store* store) noexcept nogil:
     store.left = 1
     if not store.used:
         return                 # the engine's good-bye is enough
+    recipes_free(store)
+    places_free(store)
     for i in range(store.item_buckets):
         while store.items[i] != NULL:
             item = store.items[i]
             drop_copy(store, item)
-            item.asked = item.looked = 0
+            item.asked = item.looked = item.scouted = 0
             finish_kind(store, item, ASK_GET, ASK_CLOSED, 0)
             finish_kind(store, item, ASK_LOOK, ASK_CLOSED, 0)
             finish_kind(store, item, ASK_PUT, ASK_CLOSED, 0)
             finish_kind(store, item, ASK_DELETE, ASK_CLOSED, 0)
+            finish_kind(store, item, ASK_REDUCE, ASK_CLOSED, 0)
             item.deleting = 0
             settle_item(store, item)
     free_entries(store)
@@ -608,6 +580,8 @@ cdef void store_free(Store* store) noexcept nogil:
     """All memory but what the program still looks at.  No request of a stream is open."""
     cdef Item* item
     cdef int32_t i
+    recipes_free(store)
+    places_release(store)
     free_entries(store)
     for i in range(store.item_buckets):
         while store.items[i] != NULL:

@@ -25,6 +25,12 @@ cdef enum LetterType:         # the first byte of each message of a store
     LETTER_DELETE = 7
     LETTER_DROPPED = 8        # we have no copy any more
     LETTER_UNLOOK = 9         # our wait is over
+    LETTER_REDUCE = 10        # the object is to be made of others; their keys and stamps behind
+    LETTER_SCOUT = 11         # a reduction waits for an input
+    LETTER_UNSCOUT = 12
+    LETTER_UNPLACED = 13      # our place of an attempt, `rank`, came to nothing; why: `first`
+    LETTER_NOTED = 14         # we know that this attempt may have been read
+    LETTER_FORGOT = 15        # we called the reduction, and tell nobody of it any more
     # From the owner.
     LETTER_OK = 16            # the put is accepted
     LETTER_EXISTS = 17        # it is not
@@ -35,10 +41,23 @@ cdef enum LetterType:         # the first byte of each message of a store
     LETTER_LOST = 22
     LETTER_DELETED = 23       # to who waits for it
     LETTER_GONE = 24          # to who deleted it
+    LETTER_SEALED = 25        # what you have of this attempt is the object
+    LETTER_RETRY = 26         # this attempt came to nothing: drop it, and wait anew
+    LETTER_FAILED = 27        # a reduction cannot be: to who waits for it
+    LETTER_SCOUTED = 28       # `rank` has it, or a part
+    LETTER_TAKEN = 29         # the reduction is known
+    LETTER_MADE = 30          # it needs its caller no more
     # Between the two ends of a stream.
     LETTER_GRANT = 32
     LETTER_CREDIT = 33
     LETTER_END = 34
+    # From the owner of a result to those who make it.
+    LETTER_PLACE = 40         # place `rank` of an attempt is yours; the key of its input behind
+    LETTER_FEED = 41          # a child of place `rank` is place `tag` at rank `limit`
+    LETTER_ROOT = 42          # what place `rank` makes is the object
+    LETTER_LEAVE = 43         # the attempt is over
+    LETTER_NOTE = 44          # to who would own the key next: this attempt may be read
+    LETTER_UNNOTE = 45
     # To all.
     LETTER_SYNC = 48          # all that concerns you was told, under this set of the gone
     LETTER_BYE = 49
@@ -48,6 +67,9 @@ cdef enum LetterFlag:
     LETTER_ASKS = 2           # of a HOLD: a partial copy that has no source
     LETTER_INLINE = 4         # the bytes come behind the meta
     LETTER_IS_GONE = 8        # of an ORPHAN: the source is gone, not only without the copy
+    LETTER_IS_REDUCED = 16    # the stamp is that of an attempt of a reduction
+    LETTER_IS_UNSEALED = 32   # ... which may still come to nothing
+    LETTER_IS_PATIENT = 64    # of a SCOUT: it knows that the object was lost, and waits for another
 
 cdef struct Key:
     uint64_t high
@@ -84,6 +106,8 @@ cdef enum AskKind:
     ASK_GET = 1
     ASK_LOOK = 2
     ASK_DELETE = 3
+    ASK_SCOUT = 4             # the owner of a result waits for an input, whole or not
+    ASK_REDUCE = 5
 
 cdef enum AskStatus:
     ASK_OK = 0
@@ -92,6 +116,20 @@ cdef enum AskStatus:
     ASK_DELETED = 3
     ASK_FULL = 4
     ASK_CLOSED = 5
+    ASK_FAILED = 6            # of a reduction; the meta is a Why
+
+cdef enum Reason:
+    WHY_LOST = 1              # an input was
+    WHY_DELETED = 2
+    WHY_FAILED = 3            # ... which is itself the result of a reduction
+    WHY_DIFFERENT = 4         # two inputs do not have one dtype and shape
+    WHY_UNSUPPORTED = 5       # the operation is not for this dtype
+    WHY_FULL = 6              # no memory for partial sums where this input is
+
+cdef struct Why:
+    int64_t reason
+    Key input
+    Key other                 # of two that differ
 
 cdef struct Ask:              # what the program waits for; in its memory
     Result result             # complete, once the status is there
@@ -103,6 +141,8 @@ cdef struct Ask:              # what the program waits for; in its memory
     int64_t nbytes
     int64_t serial            # the letter of its item that speaks for it; 0: none does
     Copy* copy                # what a get got
+    int32_t rank              # of a scout: who has it, or a part
+    int32_t patient           # ... which waits for another object after one was lost
     int32_t meta_bytes
     unsigned char meta[META_MAX]
 
@@ -114,7 +154,7 @@ cdef enum ItemState:
 
 cdef struct Stream:           # a pull, or a serve
     int32_t index             # in the table; its token is made of it
-    int32_t is_pull
+    int32_t is_pull           # 0: a serve
     int32_t stray             # a pull from a lost rank: nothing waits for its end
     int32_t pad
     int64_t stamp
@@ -123,6 +163,7 @@ cdef struct Stream:           # a pull, or a serve
     Spring spring
     Copy* copy                # NULL: a serve that was asked for before its bytes were
     Item* item                # NULL: it only drains
+    Place* place              # of what comes from a child of a place of ours
     Stream* next              # of its item's serves, or of the free
 
 cdef struct Item:             # what this rank has to do with a key
@@ -143,8 +184,44 @@ cdef struct Item:             # what this rank has to do with a key
     int32_t deleting          # a deletion waits at the owner
     int64_t asked             # gets do: the last letter that is not answered; 0: none
     int64_t looked            # ... and waits
+    int64_t scouted           # ... and scouts
+    int32_t reduced           # the stamp is that of an attempt of a reduction
+    int32_t unsealed          # ... which may still come to nothing
+    int32_t told              # that all of it came, by who makes it
+    int32_t bad_rank          # a scout found that this rank does not have
+    int32_t bad_gone          # ... since it is gone
+    int32_t pad
+    int64_t bad_stamp         # ... this
     int32_t meta_bytes
     unsigned char meta[META_MAX]
+
+cdef struct Feed:             # a child of a place
+    int32_t rank              # -1: not known yet
+    int32_t index             # which place it is
+    int32_t slot              # chunks land in its window of slots; -1: in the output
+    int32_t pad
+    int64_t chunks            # all of them have come; 0: not yet
+    Stream* stream
+    Place* local              # it is of this rank
+
+cdef struct Place:            # an input of a reduction and its partial sum, at who has the input
+    Item out                  # comes first: the key of the result, the stamp of the attempt
+    Place* next
+    int32_t index
+    int32_t filled            # 0: it was only asked for so far
+    int32_t is_root
+    int32_t dtype
+    int32_t op
+    int32_t count             # of the inputs of all places
+    int32_t feeds_count
+    int32_t failed
+    int32_t input_whole
+    int32_t pad
+    Key input_key
+    int64_t input_stamp
+    Copy* input
+    Copy* slots
+    Feed* feeds
 
 cdef struct Holder:           # at the owner: a copy of another, or of its own
     Holder* next
@@ -154,7 +231,8 @@ cdef struct Holder:           # at the owner: a copy of another, or of its own
     int32_t source            # whom it pulls from; -1: nobody
     int32_t asking            # ... and it has told so
     int32_t receiver          # who pulls from it; -1: nobody
-    int32_t pad
+    int32_t unsealed          # it has not been told that its attempt is the object
+    int32_t fed               # it is the root of a reduction that runs
 
 cdef struct Waiter:           # at the owner
     Waiter* next
@@ -163,8 +241,11 @@ cdef struct Waiter:           # at the owner
     int64_t stamp             # of a put; else what is known to have been there
     int64_t serial            # of a get or a wait: its last letter, which the answer names
     int64_t nbytes            # of a put
-    int32_t meta_bytes
-    int32_t pad               # the meta comes behind it
+    int32_t meta_bytes        # the meta comes behind it
+    int32_t patient           # of a scout
+    int32_t bad_rank          # ... which found that this rank does not have
+    int32_t bad_gone          # ... since it is gone
+    int64_t bad_stamp         # ... this
 
 cdef enum EntryState:
     ENTRY_FREE = 0            # nothing is known but who waits
@@ -172,6 +253,7 @@ cdef enum EntryState:
     ENTRY_DELETING = 2
     ENTRY_DELETED = 3
     ENTRY_LOST = 4
+    ENTRY_FAILED = 5          # the meta is a Why
 
 cdef struct Entry:            # at the owner: a key
     Entry* next
@@ -182,9 +264,61 @@ cdef struct Entry:            # at the owner: a key
     Entry* newer
     Holder* holders
     Waiter* waiters
+    Recipe* recipe            # of what it is to be made
+    int64_t serial            # the highest of the attempts
+    int64_t noted             # another owner says that this attempt may have been read
+    int64_t note              # we say so of this one
+    int32_t noted_at          # ... to this rank
+    int32_t is_noted          # ... which has heard it
+    int32_t caller            # 1 + who tells new owners how it is made; 0: nobody
+    int32_t reduced
+    int32_t unsealed          # the attempt may still come to nothing
     int32_t state
     int32_t meta_bytes
     unsigned char meta[META_MAX]
+
+cdef enum InputState:
+    INPUT_AWAITED = 0
+    INPUT_READY = 1
+    INPUT_LOST = 2            # another may be put in its place
+    INPUT_ENDED = 3
+
+cdef struct Input:            # of a reduction, at the owner of the result
+    Ask ask
+    int64_t known             # what its ref knows
+    int32_t state
+    int32_t place             # in the attempt; -1: none
+    int32_t asked             # a scout is under way
+    int32_t pad
+
+cdef enum RecipeState:
+    RECIPE_OPEN = 0
+    RECIPE_SEALED = 1
+    RECIPE_OVER = 2           # deleted, lost or failed
+
+cdef struct Recipe:           # how an object is to be made, at its owner
+    Recipe* next
+    Entry* entry
+    int64_t stamp             # of the attempt that runs; 0: none does
+    int32_t state
+    int32_t caller
+    int32_t op
+    int32_t count             # of so many inputs
+    int32_t inputs_count
+    int32_t ready
+    int32_t placed
+    int32_t begun             # its inputs were asked for
+    int32_t* order            # inputs in the order in which they became ready
+    int32_t* parent           # of each place
+    int32_t* feeds            # ... how many children it has
+    int32_t* slot             # ... which child of its parent it is
+    Input* inputs
+
+cdef struct Called:           # at the caller of a reduction; its letter comes behind it
+    Called* next
+    Key key
+    int64_t nbytes
+    int64_t pad
 
 cdef struct StoreSettings:
     int64_t chunk_bytes
@@ -192,6 +326,9 @@ cdef struct StoreSettings:
     int64_t limit_bytes
     int32_t window
     int32_t ended_max         # how many deleted or lost keys an owner remembers
+    int32_t degree            # of the trees of reductions; 0: what costs the least time
+    int64_t latency_ns        # of a message, and
+    int64_t bytes_per_ms      # of a link: what that is reckoned from
     uint32_t sabotage
 
 cdef enum StoreSabotage:
@@ -204,6 +341,10 @@ cdef enum StoreSabotage:
     BREAK_TRANSIT = 128       # lost as soon as no complete holder is known
     BREAK_WAITERS = 256       # a new owner is not told who waits
     BREAK_ALONE = 512         # a location is named while it serves another
+    BREAK_SEAL = 1024         # the outcome of a reduction is told while one rank alone knows it
+    BREAK_ATTEMPT = 2048      # what is there of an attempt that came to nothing is kept
+    BREAK_HELD = 4096         # an input that may come to nothing is used up to its end
+    BREAK_CALLER = 8192       # a new owner is not told of reductions
 
 cdef struct StoreCounters:
     int64_t puts
@@ -222,6 +363,10 @@ cdef struct StoreCounters:
     int64_t settled           # times that a new owner knew all
     int64_t lost              # keys that were found to be lost
     int64_t held              # letters that came before we knew that they are for us
+    int64_t reduces
+    int64_t places            # that this rank filled
+    int64_t attempts          # of reductions that are ours
+    int64_t sealed
     int64_t early             # streams that were asked for before we had been told the object
 
 cdef struct Store:
@@ -251,6 +396,11 @@ cdef struct Store:
     Entry** entries
     Parcel* inbox             # from ourselves
     Parcel* inbox_last
+    Place* places
+    Recipe* recipes
+    Called* called            # reductions that this rank called, and that need it still
+    int32_t recipes_dirty     # something has happened to one
+    int32_t pad
     Parcel* early             # for keys that are not known to be ours
     Parcel* early_last
     Mask gone                 # dead, lost or left
@@ -263,6 +413,8 @@ cdef struct Store:
     StoreCounters counters
     void (*notify)(void* context) noexcept nogil      # an ask was answered
     void* notify_context
+    void (*audit)(void* context, const Recipe* recipe) noexcept nogil    # a root is known
+    void* audit_context
 
 cdef inline bint key_equal(const Key* a, const Key* b) noexcept nogil:
     return a.high == b.high and a.low == b.low
@@ -287,6 +439,19 @@ cdef inline int owner_of(const Store* store, const Key* key, const Mask* gone) n
                 found = r
                 best = one
     return found
+
+cdef inline int64_t serial_of(int64_t stamp) noexcept nogil:
+    return stamp & ((<int64_t>1 << 40) - 1)
+
+cdef inline int rank_of(int64_t stamp) noexcept nogil:
+    """Who gave the stamp."""
+    return <int>(stamp >> 40) - 1
+
+cdef inline int64_t new_stamp(Store* store, int64_t after) noexcept nogil:
+    if store.serial < after:
+        store.serial = after
+    store.serial += 1
+    return (<int64_t>store.rank + 1) << 40 | store.serial
 
 cdef inline int owner_now(const Store* store, const Key* key) noexcept nogil:
     return owner_of(store, key, &store.gone)

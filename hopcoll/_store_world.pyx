@@ -10,84 +10,22 @@ from libc.stdint cimport int64_t, int32_t, uint64_t, uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from cython_kernels.transport cimport Event
-from hopcoll._items cimport find_item
+from cython_kernels.reduction cimport SUM, UINT8
 from hopcoll._network cimport *
 from hopcoll._store cimport *
+from hopcoll._store_checks cimport *
 from hopcoll._store_state cimport *
-
-cdef enum:
-    RANKS = 8
-    KEYS = 6
-    NOTES = 160
-    STEPS_MAX = 60000
-    CHOICES = 4096
-    CHUNK = 16
-    LIMIT_BYTES = 1 << 20     # more than there can be
-
-cdef enum Violation:
-    FINE = 0
-    HANG = 1
-    WRONG_BYTES = 2
-    LOST_TOO_EARLY = 3
-    WRONG_ANSWER = 4
-    CIRCLE = 5
-    TWO_RECEIVERS = 6
-    NOT_DELETED = 7
-    LEAK = 8
-    NETWORK = 9
-    LIVELOCK = 10
-    BROKEN = 11
 
 VIOLATIONS = {
     FINE: None, HANG: "hang", WRONG_BYTES: "wrong bytes", LOST_TOO_EARLY: "lost too early",
     WRONG_ANSWER: "wrong answer", CIRCLE: "circle", TWO_RECEIVERS: "two receivers",
     NOT_DELETED: "not deleted", LEAK: "leak", NETWORK: "network", LIVELOCK: "livelock",
-    BROKEN: "broken"}
+    BROKEN: "broken", SPLIT: "split"}
 SABOTAGES = {
     "roots": BREAK_ROOTS, "settled": BREAK_SETTLED, "register": BREAK_REGISTER,
     "offset": BREAK_OFFSET, "reach": BREAK_REACH, "void": BREAK_VOID,
-    "transit": BREAK_TRANSIT, "waiters": BREAK_WAITERS, "alone": BREAK_ALONE}
-
-cdef enum Fate:
-    HERE = 0
-    DIED = 1
-    LEFT = 2
-    LOST = 3
-
-cdef struct Note:             # something that a rank has called
-    Ask ask
-    int32_t rank
-    int32_t key
-    int32_t seen              # its answer was checked
-    int32_t kept              # the program still looks at the copy
-    int64_t known             # what its ref knew
-    int64_t stamps_before     # of a deletion: stamps of that key that were accepted by then
-
-cdef struct StoreWorld:
-    Network network
-    int32_t size
-    int32_t keys
-    int32_t notes_count
-    int32_t calls_left
-    int32_t deaths_left
-    int32_t leaves_left
-    int32_t losses_left
-    int32_t violation
-    int32_t blamed_rank
-    int32_t blamed_key
-    int32_t deaths
-    int32_t steps
-    int64_t bytes_max
-    int32_t tags[RANKS]
-    int32_t fate[RANKS]
-    Store* stores[RANKS]
-    int32_t told_lost[RANKS][RANKS]
-    int32_t deletes[KEYS]
-    int64_t accepted[KEYS][NOTES]
-    int32_t accepted_count[KEYS]
-    int64_t answers[6]
-    int64_t letters           # sent before all was deleted at the end
-    Note notes[NOTES]
+    "transit": BREAK_TRANSIT, "waiters": BREAK_WAITERS, "alone": BREAK_ALONE,
+    "seal": BREAK_SEAL, "attempt": BREAK_ATTEMPT, "held": BREAK_HELD, "caller": BREAK_CALLER}
 
 cdef struct Option:
     int32_t what
@@ -101,186 +39,6 @@ cdef enum What:
     DO_LATE = 2
     DO_DETECT = 3
     DO_LOSE = 4
-
-
-cdef uint64_t below(StoreWorld* world, uint64_t n) noexcept nogil:
-    return next_random(&world.network) % n
-
-
-cdef void blame(StoreWorld* world, int violation, int rank, int key) noexcept nogil:
-    if world.violation == FINE:
-        world.violation = violation
-        world.blamed_rank = rank
-        world.blamed_key = key
-
-
-cdef Key key_of(int k) noexcept nogil:
-    cdef Key key
-    key.high = mixed(<uint64_t>k + 77)
-    key.low = <uint64_t>k
-    return key
-
-
-cdef unsigned char byte_of(int64_t stamp, int64_t i) noexcept nogil:
-    return <unsigned char>mixed(<uint64_t>stamp * 1000003 + <uint64_t>i)
-
-
-cdef int64_t length_of(const StoreWorld* world, int64_t stamp) noexcept nogil:
-    """Of any length: nothing, less than a chunk, many chunks."""
-    cdef uint64_t z = mixed(<uint64_t>stamp + 99)
-    if z % 16 == 0:
-        return 0
-    return <int64_t>(mixed(z) % <uint64_t>world.bytes_max) + 1
-
-
-cdef bint counts(const StoreWorld* world, int rank) noexcept nogil:
-    return world.fate[rank] == HERE
-
-
-cdef bint acts(const StoreWorld* world, int rank) noexcept nogil:
-    return world.fate[rank] != DIED
-
-
-# ---- checkers -----------------------------------------------------------------------------
-
-cdef void check_answer(StoreWorld* world, Note* note) noexcept nogil:
-    cdef Ask* ask = &note.ask
-    cdef Key key = key_of(note.key)
-    cdef Item* item
-    cdef int64_t i, at
-    cdef int r
-    note.seen = 1
-    world.answers[ask.status] += 1
-    if ask.status == ASK_CLOSED:
-        if counts(world, note.rank):
-            blame(world, WRONG_ANSWER, note.rank, note.key)
-    elif ask.status == ASK_FULL:
-        if world.stores[note.rank].settings.limit_bytes == LIMIT_BYTES:
-            blame(world, WRONG_ANSWER, note.rank, note.key)
-    elif ask.status == ASK_DELETED:
-        if not world.deletes[note.key]:
-            blame(world, WRONG_ANSWER, note.rank, note.key)
-    elif ask.status == ASK_LOST:
-        for r in range(world.size):
-            item = find_item(world.stores[r], &key) if counts(world, r) else NULL
-            if (item != NULL and item.state == ITEM_COMPLETE and item.stamp != 0
-                    and (item.stamp == ask.stamp or item.stamp == note.known)
-                    and counts(world, note.rank)):
-                blame(world, LOST_TOO_EARLY, note.rank, note.key)
-    elif ask.status == ASK_OK and ask.kind == ASK_PUT:
-        world.accepted[note.key][world.accepted_count[note.key]] = ask.stamp
-        world.accepted_count[note.key] += 1
-    elif ask.status == ASK_OK and ask.kind == ASK_GET:
-        if ask.copy.nbytes != length_of(world, ask.stamp) or ask.meta_bytes != 8 or (
-                <const int64_t*>ask.meta)[0] != ask.stamp:
-            blame(world, WRONG_BYTES, note.rank, note.key)
-            return
-        for i in range(ask.copy.nbytes):
-            if ask.copy.data[i] != byte_of(ask.stamp, i):
-                blame(world, WRONG_BYTES, note.rank, note.key)
-        if below(world, 4):
-            store_let_go(world.stores[note.rank], ask.copy)
-        else:
-            note.kept = 1
-    elif ask.status == ASK_OK and ask.kind == ASK_DELETE and counts(world, note.rank):
-        for r in range(world.size):
-            item = find_item(world.stores[r], &key) if counts(world, r) else NULL
-            if item == NULL or item.state != ITEM_COMPLETE:
-                continue               # of what was lost, partial copies may not have heard so yet
-            for at in range(note.stamps_before):
-                if world.accepted[note.key][at] == item.stamp:
-                    blame(world, NOT_DELETED, r, note.key)
-
-
-cdef int source_of(StoreWorld* world, int rank, const Key* key, int64_t* stamp) noexcept nogil:
-    cdef Item* item = find_item(world.stores[rank], key)
-    if item == NULL or item.pull == NULL or item.pull.sink.broken:
-        return -1
-    stamp[0] = item.stamp
-    return item.pull.sink.source
-
-
-cdef void check_pulls(StoreWorld* world) noexcept nogil:
-    """Nobody waits for itself by way of others; nobody gives to two."""
-    cdef Key key
-    cdef Item* item
-    cdef int k, r, at, count
-    cdef int64_t stamp, other
-    cdef int given[RANKS]
-    for k in range(world.keys):
-        key = key_of(k)
-        memset(given, 0, sizeof(given))
-        for r in range(world.size):
-            if not counts(world, r):
-                continue
-            stamp = 0
-            at = source_of(world, r, &key, &stamp)
-            if at < 0:
-                continue
-            item = find_item(world.stores[at], &key) if counts(world, at) else NULL
-            if item != NULL and item.stamp == stamp:
-                given[at] += 1
-                if given[at] > 1:
-                    blame(world, TWO_RECEIVERS, at, k)
-            count = 0
-            while at >= 0 and count <= world.size:
-                other = stamp
-                at = source_of(world, at, &key, &other) if counts(world, at) else -1
-                if other != stamp:
-                    break
-                count += 1
-            if count > world.size:
-                blame(world, CIRCLE, r, k)
-
-
-cdef void check_world(StoreWorld* world) noexcept nogil:
-    cdef int i, r
-    for i in range(world.notes_count):
-        if (world.notes[i].ask.result.complete and not world.notes[i].seen
-                and acts(world, world.notes[i].rank)):
-            check_answer(world, &world.notes[i])
-    check_pulls(world)
-    for r in range(world.size):
-        if acts(world, r) and world.stores[r].broken:
-            blame(world, BROKEN, r, -1)
-    if world.network.error != NETWORK_FINE:
-        blame(world, NETWORK, -1, world.network.error)
-
-
-cdef void check_end(StoreWorld* world) noexcept nogil:
-    """Nothing is under way any more: what has not ended waits for what nobody has."""
-    cdef Note* note
-    cdef Key key
-    cdef Item* item
-    cdef int i, r
-    cdef bint there
-    for i in range(world.notes_count):
-        note = &world.notes[i]
-        if note.ask.result.complete or not counts(world, note.rank):
-            continue
-        key = key_of(note.key)
-        there = note.ask.kind == ASK_PUT or note.ask.kind == ASK_DELETE or note.known != 0
-        for r in range(world.size):
-            item = find_item(world.stores[r], &key) if counts(world, r) else NULL
-            there = there or (item != NULL and item.state != ITEM_NONE)
-        if there:
-            blame(world, HANG, note.rank, note.key)
-
-
-cdef void check_memory(StoreWorld* world) noexcept nogil:
-    """All was deleted and let go."""
-    cdef Store* store
-    cdef int r
-    cdef bint strange = False
-    for r in range(world.size):
-        strange = strange or world.fate[r] == LOST
-    for r in range(world.size):
-        store = world.stores[r]
-        if strange or not (counts(world, r) or world.fate[r] == LEFT):
-            continue
-        if (store.used_bytes or store.items_count or store.streams_used
-                or store.entries_count != store.ended_count or store.early != NULL):
-            blame(world, LEAK, r, -1)
 
 
 # ---- steps --------------------------------------------------------------------------------
@@ -319,8 +77,9 @@ cdef void call(StoreWorld* world, int rank, int kind, int k) noexcept nogil:
     cdef Store* store = world.stores[rank]
     cdef Copy* copy
     cdef int64_t stamp, i
-    if world.notes_count == NOTES:
-        return
+    if world.notes_count == NOTES or (k >= KEYS and not world.reductions[k - KEYS].known
+                                      and kind != ASK_DELETE):
+        return                 # nobody has its ref yet
     memset(note, 0, sizeof(Note))
     note.rank = rank
     note.key = k
@@ -336,17 +95,63 @@ cdef void call(StoreWorld* world, int rank, int kind, int k) noexcept nogil:
             return
         for i in range(copy.nbytes):
             copy.data[i] = byte_of(stamp, i)
-        memcpy(note.ask.meta, &stamp, 8)
-        note.ask.meta_bytes = 8
+        note.ask.meta[0] = UINT8
+        note.ask.meta[1] = 2
+        memcpy(note.ask.meta + 2, &stamp, 8)
+        note.ask.meta_bytes = 10
         store_put(store, copy, &note.ask)
     else:
         if kind == ASK_DELETE:
             world.deletes[k] += 1
-            note.stamps_before = world.accepted_count[k]
+            if k < KEYS:
+                note.stamps_before = world.accepted_count[k]
+            else:
+                note.known = world.reductions[k - KEYS].known
+        elif k >= KEYS:
+            note.known = world.reductions[k - KEYS].known
+            note.ask.stamp = note.known
         elif world.accepted_count[k] and below(world, 2):
             note.known = world.accepted[k][world.accepted_count[k] - 1]
             note.ask.stamp = note.known
         store_ask(store, &note.ask)
+
+
+cdef void reduce_something(StoreWorld* world, int rank) noexcept nogil:
+    """A few of the objects, and results of before, in any order."""
+    cdef Note* note = &world.notes[world.notes_count]
+    cdef Reduction* reduction = &world.reductions[world.reductions_count]
+    cdef Ask inputs[INPUTS]
+    cdef int there = world.keys + world.reductions_count, i, j, k
+    cdef bint again
+    if world.notes_count == NOTES:
+        return
+    memset(note, 0, sizeof(Note))
+    memset(inputs, 0, sizeof(inputs))
+    note.rank = rank
+    note.key = KEYS + world.reductions_count
+    note.ask.key = key_of(note.key)
+    note.ask.kind = ASK_REDUCE
+    world.notes_count += 1
+    world.reductions_count += 1
+    reduction.caller = rank
+    reduction.inputs_count = 1 + <int32_t>below(world, INPUTS if there > INPUTS else there)
+    reduction.count = 1 + <int32_t>below(world, reduction.inputs_count)
+    for i in range(reduction.inputs_count):
+        again = True
+        while again:
+            again = False
+            k = <int>below(world, there)
+            k = k if k < world.keys else KEYS + k - world.keys
+            for j in range(i):
+                again = again or reduction.inputs[j] == k
+        reduction.inputs[i] = k
+        inputs[i].key = key_of(k)
+        if k >= KEYS:
+            inputs[i].stamp = world.reductions[k - KEYS].known
+        elif world.accepted_count[k] and below(world, 2):
+            inputs[i].stamp = world.accepted[k][world.accepted_count[k] - 1]
+    store_reduce(world.stores[rank], &note.ask, inputs, reduction.inputs_count, reduction.count,
+                 SUM)
 
 
 cdef void withdraw_something(StoreWorld* world) noexcept nogil:
@@ -354,7 +159,8 @@ cdef void withdraw_something(StoreWorld* world) noexcept nogil:
     if world.notes_count == 0:
         return
     note = &world.notes[below(world, world.notes_count)]
-    if note.ask.result.complete or not counts(world, note.rank) or note.ask.kind == ASK_PUT:
+    if (note.ask.result.complete or not counts(world, note.rank) or note.ask.kind == ASK_PUT
+            or note.ask.kind == ASK_REDUCE):
         return
     begin_step(world)
     store_withdraw(world.stores[note.rank], &note.ask)
@@ -366,7 +172,7 @@ cdef void withdraw_something(StoreWorld* world) noexcept nogil:
 cdef void call_something(StoreWorld* world) noexcept nogil:
     cdef int rank = <int>below(world, world.size)
     cdef int what = <int>below(world, 16)
-    cdef int k = <int>below(world, world.keys)
+    cdef int k = <int>below(world, world.keys + world.reductions_count)
     world.calls_left -= 1
     if what == 15 and below(world, 4) == 0:
         withdraw_something(world)
@@ -374,6 +180,16 @@ cdef void call_something(StoreWorld* world) noexcept nogil:
     if not counts(world, rank):
         return
     begin_step(world)
+    if world.reduces_left and below(world, 6) == 0:
+        world.reduces_left -= 1
+        reduce_something(world, rank)
+        drain(world, rank)
+        return
+    k = k if k < world.keys else KEYS + k - world.keys
+    if k >= KEYS and what < 6:
+        what = 6                           # results are not put
+    if what >= 14 and not world.deletes_too:
+        what = 6
     call(world, rank, ASK_PUT if what < 6 else ASK_GET if what < 13 else ASK_LOOK if what < 14
          else ASK_DELETE, k)
     drain(world, rank)
@@ -497,7 +313,9 @@ cdef void clean(StoreWorld* world, Option* options) noexcept nogil:
         if world.notes[i].kept and acts(world, world.notes[i].rank):
             store_let_go(world.stores[world.notes[i].rank], world.notes[i].ask.copy)
             world.notes[i].kept = 0
-    for k in range(world.keys):
+    for k in range(KEYS + RESULTS):
+        if world.keys <= k < KEYS or k >= KEYS + world.reductions_count:
+            continue
         for r in range(world.size):
             if counts(world, r):
                 begin_step(world)
@@ -509,7 +327,8 @@ cdef void clean(StoreWorld* world, Option* options) noexcept nogil:
 
 def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, int leaves=0,
                    int losses=0, int64_t bytes_max=160, int64_t inline_bytes=24, int window=2,
-                   int64_t limit_bytes=LIMIT_BYTES, hosts=(), sabotage=()):
+                   int64_t limit_bytes=LIMIT_BYTES, int reduces=0, int degree=0, bint deletes=True, hosts=(),
+                   sabotage=()):
     """Runs one random world of stores.
 
     Parameters
@@ -528,6 +347,11 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
         Chunks that a pull grants ahead.
     limit_bytes : int
         Of all copies of a rank.
+    reduces, degree : int
+        How many reductions are called, at most 6; nearly all objects have one length then. Of
+        which degree the trees are; 0: by what it costs.
+    deletes : bool
+        Whether objects are deleted before the end.
     hosts : sequence of int
         The host of each rank; all on one without it.
     sabotage : sequence of str
@@ -546,7 +370,8 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
     cdef StoreSettings settings
     cdef uint16_t host[RANKS]
     cdef int r
-    if not 1 <= size <= RANKS or not 1 <= keys <= KEYS or calls > NOTES - KEYS:
+    if (not 1 <= size <= RANKS or not 1 <= keys <= KEYS or reduces > RESULTS
+            or calls > NOTES - KEYS - RESULTS):
         raise ValueError("size, keys or calls: too many")
     memset(&rooms, 0, sizeof(Rooms))
     memset(&settings, 0, sizeof(StoreSettings))
@@ -557,6 +382,9 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
     settings.limit_bytes = limit_bytes
     settings.window = window
     settings.ended_max = 64
+    settings.degree = degree
+    settings.latency_ns = 1000
+    settings.bytes_per_ms = 16000
     for name in sabotage:
         settings.sabotage |= SABOTAGES[name]
     for r, number in enumerate(hosts):
@@ -575,9 +403,14 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
         world.deaths_left = min(deaths, size - 1)
         world.leaves_left, world.losses_left = leaves, losses
         world.bytes_max = bytes_max
+        world.reduces_left = reduces
+        world.deletes_too = deletes
+        world.uniform = reduces > 0
         for r in range(size):
             world.stores[r] = store_new(&world.network.ports[r].table, &settings,
                                         &world.tags[r], host)
+            world.stores[r].audit = note_attempt
+            world.stores[r].audit_context = world
         with nogil:
             run(world, options)
             if world.violation == FINE:
@@ -596,8 +429,8 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
         out = {"violation": VIOLATIONS[world.violation], "steps": world.steps,
                "blamed": (world.blamed_rank, world.blamed_key), "deaths": world.deaths,
                "letters": world.letters,
-               "answers": dict(zip(("ok", "exists", "lost", "deleted", "full", "closed"),
-                                   [world.answers[r] for r in range(6)])),
+               "answers": dict(zip(("ok", "exists", "lost", "deleted", "full", "closed",
+                                    "failed"), [world.answers[r] for r in range(7)])),
                "counters": counters, "network": world.network.error,
                "fates": [world.fate[r] for r in range(size)]}
         if world.violation == FINE and LOST not in out["fates"]:
