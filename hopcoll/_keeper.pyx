@@ -16,8 +16,9 @@ from cpython.exc cimport PyErr_CheckSignals
 from hopcoll._contexts cimport hub_store
 from hopcoll._crank cimport WAIT_DONE, clock_us, lock, turn, unlock, wait_for
 from hopcoll._runtime cimport Engine_
+from hopcoll._recipes cimport inputs_max
 from hopcoll._store cimport (
-    store_ask, store_let_go, store_put, store_reserve, store_withdraw)
+    store_ask, store_let_go, store_put, store_reduce, store_reserve, store_withdraw)
 from hopcoll._store_state cimport *
 
 cdef extern from "<unistd.h>" nogil:
@@ -28,8 +29,12 @@ cdef enum:
 
 #: What an ask may be about, and how it may have ended.
 PUT, GET, LOOK, DELETE = ASK_PUT, ASK_GET, ASK_LOOK, ASK_DELETE
-OK, EXISTS, LOST, DELETED, FULL, CLOSED = (
-    ASK_OK, ASK_EXISTS, ASK_LOST, ASK_DELETED, ASK_FULL, ASK_CLOSED)
+OK, EXISTS, LOST, DELETED, FULL, CLOSED, FAILED = (
+    ASK_OK, ASK_EXISTS, ASK_LOST, ASK_DELETED, ASK_FULL, ASK_CLOSED, ASK_FAILED)
+#: Why a reduction failed.
+REASONS = {
+    WHY_LOST: "lost", WHY_DELETED: "deleted", WHY_FAILED: "failed", WHY_DIFFERENT: "different",
+    WHY_UNSUPPORTED: "unsupported", WHY_FULL: "full"}
 META_BYTES_MAX = META_MAX
 
 
@@ -87,6 +92,19 @@ cdef class Waiting:
     @property
     def stamp(self):
         return self.ask.stamp
+
+    @property
+    def meta(self):
+        """What the bytes are, of an object that is there."""
+        return self.ask.meta[:self.ask.meta_bytes]
+
+    @property
+    def why(self):
+        """Of a reduction that failed: (reason, key of an input, key of another or zeros)."""
+        cdef const Why* why = <const Why*>self.ask.meta
+        cdef const unsigned char* input = <const unsigned char*>&why.input
+        cdef const unsigned char* other = <const unsigned char*>&why.other
+        return REASONS[why.reason], input[:sizeof(Key)], other[:sizeof(Key)]
 
     def take(self):
         """Of a get that succeeded: (meta, bytes); the bytes stay as long as something has them."""
@@ -204,6 +222,33 @@ cdef class Keeper:
                 store_put(self.store, copy, waiting.ask)
                 unlock(&self.engine.rt)
         return None if copy == NULL else waiting
+
+    @property
+    def inputs_max(self):
+        """Of how many objects a reduction may be made."""
+        return inputs_max(self.store)
+
+    def reduce(self, bytes key, inputs, int count, int op):
+        """Starts a reduction of the first `count` of these, (key, what is known) each."""
+        cdef Waiting waiting
+        cdef int n = len(inputs), i
+        cdef const unsigned char* raw
+        cdef Ask* asks
+        self.check()
+        waiting = self.new_ask(ASK_REDUCE, key)
+        asks = <Ask*>calloc(n, sizeof(Ask))
+        if asks == NULL:
+            raise MemoryError("objects: out of memory")
+        for i, (one, known) in enumerate(inputs):
+            raw = one
+            memcpy(&asks[i].key, raw, sizeof(Key))
+            asks[i].stamp = known
+        with nogil:
+            lock(&self.engine.rt)
+            store_reduce(self.store, waiting.ask, asks, n, count, op)
+            unlock(&self.engine.rt)
+        free(asks)
+        return waiting
 
     def ask(self, int kind, bytes key, int64_t known):
         """Starts a get, a wait or a deletion; `known` is the stamp that the ref has, or 0."""

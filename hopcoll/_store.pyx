@@ -138,8 +138,15 @@ cdef void on_end(Store* store, Item* item, const Letter* letter) noexcept nogil:
             serves_close(store, item, False)
 
 
-cdef void on_looked(Store* store, Item* item, const Letter* letter) noexcept nogil:
+cdef void on_looked(Store* store, Item* item, const Letter* letter,
+                    const unsigned char* meta) noexcept nogil:
     """It is there, which is an answer to whoever waits."""
+    cdef Ask* ask = item.asks
+    while ask != NULL:
+        if ask.kind == ASK_LOOK:
+            ask.meta_bytes = letter.meta_bytes
+            memcpy(ask.meta, meta, letter.meta_bytes)
+        ask = ask.next
     if item.looked <= letter.serial:
         item.looked = 0
     finish_kind(store, item, ASK_LOOK, ASK_OK, letter.stamp)
@@ -181,7 +188,7 @@ cdef void on_owner_says(Store* store, const Letter* letter,
     elif letter.type == LETTER_HAVE:
         on_have(store, item, letter, meta)
     elif letter.type == LETTER_LOOKED:
-        on_looked(store, item, letter)
+        on_looked(store, item, letter, meta)
     elif letter.type == LETTER_GONE:
         on_deleted(store, item)
     elif letter.type == LETTER_SEALED:

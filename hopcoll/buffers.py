@@ -47,6 +47,7 @@ __all__ = [
     "check_disjoint",
     "check_matching",
     "check_reducible",
+    "code_of",
     "hash_of",
     "parse",
     "parse_blocks",
@@ -661,6 +662,12 @@ def _dtype_of(datatype: Any, noun: str) -> np.dtype:
         raise TypeError(
             f"{noun} has a datatype that is no predefined basic one: {datatype!r}"
         ) from None
+
+
+def code_of(dtype: np.dtype) -> int:
+    """The code of a dtype in `cython_kernels.reduction`; local."""
+    code = _CODES.get(dtype, -1)
+    return _other_code(dtype, "value") if code < 0 else code
 
 
 def _other_code(dtype: np.dtype, noun: str) -> int:

@@ -61,6 +61,7 @@ __all__ = [
     "ObjectStoreFullError",
     "ProtocolError",
     "RankFailedError",
+    "ReductionError",
     "StaleEpochError",
     "TaskFailedError",
     "TooFewRanksError",
@@ -332,6 +333,29 @@ class ObjectExistsError(HopcollError):
     def __init__(self, message: str = "", ref: Any = None) -> None:
         super().__init__(message)
         self.ref = ref
+
+
+class ReductionError(HopcollError):
+    """The result of a reduction of objects cannot be; raised by whoever asks for it.
+
+    Nothing else is disturbed: the inputs stay as they are.
+
+    Parameters
+    ----------
+    message : str
+        Which inputs, and what is wrong with them.
+    ref : ObjectRef, optional
+        The result's ref.
+    inputs : iterable of ObjectRef, optional
+        The inputs.
+    """
+
+    _fields = ("ref", "inputs")
+
+    def __init__(self, message: str = "", ref: Any = None, inputs: Iterable[Any] = ()) -> None:
+        super().__init__(message)
+        self.ref = ref
+        self.inputs = tuple(inputs)
 
 
 class ObjectStoreFullError(HopcollError, MemoryError):

@@ -13,7 +13,6 @@ only when no rank that lives has all of it.
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import hashlib
 import os
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hopcoll._metas import array_of, bits_of, into, meta_of, view_of
 from hopcoll.config import seconds
 from hopcoll.errors import (
     ClosedError,
@@ -29,8 +29,10 @@ from hopcoll.errors import (
     ObjectExistsError,
     ObjectLostError,
     ObjectStoreFullError,
+    ReductionError,
     TransferTimeoutError,
 )
+from hopcoll.ops import SUM, resolve
 
 if TYPE_CHECKING:
     from hopcoll._keeper import Keeper
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["ObjectRef", "Objects"]
 
 _KEY_BYTES = 16
-#: Kinds of dtypes whose bytes mean the same in every process.
-_KINDS = "?biufcSUmM"
 
 
 class ObjectRef:
@@ -54,8 +54,9 @@ class ObjectRef:
         equal to no other.
     """
 
-    __slots__ = ("_key", "_name", "_stamp")
+    __slots__ = ("_inputs", "_key", "_name", "_stamp")
 
+    _inputs: tuple[ObjectRef, ...]
     _key: bytes
     _name: str | None
     _stamp: int
@@ -69,8 +70,11 @@ class ObjectRef:
             key = hashlib.blake2b(name.encode(), digest_size=_KEY_BYTES).digest()
         self._fill(key, name, 0)
 
-    def _fill(self, key: bytes, name: str | None, stamp: int) -> ObjectRef:
+    def _fill(
+        self, key: bytes, name: str | None, stamp: int, inputs: tuple[ObjectRef, ...] = ()
+    ) -> ObjectRef:
         store = object.__setattr__
+        store(self, "_inputs", inputs)
         store(self, "_key", key)
         store(self, "_name", name)
         store(self, "_stamp", stamp)
@@ -84,6 +88,11 @@ class ObjectRef:
         """The name that it was made with."""
         return self._name
 
+    @property
+    def inputs(self) -> tuple[ObjectRef, ...]:
+        """Of which objects `Objects.reduce` makes it; empty for all others."""
+        return self._inputs
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ObjectRef) and other._key == self._key
 
@@ -94,15 +103,17 @@ class ObjectRef:
         return f"<ObjectRef {self._key.hex()[:12] if self._name is None else repr(self._name)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _ref_of, (self._key, self._name, self._stamp)
+        return _ref_of, (self._key, self._name, self._stamp, self._inputs)
 
-    def _put(self, stamp: int) -> ObjectRef:
+    def _put(self, stamp: int, inputs: tuple[ObjectRef, ...] = ()) -> ObjectRef:
         """The same ref, which says that there was such an object."""
-        return _ref_of(self._key, self._name, stamp)
+        return _ref_of(self._key, self._name, stamp, inputs)
 
 
-def _ref_of(key: bytes, name: str | None, stamp: int) -> ObjectRef:
-    return ObjectRef.__new__(ObjectRef)._fill(key, name, stamp)
+def _ref_of(
+    key: bytes, name: str | None, stamp: int, inputs: tuple[ObjectRef, ...] = ()
+) -> ObjectRef:
+    return ObjectRef.__new__(ObjectRef)._fill(key, name, stamp, inputs)
 
 
 class Objects:
@@ -157,14 +168,13 @@ class Objects:
         from hopcoll import _keeper  # late: it starts MPI
 
         ref = ObjectRef() if id is None else _check_ref("id", id)
-        array = _array_of(value)
+        array = array_of(value)
         data = np.frombuffer(array.tobytes() if array.size == 0 else array, np.uint8)
-        waiting = self._keeper.put(ref._key, data, _meta_of(array))
+        waiting = self._keeper.put(ref._key, data, meta_of(array))
         if waiting is None:
             raise self._full_error(ref, array.nbytes)
         self._wait(waiting, ref, "put", timeout_s)
-        if waiting.status != _keeper.OK:
-            raise self._error(waiting.status, ref, "put")
+        self._check_end(waiting, ref, "put")
         return ref._put(waiting.stamp)
 
     def get(
@@ -214,7 +224,117 @@ class Objects:
         known = _check_ref("ref", ref)
         waiting = self._keeper.ask(_keeper.GET, known._key, known._stamp)
         self._wait(waiting, known, "get", timeout_s)
-        return _into(self._taken(waiting, known), out)
+        return into(self._taken(waiting, known), out)
+
+    def reduce(
+        self,
+        refs: Iterable[ObjectRef | str],
+        op: Any = SUM,
+        count: int | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> ObjectRef:
+        """Have an object made of others, of the first of them that exist.
+
+        Local, blocks for one round trip: the result can be got, waited for, deleted and reduced
+        further before any input exists. The ranks that have the inputs form a tree in the order in
+        which these appear, and add chunk by chunk; its degree follows from the measured latency
+        and bandwidth (Hoplite, section 4.3). Who gets the result receives it while it is made.
+
+        Each input counts once. Faults: a rank that dies with its input is replaced by the next
+        input that exists, and the reduction begins anew; an object that is put again under a lost
+        ref may take part. All who get the result get the same bits: before anybody does, two ranks
+        know which inputs were taken. It is lost like any object, when no rank that lives has it.
+
+        Parameters
+        ----------
+        refs : iterable of ObjectRef or str
+            The inputs, of one dtype and shape; each once.
+        op : Op or mpi4py.MPI.Op, default SUM
+            A predefined one that the kernels have for the dtype.
+        count : int, optional
+            How many inputs are taken; all without it.
+        timeout_s : float, optional
+            Of the round trip; without it the wait has no limit.
+
+        Returns
+        -------
+        ObjectRef
+            The result's, with its `inputs`. A `get` of it raises what follows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A ref is none or there twice, `op` is not predefined, `count` is not from 1 to their
+            number, or there are more refs than a message has room for.
+        TransferTimeoutError
+            The reduction was not taken in time; it may still be.
+        ClosedError, StaleEpochError, MinorityError, MpiError
+            As `Request.wait` raises them.
+        ReductionError, ObjectLostError, ObjectDeletedError, ObjectStoreFullError
+            By `get`: inputs differ in dtype or shape, or `op` is not for the dtype; fewer inputs
+            than `count` are left; a rank has no room for partial sums.
+        """
+        inputs = tuple(_check_ref("refs", ref)._put(_check_ref("refs", ref)._stamp) for ref in refs)
+        code = _check_op(op)
+        taken = len(inputs) if count is None else count
+        if not isinstance(taken, int) or isinstance(taken, bool):
+            raise TypeError(f"count must be an integer, not {type(count).__name__}")
+        if not 1 <= taken <= len(inputs):
+            raise ValueError(f"count must be from 1 to the {len(inputs)} refs, not {taken}")
+        if len(set(inputs)) < len(inputs):
+            twice = next(ref for i, ref in enumerate(inputs) if ref in inputs[:i])
+            raise ValueError(f"refs has {twice!r} twice; each input counts once")
+        if len(inputs) > self._keeper.inputs_max:
+            raise ValueError(
+                f"refs has {len(inputs)} refs, and a reduction has room for "
+                f"{self._keeper.inputs_max}; reduce the results of parts"
+            )
+        ref = ObjectRef()
+        names = [(one._key, one._stamp) for one in inputs]
+        waiting = self._keeper.reduce(ref._key, names, taken, code)
+        self._wait(waiting, ref, "reduce", timeout_s)
+        self._check_end(waiting, ref, "reduce")
+        return ref._put(waiting.stamp, inputs)
+
+    def contributors(
+        self, ref: ObjectRef, *, timeout_s: float | None = None
+    ) -> tuple[ObjectRef, ...]:
+        """Return which inputs a reduction has taken, when that is final. Blocking.
+
+        Parameters
+        ----------
+        ref : ObjectRef
+            What `reduce` returned, or a copy of it.
+        timeout_s : float, optional
+            At most so many seconds; without it the wait has no limit.
+
+        Returns
+        -------
+        tuple of ObjectRef
+            ``count`` of ``ref.inputs``, in their order; the same at every rank.
+
+        Raises
+        ------
+        ReductionError, ObjectLostError, ObjectDeletedError, ObjectStoreFullError
+            As a `get` of the result does.
+        TransferTimeoutError
+            It was not final in time.
+        TypeError, ValueError
+            `ref` is no ref, or not that of a reduction.
+        ClosedError, StaleEpochError, MinorityError, MpiError
+            As `Request.wait` raises them.
+        """
+        from hopcoll import _keeper
+
+        known = _check_ref("ref", ref)
+        if not known.inputs:
+            raise ValueError(f"ref must be one that reduce returned, not {ref!r}")
+        waiting = self._keeper.ask(_keeper.LOOK, known._key, known._stamp)
+        self._wait(waiting, known, "contributors", timeout_s)
+        self._check_end(waiting, known, "contributors")
+        bits = bits_of(waiting.meta, len(known.inputs))
+        return tuple(one for one, bit in zip(known.inputs, bits, strict=True) if bit)
 
     async def get_async(self, ref: ObjectRef | str) -> np.ndarray:
         """Return the object of a ref, as `get` does, without blocking the event loop.
@@ -326,8 +446,7 @@ class Objects:
         known = _check_ref("ref", ref)
         waiting = self._keeper.ask(_keeper.DELETE, known._key, 0)
         self._wait(waiting, known, "delete", timeout_s)
-        if waiting.status != _keeper.OK:
-            raise self._error(waiting.status, known, "delete")
+        self._check_end(waiting, known, "delete")
 
     def stats(self) -> dict[str, int]:
         """Return what this rank's store holds, and has counted since its start. Local.
@@ -353,12 +472,9 @@ class Objects:
             raise TransferTimeoutError(f"{what} of {ref!r} had no end within {limit_s:g} s")
 
     def _taken(self, waiting: Any, ref: ObjectRef) -> np.ndarray:
-        from hopcoll import _keeper
-
-        if waiting.status != _keeper.OK:
-            raise self._error(waiting.status, ref, "get")
+        self._check_end(waiting, ref, "get")
         meta, sealed = waiting.take()
-        return _view_of(meta, sealed)
+        return view_of(meta, sealed)
 
     def _full_error(self, ref: ObjectRef, nbytes: int | None) -> ObjectStoreFullError:
         stats = self._keeper.stats()
@@ -368,6 +484,34 @@ class Objects:
             "are used at this rank (object_bytes, HOPCOLL_OBJECT_BYTES: the limit)",
             ref,
         )
+
+    def _check_end(self, waiting: Any, ref: ObjectRef, what: str) -> None:
+        from hopcoll import _keeper
+
+        if waiting.status == _keeper.FAILED:
+            raise self._reduction_error(ref, *waiting.why)
+        if waiting.status != _keeper.OK:
+            raise self._error(waiting.status, ref, what)
+
+    def _reduction_error(self, ref: ObjectRef, reason: str, *keys: bytes) -> Exception:
+        """Why a result cannot be: `hopcoll._recipes` says so in a word and the keys of inputs."""
+        names = {one._key: one for one in ref.inputs}
+        first, other = [names.get(key) or _ref_of(key, None, 0) for key in keys]
+        whose = f"{ref!r} cannot be made: its input {first!r}"
+        if reason == "lost":
+            return ObjectLostError(f"{whose} is lost, and too few others are left", ref=ref)
+        if reason == "deleted":
+            return ObjectDeletedError(f"{whose} was deleted, and too few others are left", ref)
+        if reason == "full":
+            what = "is at a rank without room for partial sums (object_bytes)"
+            return ObjectStoreFullError(f"{whose} {what}", ref)
+        if reason == "different":
+            what = f"and {other!r} have not one dtype and shape"
+            return ReductionError(f"{whose} {what}", ref, (first, other))
+        if reason == "unsupported":
+            what = "has a dtype that the operation is not for"
+            return ReductionError(f"{whose} {what}", ref, (first,))
+        return ReductionError(f"{whose} cannot be made either", ref, (first,))
 
     def _error(self, status: int, ref: ObjectRef, what: str) -> Exception:
         """Turn the store's status into an error: the one table that does it."""
@@ -441,9 +585,6 @@ class _Bridge:
         del self.objects._loops[self.loop]
 
 
-# ---- arrays -----------------------------------------------------------------------------------
-
-
 def _check_ref(noun: str, ref: Any) -> ObjectRef:
     if isinstance(ref, str):
         return ObjectRef(ref)
@@ -452,59 +593,8 @@ def _check_ref(noun: str, ref: Any) -> ObjectRef:
     return ref
 
 
-def _array_of(value: Any) -> np.ndarray:
-    """A contiguous array, in C order."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        value = np.frombuffer(value, np.uint8)
-    array = np.asarray(value, order="C")
-    if array.dtype.kind not in _KINDS and not _is_named(array.dtype):
-        raise TypeError(f"value has dtype {array.dtype}, which cannot be an object")
-    return array
-
-
-def _is_named(dtype: np.dtype) -> bool:
-    """One that a package defines, and that NumPy then knows by its name, as bfloat16."""
-    try:
-        return dtype.kind == "V" and dtype.names is None and np.dtype(dtype.name) == dtype
-    except TypeError:
-        return False
-
-
-def _meta_of(array: np.ndarray) -> bytes:
-    dtype = array.dtype
-    meta = repr((dtype.name if dtype.kind == "V" else dtype.str, array.shape)).encode()
-    from hopcoll import _keeper
-
-    if len(meta) > _keeper.META_BYTES_MAX:
-        raise ValueError(f"value has too many dimensions: {array.ndim}")
-    return meta
-
-
-def _view_of(meta: bytes, sealed: Any) -> np.ndarray:
-    name, shape = ast.literal_eval(meta.decode())
-    try:
-        dtype = np.dtype(name)
-    except TypeError:
-        import ml_dtypes  # noqa: F401  # which makes its names known
-
-        dtype = np.dtype(name)
-    if len(sealed) == 0:
-        array = np.empty(shape, dtype)
-    else:
-        array = np.frombuffer(sealed, np.uint8).view(dtype).reshape(shape)
-    array.flags.writeable = False
-    return array
-
-
-def _into(array: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    if out is None:
-        return array
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be an array, not {type(out).__name__}")
-    if out.dtype != array.dtype or out.shape != array.shape:
-        raise ValueError(
-            f"out has dtype {out.dtype} and shape {out.shape}, but the object has {array.dtype} "
-            f"and {array.shape}"
-        )
-    out[...] = array
-    return out
+def _check_op(op: Any) -> int:
+    ours = resolve(op)
+    if ours.function is not None:
+        raise TypeError(f"op must be a predefined one, not {op!r}: ranks add without Python")
+    return ours.code

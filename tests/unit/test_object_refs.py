@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hopcoll import communicator, errors
-from hopcoll.objects import ObjectRef, _array_of, _meta_of, _view_of
+from hopcoll._metas import array_of, meta_of, view_of
+from hopcoll.objects import ObjectRef
 from tests.fake_engine import FakeEngine
 
 
@@ -47,9 +48,9 @@ def test_names_are_text(name):
     [3, 2.5, [[1, 2], [3, 4]], b"abc", np.zeros((2, 0)), np.arange(6)[::2], np.array("text")],
 )
 def test_arrays_come_back(value):
-    array = _array_of(value)
+    array = array_of(value)
     assert array.flags.c_contiguous
-    back = _view_of(_meta_of(array), array.tobytes())
+    back = view_of(meta_of(array), array.tobytes())
     assert back.dtype == array.dtype
     assert back.shape == array.shape
     assert (back == array).all()
@@ -59,7 +60,7 @@ def test_arrays_come_back(value):
 def test_bfloat16_comes_back():
     ml_dtypes = pytest.importorskip("ml_dtypes")
     array = np.arange(5).astype(ml_dtypes.bfloat16)
-    back = _view_of(_meta_of(array), array.tobytes())
+    back = view_of(meta_of(array), array.tobytes())
     assert back.dtype == array.dtype
     assert (back == array).all()
 
@@ -67,7 +68,7 @@ def test_bfloat16_comes_back():
 @pytest.mark.parametrize("value", [object(), np.zeros(3, "i4,f8"), [None], np.array([{}])])
 def test_what_cannot_be_an_object(value):
     with pytest.raises(TypeError, match="^value has dtype "):
-        _array_of(value)
+        array_of(value)
 
 
 def test_a_closed_communicator_has_no_objects(monkeypatch):
