@@ -18,7 +18,7 @@ from hopcoll._crank cimport WAIT_DONE, clock_us, lock, turn, unlock, wait_for
 from hopcoll._runtime cimport Engine_
 from hopcoll._recipes cimport inputs_max
 from hopcoll._store cimport (
-    store_ask, store_let_go, store_put, store_reduce, store_reserve, store_withdraw)
+    store_ask, store_let_go, store_ping, store_put, store_reduce, store_reserve, store_withdraw)
 from hopcoll._store_state cimport *
 
 cdef extern from "<unistd.h>" nogil:
@@ -26,6 +26,10 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     BELLS_MAX = 16
+    PINGS = 8                 # of each size
+    LARGE_MIN = 1 << 20       # a get of less says little about the bandwidth
+    UNKNOWN_NS = 50000        # before anything is measured: 50 us, and
+    UNKNOWN_BYTES_PER_MS = 1250000    # ... 10 Gbit/s
 
 #: What an ask may be about, and how it may have ended.
 PUT, GET, LOOK, DELETE = ASK_PUT, ASK_GET, ASK_LOOK, ASK_DELETE
@@ -40,6 +44,31 @@ META_BYTES_MAX = META_MAX
 
 cdef struct Bells:
     int fds[BELLS_MAX]        # -1: free
+    Store* store              # whose network is measured
+    int peer
+    int64_t sent_us
+    int64_t small_us          # the best round trips
+    int64_t large_us
+
+
+cdef void on_pong(void* context, int64_t serial) noexcept nogil:
+    """A message has gone to the peer and back: short ones first, then some that fill one.  What
+    these take longer is their bytes, twice."""
+    cdef Bells* bells = <Bells*>context
+    cdef Store* store = bells.store
+    cdef int64_t now_us = clock_us(), took_us = now_us - bells.sent_us
+    cdef int64_t* best = &bells.small_us if serial <= PINGS else &bells.large_us
+    if best[0] == 0 or took_us < best[0]:
+        best[0] = took_us if took_us else 1
+    if serial < 2 * PINGS:
+        bells.sent_us = now_us
+        store_ping(store, bells.peer, serial + 1,
+                   0 if serial < PINGS else store.settings.inline_bytes)
+        return
+    store.settings.latency_ns = bells.small_us * 500
+    if bells.large_us > bells.small_us:
+        store.settings.bytes_per_ms = (2 * store.settings.inline_bytes * 1000
+                                       // (bells.large_us - bells.small_us))
 
 
 cdef void ring(void* context) noexcept nogil:
@@ -147,13 +176,34 @@ cdef class Keeper:
             engine.rt.hub.store_used = 1       # now it follows the root
             self.store.notify_context = self.bells
             self.store.notify = ring
+            self.store.settings.latency_ns = UNKNOWN_NS
+            self.store.settings.bytes_per_ms = UNKNOWN_BYTES_PER_MS
+            self.measure()
             unlock(&engine.rt)
+
+    cdef void measure(self) noexcept nogil:
+        """Pings the next rank, of another host if there is one."""
+        cdef Store* store = self.store
+        cdef int i, r
+        self.bells.store = store
+        self.bells.peer = store.rank
+        for i in range(1, store.size):
+            r = (store.rank + i) % store.size
+            if self.bells.peer == store.rank or store.host[r] != store.host[store.rank]:
+                self.bells.peer = r
+            if store.host[r] != store.host[store.rank]:
+                break
+        if self.bells.peer != store.rank:
+            store.pong = on_pong
+            self.bells.sent_us = clock_us()
+            store_ping(store, self.bells.peer, 1, 0)
 
     def __dealloc__(self):
         if self.engine is not None and self.store != NULL and not self.engine.abandoned:
             with nogil:
                 lock(&self.engine.rt)
                 self.store.notify = NULL
+                self.store.pong = NULL
                 unlock(&self.engine.rt)
             self.reap()
         free(self.bells)
@@ -264,7 +314,8 @@ cdef class Keeper:
 
     def wait(self, Waiting waiting not None, timeout_s):
         """Turns the crank until it is answered; False when the time is over."""
-        cdef int64_t limit = -1, until
+        cdef int64_t limit = -1, until, begin = clock_us()
+        cdef int64_t before = self.store.counters.bytes_received
         cdef int code
         if timeout_s is not None:
             limit = clock_us() + <int64_t>(min(timeout_s, 1e9) * 1e6)
@@ -281,7 +332,23 @@ cdef class Keeper:
             if limit >= 0 and clock_us() >= limit:
                 return bool(waiting.ask.result.complete)
             PyErr_CheckSignals()
+        self.learn(waiting.ask, self.store.counters.bytes_received - before, clock_us() - begin)
         return True
+
+    cdef void learn(self, const Ask* ask, int64_t came, int64_t took_us) noexcept:
+        """A get that was faster than we thought the links to be has measured one."""
+        cdef int64_t rate
+        if (ask.kind == ASK_GET and ask.status == ASK_OK and ask.nbytes >= LARGE_MIN
+                and came >= ask.nbytes and took_us > 0):
+            rate = ask.nbytes * 1000 // took_us
+            if rate > self.store.settings.bytes_per_ms:
+                self.store.settings.bytes_per_ms = rate
+
+    def network(self):
+        """(latency in seconds, bandwidth in bytes a second)"""
+        self.check()
+        return (self.store.settings.latency_ns * 1e-9,
+                float(self.store.settings.bytes_per_ms) * 1e3)
 
     def wait_some(self, asked, int count, timeout_s):
         """Turns the crank until so many are answered, or the time is over."""

@@ -246,8 +246,8 @@ cdef void add_chunk(Store* store, Place* place, int64_t chunk) noexcept nogil:
     cdef const unsigned char* left = place.input.data + at
     cdef int i
     for i in range(place.feeds_count):
-        reduce_into(place.dtype, op, dest, chunk_of_feed(store, place, &place.feeds[i], chunk), left,
-                    count)
+        reduce_into(place.dtype, op, dest, chunk_of_feed(store, place, &place.feeds[i], chunk),
+                    left, count)
         left = dest
     if place.is_root and place.op == AVG and place.count > 1:
         divide(place.dtype, dest, count, place.count)

@@ -22,4 +22,5 @@ cdef void store_reduce(Store* store, Ask* ask, const Ask* inputs, int inputs_cou
                        int op) noexcept nogil
 cdef void store_ask(Store* store, Ask* ask) noexcept nogil
 cdef void store_withdraw(Store* store, Ask* ask) noexcept nogil
+cdef void store_ping(Store* store, int peer, int64_t serial, int64_t nbytes) noexcept nogil
 cdef void store_let_go(Store* store, Copy* copy) noexcept nogil

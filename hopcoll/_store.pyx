@@ -19,8 +19,8 @@ from hopcoll._items cimport (
     drop_copy, fill_item, find_item, finish, finish_answered, finish_complete, finish_kind,
     has_ask, make_item, settle_item, unsay_after)
 from hopcoll._letters cimport (
-    copy_let_go, copy_new, give_memory, letter_of, parcel_of, send_letter, send_object, send_sync,
-    take_memory)
+    copy_let_go, copy_new, give_memory, letter_of, parcel_of, post, send_letter, send_object,
+    send_sync, take_memory)
 from hopcoll._pulls cimport (
     MOVED_ALL, MOVED_NO_MORE, answer_voids, pull_abandon, pull_cut, pull_event, pull_start,
     serve_credit, serve_end, serve_event, serve_start, serves_close, serves_feed, serves_of_gone,
@@ -257,6 +257,7 @@ cdef void on_stream_letter(Store* store, int peer, const Letter* letter) noexcep
 cdef void on_letter(Store* store, int peer, const Letter* letter, int64_t nbytes) noexcept nogil:
     cdef const unsigned char* meta = <const unsigned char*>(letter + 1)
     cdef Parcel* parcel
+    cdef Letter answer
     if LETTER_GRANT <= letter.type <= LETTER_END:
         on_stream_letter(store, peer, letter)
     elif store.left or mask_has(&store.gone, peer):
@@ -265,6 +266,13 @@ cdef void on_letter(Store* store, int peer, const Letter* letter, int64_t nbytes
         store_gone(store, peer, GOING_LEFT)
     elif letter.type == LETTER_SYNC:
         store.synced[peer] = (<const Mask*>meta)[0]
+    elif letter.type == LETTER_PING:
+        answer = letter[0]
+        answer.type = LETTER_PONG
+        post(store, peer, &answer, sizeof(Letter), meta, nbytes - <int64_t>sizeof(Letter))
+    elif letter.type == LETTER_PONG:
+        if store.pong != NULL:
+            store.pong(store.notify_context, letter.serial)
     elif letter.type == LETTER_NOTE or letter.type == LETTER_UNNOTE:
         on_note(store, peer, letter)
     elif letter.type >= LETTER_PLACE:
@@ -425,6 +433,19 @@ cdef void store_gone(Store* store, int rank, int going) noexcept nogil:
 cdef Copy* store_reserve(Store* store, int64_t nbytes) noexcept nogil:
     """Room for what is to be put; NULL: there is none."""
     return copy_new(store, nbytes)
+
+
+cdef void store_ping(Store* store, int peer, int64_t serial, int64_t nbytes) noexcept nogil:
+    """A message of so many bytes behind its head goes to a rank and back."""
+    cdef Letter letter
+    cdef Key none
+    none.high = none.low = 0
+    if store.left or mask_has(&store.gone, peer):
+        return
+    use(store)
+    letter = letter_of(LETTER_PING, &none, 0)
+    letter.serial = serial
+    post(store, peer, &letter, sizeof(Letter), store.outbox, nbytes)
 
 
 cdef void store_let_go(Store* store, Copy* copy) noexcept nogil:

@@ -309,7 +309,8 @@ cdef void check_end(StoreWorld* world) noexcept nogil:
                 blame(world, HANG, note.rank, note.key)
             continue
         key = key_of(note.key)
-        there = note.ask.kind == ASK_REDUCE or note.ask.kind == ASK_PUT or note.ask.kind == ASK_DELETE or note.known != 0
+        there = (note.ask.kind == ASK_REDUCE or note.ask.kind == ASK_PUT
+                 or note.ask.kind == ASK_DELETE or note.known != 0)
         for r in range(world.size):
             item = find_item(world.stores[r], &key) if counts(world, r) else NULL
             there = there or (item != NULL and item.state != ITEM_NONE)

@@ -58,6 +58,9 @@ cdef enum LetterType:         # the first byte of each message of a store
     LETTER_LEAVE = 43         # the attempt is over
     LETTER_NOTE = 44          # to who would own the key next: this attempt may be read
     LETTER_UNNOTE = 45
+    # Between any two, to measure the network.
+    LETTER_PING = 46
+    LETTER_PONG = 47
     # To all.
     LETTER_SYNC = 48          # all that concerns you was told, under this set of the gone
     LETTER_BYE = 49
@@ -413,6 +416,7 @@ cdef struct Store:
     StoreCounters counters
     void (*notify)(void* context) noexcept nogil      # an ask was answered
     void* notify_context
+    void (*pong)(void* context, int64_t serial) noexcept nogil           # a ping came back
     void (*audit)(void* context, const Recipe* recipe) noexcept nogil    # a root is known
     void* audit_context
 

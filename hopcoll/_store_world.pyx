@@ -327,7 +327,8 @@ cdef void clean(StoreWorld* world, Option* options) noexcept nogil:
 
 def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, int leaves=0,
                    int losses=0, int64_t bytes_max=160, int64_t inline_bytes=24, int window=2,
-                   int64_t limit_bytes=LIMIT_BYTES, int reduces=0, int degree=0, bint deletes=True, hosts=(),
+                   int64_t limit_bytes=LIMIT_BYTES, int reduces=0, int degree=0,
+                   bint deletes=True, hosts=(),
                    sabotage=()):
     """Runs one random world of stores.
 

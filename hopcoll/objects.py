@@ -448,6 +448,27 @@ class Objects:
         self._wait(waiting, known, "delete", timeout_s)
         self._check_end(waiting, known, "delete")
 
+    def network(self) -> dict[str, float]:
+        """Return what this rank has measured of the network. Local.
+
+        Pings to another rank, of another host if there is one, measure it when the store is first
+        used at a rank; gets that turn out faster refine the bandwidth. The trees of reductions
+        follow from it.
+
+        Returns
+        -------
+        dict of str to float
+            ``latency_s``, of a short message in one direction; ``bandwidth_bytes_per_s``, of one
+            link.
+
+        Raises
+        ------
+        ClosedError
+            The communicator is closed.
+        """
+        latency_s, bandwidth = self._keeper.network()
+        return {"latency_s": latency_s, "bandwidth_bytes_per_s": bandwidth}
+
     def stats(self) -> dict[str, int]:
         """Return what this rank's store holds, and has counted since its start. Local.
 

@@ -162,7 +162,7 @@ def _rank(folder: Path, nbytes: int, turns: int, least_s: float, victim: int) ->
         begin_s = agreed_start(comm) + comm.rank * step_s
         taken_s = 0.0
         if comm.rank:
-            _sleep_until(begin_s)
+            sleep_until(begin_s)
             got = objects.get(name, timeout_s=_GET_S)
             taken_s = time.monotonic() - begin_s
             assert np.array_equal(got, given)
@@ -197,7 +197,7 @@ def _rank(folder: Path, nbytes: int, turns: int, least_s: float, victim: int) ->
     comm.Barrier()
 
 
-def _sleep_until(moment_s: float) -> None:
+def sleep_until(moment_s: float) -> None:
     while (left_s := moment_s - time.monotonic()) > 0:
         time.sleep(left_s)
 

@@ -9,11 +9,9 @@ from tests import launch
 INLINE = {"HOPCOLL_PROGRESS": "inline"}
 
 
-def play(*words, ranks=5, dead=(), settings=None):
+def play(*words, ranks=5, dead=(), settings=None, program="tests.mpi.programs.shared_objects"):
     """Runs a scene; what each rank that lived to its end said."""
-    ended = launch.run(
-        ranks, "-m", "tests.mpi.programs.shared_objects", *words, settings=settings, timeout_s=90
-    )
+    ended = launch.run(ranks, "-m", program, *words, settings=settings, timeout_s=90)
     said = {line.pop("rank"): line for line in ended.said}
     assert sorted(said) == [rank for rank in range(ranks) if rank not in dead], str(ended)
     return said

@@ -18,6 +18,7 @@ EXAMPLES = [
     (errors.ObjectDeletedError("text", "r"), {"ref": "r"}),
     (errors.ObjectExistsError("text", "r"), {"ref": "r"}),
     (errors.ObjectStoreFullError("text", "r"), {"ref": "r"}),
+    (errors.ReductionError("text", "r", ["a"]), {"ref": "r", "inputs": ("a",)}),
     (errors.MissedError("text", 7), {"seq": 7}),
     (errors.DivergedError("text", [[0, 1], [2]]), {"groups": ((0, 1), (2,))}),
     (errors.StaleEpochError("text", 3), {"epoch": 3}),

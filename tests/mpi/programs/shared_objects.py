@@ -292,9 +292,14 @@ def storm(comm: hopcoll.Communicator) -> dict[str, object]:
     return {"wrong": wrong, "counts": counts, "left": left}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Play the scene that the command line names."""
     world = hopcoll.init()
     said = SCENES[sys.argv[1]](world)
     world.Barrier()  # who leaves takes along what it has
     # One write, so that the lines of two ranks do not mix.
     os.write(1, (json.dumps({"rank": world.rank, **said}) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
