@@ -15,7 +15,7 @@ BUSY = {
     for name in (
         *("chaos", "family_faults", "training", "collectives", "family", "mpi4py_suite"),
         *("objects", "pipeline", "sgd", "trace", "transport", "user_ops", "wrong_use"),
-        *("shared_objects", "store", "workflows"),
+        *("shared_objects", "objects_chaos", "store", "workflows"),
     )
 }
 #: What starts no ranks goes wherever there is time.
