@@ -160,7 +160,7 @@ def report_of(verdicts: list[dict[str, Any]]) -> dict[str, Any]:
         for problem in verdict["problems"]:
             totals["problems_by_kind"][problem.partition(":")[0]] += 1
     sums = ("calls", "deaths", "survivors", "pulls_resumed", "gets_for_nothing", "gets_cut_short")
-    sums += ("lost_that_were_deleted",)
+    sums += ("lost_that_were_deleted", "results_without_a_ref")
     return {
         "jobs": len(verdicts),
         **{name: sum(verdict[name] for verdict in verdicts) for name in sums},

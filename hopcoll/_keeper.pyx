@@ -26,8 +26,12 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     BELLS_MAX = 16
-    PINGS = 8                 # of each size
+    PINGS = 8                 # of each size, at first
+    PING_US = 20000           # later ones are so far apart, at calls of the program
     LARGE_MIN = 1 << 20       # a get of less says little about the bandwidth
+    RATES = 16
+    RATES_MIN = 3
+    STARTING_NS = 200000      # what a busy start may make of the latency, at most
     UNKNOWN_NS = 50000        # before anything is measured: 50 us, and
     UNKNOWN_BYTES_PER_MS = 1250000    # ... 10 Gbit/s
 
@@ -46,9 +50,13 @@ cdef struct Bells:
     int fds[BELLS_MAX]        # -1: free
     Store* store              # whose network is measured
     int peer
+    int away                  # a ping is
+    int later                 # pings that came back since the first ones
     int64_t sent_us
     int64_t small_us          # the best round trips
     int64_t large_us
+    int64_t rates[RATES]      # of the last large objects that were got, in bytes a millisecond
+    int64_t rated
 
 
 cdef void on_pong(void* context, int64_t serial) noexcept nogil:
@@ -57,7 +65,7 @@ cdef void on_pong(void* context, int64_t serial) noexcept nogil:
     cdef Bells* bells = <Bells*>context
     cdef Store* store = bells.store
     cdef int64_t now_us = clock_us(), took_us = now_us - bells.sent_us
-    cdef int64_t* best = &bells.small_us if serial <= PINGS else &bells.large_us
+    cdef int64_t* best = (&bells.large_us if PINGS < serial <= 2 * PINGS else &bells.small_us)
     if best[0] == 0 or took_us < best[0]:
         best[0] = took_us if took_us else 1
     if serial < 2 * PINGS:
@@ -65,8 +73,12 @@ cdef void on_pong(void* context, int64_t serial) noexcept nogil:
         store_ping(store, bells.peer, serial + 1,
                    0 if serial < PINGS else store.settings.inline_bytes)
         return
+    bells.away = 0
+    bells.later += serial > 2 * PINGS
     store.settings.latency_ns = bells.small_us * 500
-    if bells.large_us > bells.small_us:
+    if bells.later < PINGS and store.settings.latency_ns > STARTING_NS:
+        store.settings.latency_ns = STARTING_NS
+    if bells.rated < RATES_MIN and bells.large_us > bells.small_us:
         store.settings.bytes_per_ms = (2 * store.settings.inline_bytes * 1000
                                        // (bells.large_us - bells.small_us))
 
@@ -195,8 +207,19 @@ cdef class Keeper:
                 break
         if self.bells.peer != store.rank:
             store.pong = on_pong
-            self.bells.sent_us = clock_us()
-            store_ping(store, self.bells.peer, 1, 0)
+            self.ping(1)
+
+    cdef void ping(self, int64_t serial) noexcept nogil:
+        self.bells.away = 1
+        self.bells.sent_us = clock_us()
+        store_ping(self.store, self.bells.peer, serial, 0)
+
+    cdef void ping_again(self) noexcept nogil:
+        """Of many pings the best is the latency: when the first were under way, all ranks may have
+        been busy with their start."""
+        if (self.store.pong != NULL and not self.bells.away
+                and clock_us() - self.bells.sent_us > PING_US):
+            self.ping(2 * PINGS + 1)
 
     def __dealloc__(self):
         if self.engine is not None and self.store != NULL and not self.engine.abandoned:
@@ -269,6 +292,7 @@ cdef class Keeper:
                 memcpy(copy.data, &data[0], nbytes)
             if copy != NULL:
                 lock(&self.engine.rt)
+                self.ping_again()
                 store_put(self.store, copy, waiting.ask)
                 unlock(&self.engine.rt)
         return None if copy == NULL else waiting
@@ -308,6 +332,7 @@ cdef class Keeper:
         waiting.ask.stamp = known
         with nogil:
             lock(&self.engine.rt)
+            self.ping_again()
             store_ask(self.store, waiting.ask)
             unlock(&self.engine.rt)
         return waiting
@@ -336,13 +361,21 @@ cdef class Keeper:
         return True
 
     cdef void learn(self, const Ask* ask, int64_t came, int64_t took_us) noexcept:
-        """A get that was faster than we thought the links to be has measured one."""
-        cdef int64_t rate
-        if (ask.kind == ASK_GET and ask.status == ASK_OK and ask.nbytes >= LARGE_MIN
-                and came >= ask.nbytes and took_us > 0):
-            rate = ask.nbytes * 1000 // took_us
-            if rate > self.store.settings.bytes_per_ms:
-                self.store.settings.bytes_per_ms = rate
+        """Of the last large objects that came here, the fastest says what a link carries: the
+        others waited for something, too.  Pings are too short for that, where a link lets a
+        burst pass."""
+        cdef Bells* bells = self.bells
+        cdef int64_t best = 0
+        cdef int i
+        if (ask.kind != ASK_GET or ask.status != ASK_OK or ask.nbytes < LARGE_MIN
+                or came < ask.nbytes or took_us <= 0):
+            return
+        bells.rates[bells.rated % RATES] = ask.nbytes * 1000 // took_us
+        bells.rated += 1
+        for i in range(RATES):
+            best = max(best, bells.rates[i])
+        if bells.rated >= RATES_MIN and best:
+            self.store.settings.bytes_per_ms = best
 
     def network(self):
         """(latency in seconds, bandwidth in bytes a second)"""

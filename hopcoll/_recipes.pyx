@@ -422,7 +422,7 @@ cdef void link_child(Store* store, Recipe* recipe, int child) noexcept nogil:
     """Tells the parent of a place, when both are filled."""
     cdef int parent = recipe.parent[child]
     cdef Letter letter
-    if parent < 0 or parent >= recipe.placed or child >= recipe.placed:
+    if parent < 0 or input_at(recipe, parent) == NULL or input_at(recipe, child) == NULL:
         return
     letter = letter_of(LETTER_FEED, &recipe.entry.key, recipe.stamp)
     letter.rank = parent
@@ -432,10 +432,23 @@ cdef void link_child(Store* store, Recipe* recipe, int child) noexcept nogil:
     send_letter(store, input_at(recipe, parent).ask.rank, &letter)
 
 
+cdef int place_for(Recipe* recipe, const Input* input) noexcept nogil:
+    """The next one; but the root is for the caller, who is likely to want the result: elsewhere
+    its link would carry all of it in a second time."""
+    cdef int root = 0, place = 0
+    while recipe.parent[root] >= 0:
+        root += 1
+    if input.ask.rank == recipe.caller and input_at(recipe, root) == NULL:
+        return root
+    while place < recipe.count and (place == root or input_at(recipe, place) != NULL):
+        place += 1
+    return place if place < recipe.count else root
+
+
 cdef void fill(Store* store, Recipe* recipe, Input* input) noexcept nogil:
-    """Gives the next place to an input."""
+    """Gives a place to an input."""
     cdef Letter letter = letter_of(LETTER_PLACE, &recipe.entry.key, recipe.stamp)
-    cdef int place = recipe.placed, i
+    cdef int place = place_for(recipe, input), i
     input.place = place
     recipe.placed += 1
     letter.rank = place
@@ -446,7 +459,7 @@ cdef void fill(Store* store, Recipe* recipe, Input* input) noexcept nogil:
     letter.tag = input.ask.meta[0] | recipe.op << 8 | (recipe.parent[place] < 0) << 16
     post(store, input.ask.rank, &letter, sizeof(Letter), &input.ask.key, sizeof(Key))
     link_child(store, recipe, place)
-    for i in range(recipe.placed - 1):
+    for i in range(recipe.count):
         if recipe.parent[i] == place:
             link_child(store, recipe, i)
 

@@ -452,8 +452,8 @@ class Objects:
         """Return what this rank has measured of the network. Local.
 
         Pings to another rank, of another host if there is one, measure it when the store is first
-        used at a rank; gets that turn out faster refine the bandwidth. The trees of reductions
-        follow from it.
+        used at a rank; the fastest of its last large gets refines the bandwidth. The trees of
+        reductions follow from it.
 
         Returns
         -------
