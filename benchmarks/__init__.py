@@ -7,6 +7,7 @@
     python -m benchmarks.lab.collectives    the collectives over them, against the wire's bound
     python -m benchmarks.lab.objects    broadcasts of objects over them
     python -m benchmarks.lab.object_reduces    reductions of objects over them
+    python -m benchmarks.lab.peers      objects and collectives beside mpi4py, Gloo and Ray
 
 Figures and plots land in benchmarks/results/.
 """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -11,9 +13,17 @@ matplotlib.use("Agg")  # a benchmark has no window to draw in
 
 from matplotlib import pyplot
 
-__all__ = ["plot_checkpoints", "plot_collectives", "plot_workflows"]
+__all__ = ["plot_checkpoints", "plot_collectives", "plot_peers", "plot_workflows"]
 
 _COLOURS = {"mpi4py": "#8a8f98", "hopcoll": "#c2410c"}
+#: Of the systems of `benchmarks.lab.peers`; none is told from another by its colour alone.
+_PEERS = {
+    "objects": ("#c2410c", "o"),
+    "collectives": ("#f59e0b", "s"),
+    "mpi": ("#6b7280", "^"),
+    "gloo": ("#2563eb", "v"),
+    "ray": ("#7c3aed", "D"),
+}
 
 
 def plot_collectives(report: dict[str, Any], path: Path) -> None:
@@ -149,6 +159,76 @@ def plot_workflows(report: dict[str, Any], path: Path) -> None:
         f"A 100 ms training step that saves 16 MiB every tenth time: "
         f"{report['training_cost']:+.2%}", fontsize=10,
     )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def plot_peers(report: dict[str, Any], path: Path) -> None:
+    """Draw a report of `benchmarks.lab.peers`: time over size, a panel for each operation.
+
+    Parameters
+    ----------
+    report : dict
+        What the benchmark wrote as JSON.
+    path : Path
+        The PNG file; its folder is made.
+    """
+    from benchmarks.collectives import size_name  # which imports this module
+
+    kinds = list(dict.fromkeys((row["step_s"] > 0, row["operation"]) for row in report["rows"]))
+    names = list(dict.fromkeys(name for _, name in kinds))
+    rows_of = sorted({staggered for staggered, _ in kinds})
+    figure, axes = pyplot.subplots(
+        len(rows_of),
+        len(names),
+        figsize=(4 * len(names), 3.6 * len(rows_of) + 1),
+        sharex="row",
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    for line, staggered in enumerate(rows_of):
+        for column, name in enumerate(names):
+            axis = axes[line][column]
+            if (staggered, name) not in kinds:
+                axis.set_axis_off()
+                continue
+            rows = [
+                row
+                for row in report["rows"]
+                if row["operation"] == name and (row["step_s"] > 0) == staggered
+            ]
+            sizes = [row["nbytes"] for row in rows]
+            bounds = [(row["nbytes"], 1e3 * row["bound_s"]) for row in rows]
+            axis.plot(*zip(*bounds, strict=True), "--", color="#111827", lw=1, label="S/B")
+            for system, label in report["systems"].items():
+                points = [
+                    (row["nbytes"], 1e3 * median(chain.from_iterable(row["times_s"][system])))
+                    for row in rows
+                    if system in row["times_s"]
+                ]
+                if points:
+                    colour, marker = _PEERS[system]
+                    axis.plot(
+                        *zip(*points, strict=True), marker=marker, color=colour, label=label,
+                        lw=2 if label.startswith("hopcoll") else 1.3, markersize=6,
+                    )  # fmt: skip
+            axis.set_title(f"{name}{', one by one' if staggered else ''}")
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+            axis.set_xticks(sizes, [size_name(nbytes) for nbytes in sizes], rotation=30)
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+            if column == 0:
+                axis.set_ylabel("ms")
+    handles = {
+        label: handle
+        for axis in figure.axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
+    figure.suptitle(f"{report['hosts']} hosts at {report['rate']}, medians")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -9,6 +9,7 @@
     python -m benchmarks.lab down                            take it down
     python -m benchmarks.lab.collectives --hosts 8           a benchmark, in a lab of its own
     python -m benchmarks.lab.objects --hosts 8               another one, of objects
+    python -m benchmarks.lab.peers --hosts 8                 both beside mpi4py, Gloo and Ray
 
 A host is a network namespace with a name and an address of its own; its cable is a veth pair into
 one bridge, and each end lets out so much by a token bucket (tbf), so a link is full duplex::

@@ -186,7 +186,13 @@ def busy_share(within_s: float = 1.0) -> float:
 
 
 def run_job(
-    lab: Lab, module: str, words: Sequence[str], *, plain: bool = False, **settings: str
+    lab: Lab,
+    module: str,
+    words: Sequence[str],
+    *,
+    plain: bool = False,
+    limit_s: float = _JOB_S,
+    **settings: str,
 ) -> None:
     """Run a module as a job, by hopcoll or by a plain mpirun, with ``--rank`` before the words.
 
@@ -211,9 +217,9 @@ def run_job(
         start_new_session=True,
     )
     try:
-        said = job.communicate(timeout=_JOB_S)[1]
+        said = job.communicate(timeout=limit_s)[1]
     except subprocess.TimeoutExpired as error:
-        raise LabError(f"a job hung: {' '.join(words)}, {_JOB_S:.0f} s") from error
+        raise LabError(f"a job hung: {' '.join(words)}, {limit_s:.0f} s") from error
     finally:
         if job.poll() is None:
             job.kill()

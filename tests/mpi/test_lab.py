@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.lab import Lab, LabError, network, objects, state
+from benchmarks.lab import Lab, LabError, network, objects, peers, state
 from benchmarks.lab.__main__ import main
 from benchmarks.lab.collectives import bound_s, measure, table
 from hopcoll.chaos import command as chaos
@@ -322,6 +322,18 @@ def test_the_benchmark_of_objects() -> None:
     assert all(row[way][0] > 0.8 * row["bound_s"] for way in ("together", "one by one"))
     assert [death["victim"] for death in row["killed"]] == [2]
     assert objects.table(report).count("| 1 MiB |") == 1
+    assert traces() == NOTHING
+
+
+@needs_lab
+def test_the_benchmark_of_peers() -> None:
+    names = ["objects", "collectives", "mpi"]
+    report = peers.measure(3, "1gbit", [4096, MIB], 1, names, OTHER)
+    assert not report["failed"]
+    for row in report["rows"]:
+        assert {"collectives", "mpi"} <= row["times_s"].keys() <= set(names)
+        if row["nbytes"] == MIB and not row["step_s"]:  # no byte took another way than the wire
+            assert min(peers.medians(row).values()) > 0.8 * row["bound_s"]
     assert traces() == NOTHING
 
 
