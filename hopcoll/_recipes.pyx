@@ -504,8 +504,30 @@ cdef bint has_root(const Recipe* recipe) noexcept nogil:
     return holder != NULL
 
 
+cdef Input* next_to_fill(Recipe* recipe, int last) noexcept nogil:
+    """Of the inputs that are taken next: one of the rank that got the last place, since what is at
+    one rank need not pass its link; one of the caller's rank, where the root is, after all others;
+    else the first to be ready."""
+    cdef Input* best = NULL
+    cdef Input* input
+    cdef int i, score, best_score = 0, left = recipe.count - recipe.placed
+    for i in range(recipe.ready):
+        input = &recipe.inputs[recipe.order[i]]
+        if input.place >= 0:
+            continue
+        score = 3 if input.ask.rank == last else 1 if input.ask.rank == recipe.caller else 2
+        if score > best_score:
+            best = input
+            best_score = score
+        left -= 1
+        if left == 0:
+            break
+    return best
+
+
 cdef void step(Store* store, Recipe* recipe) noexcept nogil:
     cdef Entry* entry = recipe.entry
+    cdef Input* input
     cdef int i
     if entry.state == ENTRY_PRESENT and not entry.unsealed:
         recipe.state = RECIPE_SEALED       # it was made under an owner that is gone
@@ -529,9 +551,10 @@ cdef void step(Store* store, Recipe* recipe) noexcept nogil:
         begin_attempt(store, recipe)
     if recipe.stamp == 0 or recipe.placed == recipe.count:
         return
-    for i in range(recipe.ready):
-        if recipe.inputs[recipe.order[i]].place < 0 and recipe.placed < recipe.count:
-            fill(store, recipe, &recipe.inputs[recipe.order[i]])
+    input = next_to_fill(recipe, -1)
+    while input != NULL and recipe.placed < recipe.count:
+        fill(store, recipe, input)
+        input = next_to_fill(recipe, input.ask.rank)
     if recipe.placed == recipe.count:
         name_root(store, recipe)
 

@@ -34,7 +34,7 @@ CAUGHT_WITHIN = {
     "alone": ("plain", 0, 100),
     "seal": ("results", 1000, 500),
     "attempt": ("results", 0, 1000),
-    "held": ("results", 56500, 500),
+    "held": ("results", 100500, 500),
     "caller": ("reductions", 0, 1000),
 }
 
