@@ -315,6 +315,9 @@ cdef struct Recipe:           # how an object is to be made, at its owner
     int32_t* parent           # of each place
     int32_t* feeds            # ... how many children it has
     int32_t* slot             # ... which child of its parent it is
+    int32_t* filled           # ... by which input; -1: none yet
+    int32_t root
+    int32_t next_place        # those before it are filled, but for the root
     Input* inputs
 
 cdef struct Called:           # at the caller of a reduction; its letter comes behind it
@@ -418,6 +421,7 @@ cdef struct Store:
     void* notify_context
     void (*pong)(void* context, int64_t serial) noexcept nogil           # a ping came back
     void (*audit)(void* context, const Recipe* recipe) noexcept nogil    # a root is known
+    void (*audit_seal)(void* context, const Entry* entry) noexcept nogil  # it can be read now
     void* audit_context
 
 cdef inline bint key_equal(const Key* a, const Key* b) noexcept nogil:

@@ -411,6 +411,7 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
             world.stores[r] = store_new(&world.network.ports[r].table, &settings,
                                         &world.tags[r], host)
             world.stores[r].audit = note_attempt
+            world.stores[r].audit_seal = note_seal
             world.stores[r].audit_context = world
         with nogil:
             run(world, options)
