@@ -374,7 +374,7 @@ cdef void decide(Store* store, Entry* entry) noexcept nogil:
             tell_waiters(store, entry, LETTER_LOST, entry.stamp)
         elif entry.state == ENTRY_FAILED:
             # Its caller has to forget it first, or would have a new owner try once more.
-            if not entry.caller:
+            if not entry.caller or store.settings.sabotage & BREAK_FAILED:
                 tell_waiters(store, entry, LETTER_FAILED, entry.stamp)
         elif (entry.waiters == NULL and entry.recipe == NULL and not entry.noted
               and not entry.caller):

@@ -60,6 +60,8 @@ cdef struct Attempt:          # of which all inputs were known
     int64_t nbytes
     int32_t key
     int32_t count
+    int32_t sealed
+    int32_t pad
     int64_t bits
     uint64_t knowers          # ranks that know that it was sealed, or have all of it, by bits
     int64_t inputs[INPUTS]    # stamps

@@ -102,7 +102,7 @@ cdef uint64_t knowers_of(StoreWorld* world, const Attempt* attempt) noexcept nog
     for r in range(world.size):
         item = find_item(world.stores[r], &key)
         entry = find_entry(world.stores[r], &key)
-        knows = world.fate[r] == LEFT or (
+        knows = world.stores[r].left or (
             item != NULL and item.stamp == attempt.stamp and item.have == item.grid.chunks)
         knows = knows or (entry != NULL and (
             entry.noted == attempt.stamp
@@ -121,12 +121,19 @@ cdef bint somebody_knows(const StoreWorld* world, const Attempt* attempt) noexce
 
 
 cdef void note_seal(void* context, const Entry* entry) noexcept nogil:
-    """From now on the outcome is told: two ranks must know it, if there are two."""
+    """From now on the outcome is told: two ranks must know it, if there are two.  Results that are
+    inputs of it were final before."""
     cdef StoreWorld* world = <StoreWorld*>context
     cdef Attempt* attempt = <Attempt*>find_attempt(world, entry.stamp)
+    cdef const Attempt* input
     cdef int r, owner = -1, here = 0
     if attempt == NULL:
         return
+    attempt.sealed = 1
+    for r in range(attempt.count):
+        input = find_attempt(world, attempt.inputs[r])
+        if input != NULL and not input.sealed:
+            blame(world, SPLIT, rank_of(entry.stamp), input.key)
     attempt.knowers = knowers_of(world, attempt)
     for r in range(world.size):
         here += counts(world, r)
@@ -167,16 +174,20 @@ cdef void check_read(StoreWorld* world, Note* note, int64_t stamp) noexcept nogi
     reduction = &world.reductions[attempt.key - KEYS]
     if reduction.read == 0:
         reduction.read = stamp
-    if reduction.ended or (reduction.read != stamp and somebody_knows(
-            world, find_attempt(world, reduction.read))):
+    if ((reduction.ended and attempt.key == note.key)
+            or (reduction.read != stamp
+                and somebody_knows(world, find_attempt(world, reduction.read)))):
         blame(world, SPLIT, note.rank, attempt.key)
     for i in range(attempt.count):
         check_read(world, note, attempt.inputs[i])
 
 
 cdef void check_ended(StoreWorld* world, const Note* note) noexcept nogil:
-    """There is no result: nobody may read one later, nor have read one that somebody still has."""
+    """There is no result: nobody may read one later, nor have read one that somebody still has,
+    nor would have it made after another death."""
     cdef Reduction* reduction
+    cdef const Called* called
+    cdef int r
     if note.key < KEYS or not counts(world, note.rank) or note.ask.kind == ASK_DELETE:
         return
     reduction = &world.reductions[note.key - KEYS]
@@ -184,6 +195,12 @@ cdef void check_ended(StoreWorld* world, const Note* note) noexcept nogil:
     if note.ask.status == ASK_FAILED and reduction.read and somebody_knows(
             world, find_attempt(world, reduction.read)):
         blame(world, SPLIT, note.rank, note.key)
+    for r in range(world.size if note.ask.status == ASK_FAILED else 0):
+        called = world.stores[r].called if counts(world, r) else NULL
+        while called != NULL:
+            if key_equal(&called.key, &note.ask.key):
+                blame(world, SPLIT, note.rank, note.key)
+            called = called.next
 
 
 cdef void check_failed(StoreWorld* world, Note* note) noexcept nogil:

@@ -351,6 +351,7 @@ cdef enum StoreSabotage:
     BREAK_ATTEMPT = 2048      # what is there of an attempt that came to nothing is kept
     BREAK_HELD = 4096         # an input that may come to nothing is used up to its end
     BREAK_CALLER = 8192       # a new owner is not told of reductions
+    BREAK_FAILED = 16384      # a reduction is said to have failed while its caller would repeat it
 
 cdef struct StoreCounters:
     int64_t puts

@@ -25,7 +25,8 @@ SABOTAGES = {
     "roots": BREAK_ROOTS, "settled": BREAK_SETTLED, "register": BREAK_REGISTER,
     "offset": BREAK_OFFSET, "reach": BREAK_REACH, "void": BREAK_VOID,
     "transit": BREAK_TRANSIT, "waiters": BREAK_WAITERS, "alone": BREAK_ALONE,
-    "seal": BREAK_SEAL, "attempt": BREAK_ATTEMPT, "held": BREAK_HELD, "caller": BREAK_CALLER}
+    "seal": BREAK_SEAL, "attempt": BREAK_ATTEMPT, "held": BREAK_HELD, "caller": BREAK_CALLER,
+    "failed": BREAK_FAILED}
 
 cdef struct Option:
     int32_t what
