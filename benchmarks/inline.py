@@ -1,8 +1,8 @@
 """Measure up to which size an object should travel in the directory's messages.
 
-``python -m benchmarks.inline`` runs jobs of three ranks on this host, ``--hosts 8`` one rank on each
-host of a lab: in one ``inline_bytes`` is 64 KiB, so that all objects travel in messages, in the
-next 512, so that all are pulled; and again the other way round. For each size:
+``python -m benchmarks.inline`` runs jobs of three ranks on this host; with ``--hosts 8`` each rank
+is on a host of a lab. In one job ``inline_bytes`` is 64 KiB, so that all objects travel in
+messages, in the next 512, so that all are pulled; and again the other way round. For each size:
 
 put
     Until the directory has accepted an object. Inline, its bytes go along.

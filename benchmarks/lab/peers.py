@@ -223,7 +223,8 @@ def measure(
                     pass  # noted; the others go on in another job
                 except LabError as error:
                     click.echo(f"failed: {SYSTEMS[one][0]}: {error}", err=True)
-                    culprits = [notes.begun] if notes.begun else [case.key for case in left]
+                    still = [case.key for case in todo(rows, cases, one, turn, turns)]
+                    culprits = [notes.begun] if notes.begun else still
                     failed.update((one, key) for key in culprits)
                     notes.fail(culprits, str(error))
     return report
@@ -561,9 +562,7 @@ def _job(lab: Lab, name: str, cases: Sequence[Case], notes: Notes) -> None:
         look()
 
 
-def _run_ray(
-    lab: Lab, plan: Path, folder: Path, room: int, look: Callable[[], None]
-) -> None:
+def _run_ray(lab: Lab, plan: Path, folder: Path, room: int, look: Callable[[], None]) -> None:
     """Run Ray's daemons on all hosts, and its driver on the first; end all of them."""
     environ = environment(RAY_USAGE_STATS_ENABLED="0")
     with ExitStack() as ends, (folder / "ray.out").open("w") as said:
