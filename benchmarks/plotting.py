@@ -195,7 +195,7 @@ def plot_peers(report: dict[str, Any], path: Path) -> None:
             rows = _peers_rows(large, is_staggered, name)
             if rows:
                 _plot_peer_ratios(axis, rows, report["systems"])
-                axis.set_title(f"{name}{', ranks one by one' if is_staggered else ''}")
+                axis.set_title(f"{name}, ranks {'one by one' if is_staggered else 'at once'}")
             else:
                 axis.set_axis_off()
     axes[0][0].set_ylabel("ms a call")
@@ -256,6 +256,7 @@ def _plot_peer_times(axis: Any, rows: list[dict[str, Any]], systems: dict[str, s
             axis.plot(*zip(*over, strict=True), marker, mfc="white", mec=colour, ms=9, ls="none")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.set_xticks(sizes, [size_name(nbytes) for nbytes in sizes], rotation=30)
     axis.minorticks_off()
     axis.grid(alpha=0.3)
@@ -277,7 +278,7 @@ def _plot_peer_ratios(axis: Any, rows: list[dict[str, Any]], systems: dict[str, 
             axis.bar(at, ratio, 0.92 * width, color="white" if hatch else colour, ec=colour,
                      hatch=hatch)  # fmt: skip
             axis.annotate(
-                f"{'>' * time[1]}{ratio:.2g}" if ratio < 10 else f"{'>' * time[1]}{ratio:.0f}",
+                f"{'>' * time[1]}{ratio:.1f}" if ratio < 10 else f"{'>' * time[1]}{ratio:.0f}",
                 (at, ratio), (0, 2), textcoords="offset points", ha="center", fontsize=7,
             )  # fmt: skip
     axis.axhline(1, color="#111827", lw=1, ls="--")

@@ -113,7 +113,7 @@ def peers_of(_: object, __: object, text: str) -> list[str]:
 @click.option("--sizes", default="1KiB,32KiB,1MiB", show_default=True, callback=sizes_of)
 @click.option("--turns", default=3, show_default=True, help="Jobs of each system, at the most.")
 @click.option("--peers", "names", default=",".join(SYSTEMS), show_default=True, callback=peers_of)
-@click.option("--limit", "limit_s", default=60.0, show_default=True, help="Seconds of a cell.")
+@click.option("--limit", "limit_s", default=60.0, show_default=True, help="Of a cell, in s.")
 @click.option(
     "--json", "path", type=click.Path(path_type=Path), metavar="F.json",
     help="Go on with this report; F.md and F.png are table and plot.",
@@ -470,7 +470,7 @@ def table(report: dict[str, Any]) -> str:
     for row in sorted(report["rows"], key=_place):
         kind = f"{row['operation']}{', staggered' if row['step_s'] else ''}"
         figures = [_figure(row, name) for name in systems]
-        size, least = size_name(row["nbytes"]), f"{row['bound_s'] * 1e3:.3g}"
+        size, least = size_name(row["nbytes"]), _ms(row["bound_s"])
         rows.append([kind, size, least, *figures, how_timed(row)])
     lines = markdown(rows)
     lines += [
@@ -478,6 +478,8 @@ def table(report: dict[str, Any]) -> str:
         f"{where(report)} between jobs. Medians. Timed: so many times, each a call's share of "
         "so many calls in a row (few for slow systems, many for fast ones).",
     ]
+    if any("over_s" in cell for row in report["rows"] for cell in row["cells"].values()):
+        lines.append(">: given up after so long, the warm-up counted in.")
     lines += [f"left out: {line}" for line in report["left_out"]]
     for row in report["rows"]:
         for name, cell in row["cells"].items():
@@ -518,8 +520,12 @@ def _figure(row: dict[str, Any], name: str) -> str:
     if not cell["runs"]:
         return "failed" if "failed" in cell else ""
     time_s, least_s = medians(row)[name], row["bound_s"]
-    ms = f"{time_s * 1e3:.3g}" if time_s < 1 else f"{time_s * 1e3:.0f}"
+    ms = _ms(time_s)
     return ms if least_s < _STEP_S_MIN else f"{ms} ({time_s / least_s:.2f})"
+
+
+def _ms(time_s: float) -> str:
+    return f"{time_s * 1e3:.3g}" if time_s < 1 else f"{time_s * 1e3:.0f}"
 
 
 def _label(name: str, mpi: str) -> str:
