@@ -138,12 +138,18 @@ def measure(case: Case, batch: Callable[[Case, int], float]) -> dict[str, Any]:
     batch : callable
         Makes so many calls, one after the other, and returns how long all of them took.
     """
-    count = 1
-    if case.is_batch:
-        while (more := next_count(count, batch(case, count), case.nbytes)) != count:
-            count = more
-    seconds = [batch(case, count) / count for _ in range(case.batches)]
-    return {"calls": count, "seconds": seconds}
+    if not case.is_batch:
+        return {"calls": 1, "seconds": [batch(case, 1) for _ in range(case.batches)]}
+    count, seconds = 1, []
+    while len(seconds) <= case.batches:
+        batch_s = batch(case, count)
+        more = next_count(count, batch_s, case.nbytes)
+        if more == count:
+            seconds.append(batch_s / count)
+        else:  # also when a disturbance made a shorter one long enough before
+            count, seconds = more, []
+    # The first one was chosen for being long.
+    return {"calls": count, "seconds": seconds[1:]}
 
 
 def make_input(nbytes: int, rank: int) -> np.ndarray:

@@ -91,6 +91,9 @@ def test_the_batch_that_finds_the_count_is_not_a_figure():
     assert made == [1, 7, 7, 7, 7]
     assert run == {"calls": 7, "seconds": [pytest.approx(0.01)] * 3}
     made.clear()
+    slow = iter([0.2, 0.03, 0.06, 0.03])  # the first was disturbed, and the fourth is too short
+    run = measure(Case("bcast", KIB, 2, True), lambda _, count: next(slow, 0.01 * count))
+    assert run == {"calls": 7, "seconds": [pytest.approx(0.01)] * 2}
     assert measure(Case("bcast", 256 * MIB), batch) == {"calls": 1, "seconds": [0.01]}
     assert made == [1]
 
