@@ -43,6 +43,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -90,11 +91,11 @@ _RAY_HOSTS_MAX = 8
 _STEP_S_MIN = 1e-3
 #: Of each cell in a job: batches, staggered calls.
 _BATCHES, _STAGGERED_CALLS = 3, 5
-#: A case of more than a second is measured in as many turns as fit into three.
-_TURNS_S = 3.0
+#: A case is measured in as many turns as S/B fits into this, and at least in one.
+_TURNS_S = 1.5
 _START_S = 120.0
 #: For the forecast: seconds of a job's start, of a cell beside its calls.
-_STARTS_S = {"gloo": 10.0, "ray": 40.0}
+_STARTS_S = {"gloo": 6.0, "ray": 20.0}
 _CELL_S = 0.3
 
 
@@ -201,7 +202,7 @@ def measure(
         forecast_s(one, hosts, todo(rows, cases, one, turn, turns), rows, cases)
         for turn, one in turns_left
     )
-    click.echo(f"{len(turns_left)} jobs, about {most_s / 60:.0f} minutes or less", err=True)
+    click.echo(f"{len(turns_left)} jobs, about {most_s / 60:.0f} minutes", err=True)
     if path is not None:
         write(report, path)  # while nothing is measured yet: the place can be written to
     failed: set[tuple[str, str]] = set()
@@ -361,17 +362,26 @@ def forecast_s(
     rows: Sequence[dict[str, Any]],
     cases: Sequence[Case],
 ) -> float:
-    """Return about how long a job takes, as if peers sent to one rank after the other."""
+    """Return about how long a job takes."""
     bounds = {case.key: row["bound_s"] for case, row in zip(cases, rows, strict=True)}
     taken_s = _STARTS_S.get(name, 4.0)
     for case in left:
-        one_by_one = case.operation == "gather" or name not in ("objects", "collectives")
-        factor = (hosts - 1 if one_by_one else 1.5) * (2 if case.operation == "allreduce" else 1)
-        call_s = factor * bounds[case.key]
+        call_s = _over_bound(name, case.operation, hosts) * bounds[case.key]
         if case.is_batch:
             call_s = max(2 * BATCH_S, call_s) + _CELL_S / 2
         taken_s += _CELL_S + case.batches * (call_s + (hosts - 1) * case.step_s)
     return taken_s
+
+
+def _over_bound(name: str, operation: str, hosts: int) -> float:
+    """How many times S/B a large call takes, roughly."""
+    if operation == "gather":
+        return hosts - 1
+    if name in ("objects", "collectives"):
+        return 3.0 if operation == "allreduce" else 1.5
+    if name == "ray":
+        return 2.0 * hosts if operation == "allreduce" else hosts
+    return hosts - 1 if operation == "bcast" else math.log2(hosts) + 1
 
 
 def check_memory(hosts: int, nbytes: int, available_bytes: int) -> None:

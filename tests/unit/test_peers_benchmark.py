@@ -60,7 +60,7 @@ def test_short_calls_are_timed_in_batches_and_long_ones_alone():
 
 
 def test_long_cases_are_measured_in_fewer_jobs():
-    assert [peers.turns_of(least_s, 3) for least_s in (1e-5, 0.3, 1.2, 2.2, 9.0)] == [3, 3, 2, 1, 1]
+    assert [peers.turns_of(least_s, 3) for least_s in (1e-5, 0.3, 0.7, 1.2, 9.0)] == [3, 3, 2, 1, 1]
     assert peers.turns_of(1e-5, 1) == 1
 
 
