@@ -306,6 +306,7 @@ def test_the_best_limit_is_the_largest_size_that_is_no_slower_inline():
     assert lines[-1].endswith("Inline is no slower up to 16 KiB.")
     report["rows"] = rows[2:]
     assert inline.best(report) == 0
+    assert inline.table(report).endswith("medians of 200. Inline is no slower at no size.")
 
 
 # ---- what runs in the ranks -----------------------------------------------------------------
