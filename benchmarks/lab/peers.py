@@ -425,8 +425,8 @@ def opened(
             "rate": rate,
             "timing": (
                 "Each number of seconds is a batch's time over its calls, which follow each other; "
-                f"a batch takes {BATCH_S} s or more, or is one call. Each rank is the root in turn, "
-                "from rank 0 on. In rows with a step_s rank r begins r of them after rank 0."
+                f"a batch takes {BATCH_S} s or more, or is one call. Each rank is the root in "
+                "turn, from rank 0 on. In rows with a step_s rank r begins r of them after rank 0."
             ),
             "systems": labels,
             "left_out": missing,
