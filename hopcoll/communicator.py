@@ -64,6 +64,9 @@ class Communicator(Groups):
         `hopcoll.config.Config`).
     object_bytes : int, optional
         Memory for the objects that this rank holds (2 GiB by default; see `objects`).
+    inline_bytes : int, optional
+        Up to which size objects travel in the directory's messages (16 KiB by default); alike at
+        all ranks.
     trace : str or os.PathLike, optional
         A folder into which each rank writes what its engine is told and what it does, for
         ``hopcoll replay``. Without it nothing is written, and nothing is paid.
@@ -119,6 +122,7 @@ class Communicator(Groups):
         detect_s: float | None = None,
         late_bytes: int | None = None,
         object_bytes: int | None = None,
+        inline_bytes: int | None = None,
         trace: str | os.PathLike[str] | None = None,
         trace_bytes: int | None = None,
         connect_timeout_s: float | None = None,
@@ -133,6 +137,7 @@ class Communicator(Groups):
             detect_s=detect_s,
             late_bytes=late_bytes,
             object_bytes=object_bytes,
+            inline_bytes=inline_bytes,
             trace=trace,
             trace_bytes=trace_bytes,
             connect_timeout_s=connect_timeout_s,
