@@ -71,7 +71,7 @@ class Config:
         Memory for the objects that this rank holds (`Communicator.objects`), in bytes; 0 or more.
         What does not fit is refused with an `ObjectStoreFullError`. Environment:
         ``HOPCOLL_OBJECT_BYTES``.
-    inline_bytes : int, default 16384
+    inline_bytes : int, default 32768
         Objects of at most so many bytes travel in the messages of the directory, larger ones are
         pulled from a rank that has them; 512 to 65536. Each rank has room for a message of this
         length from each other one. Environment: ``HOPCOLL_INLINE_BYTES``.
@@ -100,7 +100,7 @@ class Config:
     detect_s: float | None = 30.0
     late_bytes: int = 64 << 20
     object_bytes: int = 2 << 30
-    inline_bytes: int = 16384
+    inline_bytes: int = 32768
     trace: str | None = None
     trace_bytes: int = 256 << 20
     connect_timeout_s: float = 60.0

@@ -31,7 +31,7 @@ def test_from_one_to_all(ranks, settings):
 @pytest.mark.parametrize(
     ("settings", "pulls"),
     [
-        ({}, 3),
+        ({}, 2),
         ({"HOPCOLL_INLINE_BYTES": "512"}, 5),
         ({"HOPCOLL_INLINE_BYTES": "65536"}, 1),
         # The room for them does not depend on that of reductions.
