@@ -286,14 +286,15 @@ cdef class Keeper:
         memcpy(waiting.ask.meta, raw, len(meta))
         with nogil:
             lock(&self.engine.rt)
-            copy = store_reserve(self.store, nbytes)
+            store_reserve(self.store, waiting.ask, nbytes)
+            copy = waiting.ask.copy
             unlock(&self.engine.rt)
             if copy != NULL and nbytes:
                 memcpy(copy.data, &data[0], nbytes)
             if copy != NULL:
                 lock(&self.engine.rt)
                 self.ping_again()
-                store_put(self.store, copy, waiting.ask)
+                store_put(self.store, waiting.ask)
                 unlock(&self.engine.rt)
         return None if copy == NULL else waiting
 
