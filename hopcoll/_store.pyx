@@ -62,6 +62,8 @@ cdef void on_name(Store* store, Item* item, const Letter* letter,
         decline(store, item, letter.stamp)
         return
     if item.state == ITEM_NONE:
+        if letter.serial == 0:
+            return                         # we had a part, and have told that it is dropped
         if has_room(store, letter.nbytes):
             copy = copy_new(store, letter.nbytes)
         fill_item(store, item, ITEM_PARTIAL, letter.stamp, copy, letter.nbytes, meta,
@@ -87,6 +89,8 @@ cdef void on_have(Store* store, Item* item, const Letter* letter,
     cdef bint is_new = item.state == ITEM_NONE
     if item.state == ITEM_OFFERED:
         decline(store, item, letter.stamp)
+        return
+    if is_new and letter.serial == 0:
         return
     if not is_new and (item.state != ITEM_PARTIAL or item.stamp != letter.stamp
                        or item.pull != NULL):

@@ -49,7 +49,7 @@ cdef void do_job(Disk* disk, int rank, Job* job, uint64_t chance) noexcept nogil
     job.failed = job.kind != JOB_REMOVE and disk.fails and chance % <uint64_t>disk.fails == 0
     disk.failures += job.failed
     if (at < 0) != (job.kind == JOB_WRITE) or disk.files_count == FILES:
-        disk.strange = 1 + rank
+        disk.strange = 1000 * job.kind + 1 + rank
         job.failed = 1
     elif job.kind == JOB_REMOVE:
         drop_file(disk, at)
