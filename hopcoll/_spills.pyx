@@ -290,7 +290,9 @@ cdef void lose_copy(Store* store, Item* item) noexcept nogil:
 cdef void job_ended(Store* store, Job* job) noexcept nogil:
     """What is left of it is a file to be removed, or nothing."""
     cdef int kind = job.kind
-    cdef Item* item = NULL if job.dropped else find_item(store, &job.key)
+    cdef Item* item = NULL
+    if kind != JOB_REMOVE and not job.dropped:
+        item = find_item(store, &job.key)
     if store.settings.sabotage & BREAK_FILE and kind == JOB_WRITE and job.dropped:
         item = find_item(store, &job.key)
         if item != NULL and (not item.listed or item.job != NULL or item.file
