@@ -462,10 +462,20 @@ cdef Job* store_take_job(Store* store) noexcept nogil:
     return job
 
 
-cdef void store_job_ended(Store* store, Job* job) noexcept nogil:
-    """It is done, or has failed; the bytes and the checksum of its file are known."""
-    job_ended(store, job)
-    settle_store(store)
+cdef void store_end_job(Store* store, Job* job) noexcept nogil:
+    """It is done, or has failed.  Nothing is sent before somebody looks who may."""
+    job.next = store.ended
+    store.ended = job
+
+
+cdef void store_look(Store* store) noexcept nogil:
+    """What follows from jobs that have ended."""
+    cdef Job* job
+    while store.ended != NULL:
+        job = store.ended
+        store.ended = job.next
+        job_ended(store, job)
+        settle_store(store)
 
 
 cdef void store_ping(Store* store, int peer, int64_t serial, int64_t nbytes) noexcept nogil:
@@ -643,7 +653,7 @@ cdef void store_leave(Store* store) noexcept nogil:
 
 cdef bint store_moves(const Store* store) noexcept nogil:
     """Whether something is under way that should be looked after at once."""
-    return store.streams_used > 0
+    return store.streams_used > 0 or store.writing_bytes > 0 or store.reading > 0
 
 
 cdef void store_free(Store* store) noexcept nogil:

@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, int32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
-from hopcoll._store cimport store_job_ended, store_take_job
+from hopcoll._store cimport store_end_job, store_look, store_take_job
 from hopcoll._store_state cimport *
 
 
@@ -86,7 +86,8 @@ cdef bint disk_step(Disk* disk, Store* store, int rank, uint64_t chance) noexcep
     disk.taken[at] = disk.taken[disk.taken_count]
     disk.taker[at] = disk.taker[disk.taken_count]
     do_job(disk, rank, job, chance >> 16)
-    store_job_ended(store, job)
+    store_end_job(store, job)
+    store_look(store)
     return True
 
 

@@ -452,6 +452,7 @@ cdef struct Store:
     Item* newest
     Job* jobs
     Job* jobs_last
+    Job* ended                # whose end was told, and not looked at yet
     Stream** streams
     Stream* stream_free
     Item** items

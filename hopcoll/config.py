@@ -66,8 +66,15 @@ class Config:
         call returns when all ranks have it. Environment: ``HOPCOLL_LATE_BYTES``.
     object_bytes : int, default 2147483648
         Memory for the objects that this rank holds (`Communicator.objects`), in bytes; 0 or more.
-        What does not fit is refused with an `ObjectStoreFullError`. Environment:
-        ``HOPCOLL_OBJECT_BYTES``.
+        Beyond it, copies that nothing uses go to files. Environment: ``HOPCOLL_OBJECT_BYTES``.
+    object_scratch : str or None, default None
+        The directory under which these files are made, in one of the job's; None is the one for
+        temporary files (``SLURM_TMPDIR``, ``TMPDIR``). They go when the communicator closes, and
+        those of a rank that was killed when ``hopcoll run`` ends. Environment:
+        ``HOPCOLL_OBJECT_SCRATCH``.
+    object_scratch_bytes : int, default 17179869184
+        How long a rank's files may be together, in bytes; 0: there are none. What then does not fit
+        is refused with an `ObjectStoreFullError`. Environment: ``HOPCOLL_OBJECT_SCRATCH_BYTES``.
     trace : str or None, default None
         A folder into which each rank writes what its engine is told and what it does, for
         ``hopcoll replay``: ``rank-3.trace``. It is made if it is missing; a trace that is there
@@ -93,6 +100,8 @@ class Config:
     detect_s: float | None = 30.0
     late_bytes: int = 64 << 20
     object_bytes: int = 2 << 30
+    object_scratch: str | None = None
+    object_scratch_bytes: int = 16 << 30
     trace: str | None = None
     trace_bytes: int = 256 << 20
     connect_timeout_s: float = 60.0
@@ -131,6 +140,12 @@ class Config:
         if not 0 <= object_bytes < 1 << 62:
             raise ValueError(f"object_bytes must be 0 or more, not {object_bytes}")
         set_field(self, "object_bytes", object_bytes)
+        if self.object_scratch is not None:
+            set_field(self, "object_scratch", os.path.abspath(os.fspath(self.object_scratch)))
+        scratch_bytes = _integer("object_scratch_bytes", self.object_scratch_bytes)
+        if not 0 <= scratch_bytes < 1 << 62:
+            raise ValueError(f"object_scratch_bytes must be 0 or more, not {scratch_bytes}")
+        set_field(self, "object_scratch_bytes", scratch_bytes)
         if self.trace is not None:
             set_field(self, "trace", os.path.abspath(os.fspath(self.trace)))
         trace_bytes = _integer("trace_bytes", self.trace_bytes)
@@ -213,6 +228,8 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "detect_s": ("HOPCOLL_DETECT_S", float),
     "late_bytes": ("HOPCOLL_LATE_BYTES", int),
     "object_bytes": ("HOPCOLL_OBJECT_BYTES", int),
+    "object_scratch": ("HOPCOLL_OBJECT_SCRATCH", str),
+    "object_scratch_bytes": ("HOPCOLL_OBJECT_SCRATCH_BYTES", int),
     "trace": ("HOPCOLL_TRACE", str),
     "trace_bytes": ("HOPCOLL_TRACE_BYTES", int),
     "connect_timeout_s": ("HOPCOLL_CONNECT_TIMEOUT_S", float),

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -170,10 +171,13 @@ class Objects:
         ref = ObjectRef() if id is None else _check_ref("id", id)
         array = array_of(value)
         data = np.frombuffer(array.tobytes() if array.size == 0 else array, np.uint8)
-        waiting = self._keeper.put(ref._key, data, meta_of(array))
-        if waiting is None:
+        limit_s, begin_s = seconds("timeout_s", timeout_s), time.monotonic()
+        waiting = self._keeper.put(ref._key, data, meta_of(array), limit_s)
+        if waiting.complete and waiting.status == _keeper.FULL:
             raise self._full_error(ref, array.nbytes)
-        self._wait(waiting, ref, "put", timeout_s)
+        left_s = None if limit_s is None else max(0.0, limit_s - time.monotonic() + begin_s)
+        if not self._keeper.wait(waiting, left_s):
+            raise self._late(ref, "put", limit_s)
         self._check_end(waiting, ref, "put")
         return ref._put(waiting.stamp)
 
@@ -490,7 +494,10 @@ class Objects:
     def _wait(self, waiting: Any, ref: ObjectRef, what: str, timeout_s: float | None) -> None:
         limit_s = seconds("timeout_s", timeout_s)
         if not self._keeper.wait(waiting, limit_s):
-            raise TransferTimeoutError(f"{what} of {ref!r} had no end within {limit_s:g} s")
+            raise self._late(ref, what, limit_s)
+
+    def _late(self, ref: ObjectRef, what: str, limit_s: float | None) -> TransferTimeoutError:
+        return TransferTimeoutError(f"{what} of {ref!r} had no end within {limit_s:g} s")
 
     def _taken(self, waiting: Any, ref: ObjectRef) -> np.ndarray:
         self._check_end(waiting, ref, "get")
@@ -498,13 +505,28 @@ class Objects:
         return view_of(meta, sealed)
 
     def _full_error(self, ref: ObjectRef, nbytes: int | None) -> ObjectStoreFullError:
-        stats = self._keeper.stats()
+        stats, scratch = self._keeper.stats(), self._keeper.scratch
         what = "" if nbytes is None else f" of {nbytes} bytes"
-        return ObjectStoreFullError(
+        why = (
             f"{ref!r}{what} does not fit: {stats['used_bytes']} of {stats['limit_bytes']} bytes "
-            "are used at this rank (object_bytes, HOPCOLL_OBJECT_BYTES: the limit)",
+            "are used at this rank (object_bytes, HOPCOLL_OBJECT_BYTES: the limit)"
+        )
+        if scratch is None:
+            return ObjectStoreFullError(f"{why}, and object_scratch_bytes is 0: no files", ref)
+        why += (
+            f"; {stats['scratch_bytes']} of {stats['scratch_limit_bytes']} bytes are in files in "
+            f"{scratch.path} (object_scratch_bytes: the limit)"
+        )
+        if scratch.error:
+            why += f", where something failed: {scratch.error}"
+        return ObjectStoreFullError(
+            f"{why}. What a program looks at stays in memory: let go of arrays that get "
+            "returned, delete objects, or raise a limit",
             ref,
         )
+
+    def _close(self) -> None:
+        self._keeper.close()
 
     def _check_end(self, waiting: Any, ref: ObjectRef, what: str) -> None:
         from hopcoll import _keeper
