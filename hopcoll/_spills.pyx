@@ -51,7 +51,7 @@ cdef bint free_scratch(Store* store, int64_t nbytes) noexcept nogil:
 
 
 cdef bint spill(Store* store, Item* item) noexcept nogil:
-    """The memory goes at once if a file has the bytes; else a file is begun.  False: none can be."""
+    """The memory goes at once if a file has the bytes, else one is begun.  False: none can be."""
     cdef Job* job
     if item.file:
         unlist(store, item)

@@ -22,8 +22,8 @@ from hopcoll._letters cimport (
     copy_force, copy_let_go, copy_new, give_memory, letter_of, parcel_of, post, send_letter,
     send_object, send_sync, take_memory)
 from hopcoll._pulls cimport (
-    MOVED_ALL, MOVED_NO_MORE, answer_voids, pull_abandon, pull_cut, pull_event, serve_credit, serve_end, serve_event, serve_start, serves_close, serves_feed, serves_of_gone,
-    serves_push, stream_at)
+    MOVED_ALL, MOVED_NO_MORE, answer_voids, pull_abandon, pull_event, serve_credit, serve_end,
+    serve_event, serve_start, serves_close, serves_feed, serves_of_gone, serves_push, stream_at)
 from hopcoll._places cimport (
     feed_event, item_of_place, on_place_letter, places_advance, places_free, places_of_gone,
     places_release, places_sweep)
@@ -62,7 +62,7 @@ cdef void on_name(Store* store, Item* item, const Letter* letter,
         decline(store, item, letter.stamp)
         return
     if item.state == ITEM_NONE:
-        if letter.serial == 0:
+        if letter.serial == 0 and not store.settings.sabotage & BREAK_STALE:
             return                         # we had a part, and have told that it is dropped
         if has_room(store, letter.nbytes):
             copy = copy_new(store, letter.nbytes)
@@ -90,7 +90,7 @@ cdef void on_have(Store* store, Item* item, const Letter* letter,
     if item.state == ITEM_OFFERED:
         decline(store, item, letter.stamp)
         return
-    if is_new and letter.serial == 0:
+    if is_new and letter.serial == 0 and not store.settings.sabotage & BREAK_STALE:
         return
     if not is_new and (item.state != ITEM_PARTIAL or item.stamp != letter.stamp
                        or item.pull != NULL):
@@ -393,8 +393,7 @@ cdef void register_all(Store* store, int rank, const Mask* before, int going) no
         while item != NULL:
             owned = owner_of(store, &item.key, before) == rank
             fed = going == GOING_LOST and item.pull != NULL and item.pull.sink.source == rank
-            waits = (item.want.kind == WANT_PULL and item.source == rank
-                     and not store.settings.sabotage & BREAK_ROOMLESS)
+            waits = item.want.kind == WANT_PULL and item.source == rank
             if fed:
                 pull_abandon(store, item)
             if fed or waits:

@@ -99,6 +99,7 @@ cdef struct StoreWorld:
     int64_t answers[7]
     int64_t letters           # sent before all was deleted at the end
     int32_t with_disk
+    int32_t no_gets
     Disk disk
     Note notes[NOTES]
 

@@ -391,7 +391,7 @@ cdef enum StoreSabotage:
     BREAK_CALLER = 8192       # a new owner is not told of reductions
     BREAK_FILE = 16384        # a file is taken for the bytes of whatever its key has by then
     BREAK_UNREAD = 32768      # of a file that cannot be read the owner is not told
-    BREAK_ROOMLESS = 65536    # who waits for room does not tell that its source is gone
+    BREAK_STALE = 65536       # who has dropped its part takes what a holder is told
 
 cdef struct StoreCounters:
     int64_t puts

@@ -29,7 +29,7 @@ SABOTAGES = {
     "offset": BREAK_OFFSET, "reach": BREAK_REACH, "void": BREAK_VOID,
     "transit": BREAK_TRANSIT, "waiters": BREAK_WAITERS, "alone": BREAK_ALONE,
     "seal": BREAK_SEAL, "attempt": BREAK_ATTEMPT, "held": BREAK_HELD, "caller": BREAK_CALLER,
-    "file": BREAK_FILE, "unread": BREAK_UNREAD, "roomless": BREAK_ROOMLESS}
+    "file": BREAK_FILE, "unread": BREAK_UNREAD, "stale": BREAK_STALE}
 
 cdef struct Option:
     int32_t what
@@ -248,6 +248,8 @@ cdef void call_something(StoreWorld* world) noexcept nogil:
         what = 6                           # results are not put
     if what >= 14 and not world.deletes_too:
         what = 6
+    if 6 <= what < 13 and world.no_gets:
+        what = 0
     call(world, rank, ASK_PUT if what < 6 else ASK_GET if what < 13 else ASK_LOOK if what < 14
          else ASK_DELETE, k)
     drain(world, rank)
@@ -414,7 +416,8 @@ cdef void clean(StoreWorld* world, Option* options) noexcept nogil:
 def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, int leaves=0,
                    int losses=0, int64_t bytes_max=160, int64_t inline_bytes=24, int window=2,
                    int64_t limit_bytes=LIMIT_BYTES, int reduces=0, int degree=0,
-                   bint deletes=True, int64_t scratch_bytes=-1, int disk_fails=0, hosts=(),
+                   bint deletes=True, int64_t scratch_bytes=-1, int disk_fails=0,
+                   bint gets=True, hosts=(),
                    sabotage=()):
     """Runs one random world of stores.
 
@@ -441,6 +444,8 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
         Whether objects are deleted before the end.
     scratch_bytes, disk_fails : int
         Of all files of a rank; -1: it has no disk. One in so many reads and writes fails; 0: none.
+    gets : bool
+        Whether there are any.
     hosts : sequence of int
         The host of each rank; all on one without it.
     sabotage : sequence of str
@@ -498,6 +503,7 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
         world.uniform = reduces > 0
         world.with_disk = scratch_bytes >= 0
         world.disk.fails = disk_fails
+        world.no_gets = not gets
         for r in range(size):
             world.stores[r] = store_new(&world.network.ports[r].table, &settings,
                                         &world.tags[r], host)
