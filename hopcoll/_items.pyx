@@ -100,6 +100,8 @@ cdef void drop_copy(Store* store, Item* item) noexcept nogil:
     """What is under way from the copy and to it ends."""
     if item.state == ITEM_NONE:
         return
+    if item.state == ITEM_OFFERED:
+        store.putting -= 1
     serves_close(store, item, True)
     if item.copy == NULL:
         serves_close(store, item, False)   # those that wait for it to come back
@@ -183,6 +185,8 @@ cdef void finish_answered(Store* store, Item* item, int status, int64_t stamp,
 
 cdef void finish_complete(Store* store, Item* item) noexcept nogil:
     """The copy is complete, and accepted."""
+    if item.state == ITEM_OFFERED:
+        store.putting -= 1
     item.state = ITEM_COMPLETE
     touch(store, item)
     item.source = -1

@@ -88,8 +88,9 @@ cdef bint make_way(Store* store, int64_t nbytes) noexcept nogil:
 
 
 cdef bint may_hope(Store* store, int64_t nbytes) noexcept nogil:
-    """Whether there may be more room without anything that the program does: what is on its way to
-    a file or back, and what streams send to others, which ends."""
+    """Whether there may be more room without anything that the program does: of what is on its way
+    to a file or back, of what is about to be accepted, or of what streams send to others, which
+    ends."""
     cdef const Item* item = store.oldest
     cdef const Stream* stream
     cdef int32_t refs
@@ -97,6 +98,8 @@ cdef bint may_hope(Store* store, int64_t nbytes) noexcept nogil:
         return True
     if store.disk == NULL or store.disk_fails:
         return False
+    if store.putting and nbytes <= store.settings.scratch_bytes - store.filed_bytes:
+        return True
     while item != NULL:
         if item.nbytes and (item.file or item.nbytes <= store.settings.scratch_bytes
                             - store.filed_bytes):
@@ -155,6 +158,7 @@ cdef bint grant(Store* store, Want* want) noexcept nogil:
     unwant(store, want)
     if kind == WANT_PUT:
         (<Ask*>want.whose).copy = copy
+        store.putting += 1
         want.result.complete = 1
     elif kind == WANT_PULL:
         take_up(store, <Item*>want.whose, copy)

@@ -448,6 +448,7 @@ cdef void store_reserve(Store* store, Ask* ask, int64_t nbytes) noexcept nogil:
     ask.want.result.complete = 1
     if has_room(store, nbytes):
         ask.copy = copy_new(store, nbytes)
+        store.putting += ask.copy != NULL
     elif not store.left and nbytes <= store.settings.limit_bytes:
         want_room(store, &ask.want, WANT_PUT, ask, nbytes)
         settle_store(store)
@@ -504,8 +505,9 @@ cdef void store_put(Store* store, Ask* ask) noexcept nogil:
     use(store)
     store.counters.puts += 1
     if item == NULL or item.state != ITEM_NONE:
-        copy_let_go(store, copy)
+        store.putting -= 1
         finish(store, item, ask, ASK_CLOSED if item == NULL else ASK_EXISTS, 0)
+        store_let_go(store, copy)
         return
     store.serial += 1
     ask.stamp = (<int64_t>store.rank + 1) << 40 | store.serial
@@ -562,6 +564,10 @@ cdef void store_withdraw(Store* store, Ask* ask) noexcept nogil:
     cdef Item* item = find_item(store, &ask.key)
     cdef Ask** link
     unwant(store, &ask.want)
+    if ask.kind == ASK_PUT and ask.copy != NULL:
+        store.putting -= 1                 # there was room, and it is not used
+        store_let_go(store, ask.copy)
+        ask.copy = NULL
     if item == NULL or ask.result.complete:
         return
     link = &item.asks

@@ -446,7 +446,9 @@ cdef struct Store:
     int64_t writing_bytes     # of copies whose files are being written
     int64_t files             # numbers given
     int32_t reading           # copies that come back
+    int32_t putting           # copies that are being put: they can go when they are accepted
     int32_t disk_fails        # a file could not be written, for what waits now
+    int32_t pad2
     Want* wants
     Item* oldest              # used least recently
     Item* newest

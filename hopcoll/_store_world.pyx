@@ -85,8 +85,7 @@ cdef void go_on(StoreWorld* world, Note* note) noexcept nogil:
     cdef Ask* ask = &note.ask
     note.waits = 0
     if ask.copy != NULL and ask.copy.nbytes != length_of(world, stamp):
-        store_let_go(store, ask.copy)
-        ask.copy = NULL
+        store_withdraw(store, ask)
         reserve(world, note)
         return
     if ask.copy == NULL:
