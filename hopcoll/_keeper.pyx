@@ -3,7 +3,7 @@
 
 It runs under the lock, and by the thread, of its root engine.  Python lets go of copies and of
 what it waits for when it likes, also where it may not wait for the lock: both are then put aside,
-and the next call gives them back.  Its files are the business of a thread of their own
+and the next call gives them back; so are objects to which no ref is left.  Its files are the business of a thread of their own
 (`hopcoll._scratch`), which has the lock only while it takes a job and tells its end.
 """
 import os
@@ -188,6 +188,7 @@ cdef class Keeper:
     cdef Store* store
     cdef list copies_left
     cdef list asks_left
+    cdef readonly list refs_left      # keys
     cdef Bells* bells
 
     def __cinit__(self, Engine_ engine not None, scratch):
@@ -196,6 +197,7 @@ cdef class Keeper:
         self.scratch = scratch
         self.copies_left = []
         self.asks_left = []
+        self.refs_left = []
         self.store = hub_store(&engine.rt.hub)
         self.bells = <Bells*>calloc(1, sizeof(Bells))
         if self.bells == NULL:
@@ -253,6 +255,7 @@ cdef class Keeper:
                 self.store.disk = NULL
                 self.store.pong = NULL
                 unlock(&self.engine.rt)
+            self.refs_left.clear()             # what would ask for them needs us alive
             self.reap()
         if self.bells != NULL and self.bells.disk >= 0:
             os.close(self.bells.disk)
@@ -324,6 +327,17 @@ cdef class Keeper:
                 store_let_go(self.store, ask.copy)
                 unlock(&self.engine.rt)
             free(ask)
+        while self.refs_left:
+            self.begin(self.new_ask(ASK_DELETE, self.refs_left.pop()))
+        return 0
+
+    cdef int begin(self, Waiting waiting) except -1:
+        """Of a deletion nobody has to wait for the end."""
+        with nogil:
+            lock(&self.engine.rt)
+            self.ping_again()
+            store_ask(self.store, waiting.ask)
+            unlock(&self.engine.rt)
         return 0
 
     cdef int check(self) except -1:
@@ -413,11 +427,7 @@ cdef class Keeper:
         self.check()
         waiting = self.new_ask(kind, key)
         waiting.ask.stamp = known
-        with nogil:
-            lock(&self.engine.rt)
-            self.ping_again()
-            store_ask(self.store, waiting.ask)
-            unlock(&self.engine.rt)
+        self.begin(waiting)
         return waiting
 
     def wait(self, Waiting waiting not None, timeout_s):

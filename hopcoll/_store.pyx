@@ -23,7 +23,8 @@ from hopcoll._letters cimport (
     send_object, send_sync, take_memory)
 from hopcoll._pulls cimport (
     MOVED_ALL, MOVED_NO_MORE, answer_voids, pull_abandon, pull_event, serve_credit, serve_end,
-    serve_event, serve_start, serves_close, serves_feed, serves_of_gone, serves_push, stream_at)
+    serve_event, serve_start, serves_close, serves_feed, serves_of_gone, serves_push, serves_wait,
+    stream_at)
 from hopcoll._places cimport (
     feed_event, item_of_place, on_place_letter, places_advance, places_free, places_of_gone,
     places_release, places_sweep)
@@ -46,8 +47,14 @@ cdef void refuse_put(Store* store, Item* item) noexcept nogil:
     wait_anew(store, item)
 
 
+cdef bint is_unwanted(const Item* item) noexcept nogil:
+    """We have put another one meanwhile, and what waits here waits for what becomes of that; or
+    nobody waits any more, nor pulls from what was to come."""
+    return item.state == ITEM_OFFERED or (item.state == ITEM_NONE and not serves_wait(item)
+                                          and not has_ask(item, ASK_GET))
+
+
 cdef void decline(Store* store, Item* item, int64_t stamp) noexcept nogil:
-    """We have put another one meanwhile: what waits here waits for what becomes of that."""
     item.asked = 0
     serves_close(store, item, False)
     tell_owner(store, item, LETTER_DROPPED, stamp, -1)
@@ -58,7 +65,7 @@ cdef void on_name(Store* store, Item* item, const Letter* letter,
     """The owner says from where to pull.  Without room the item is a partial copy, with nothing
     yet, until there is some, or none to come."""
     cdef Copy* copy = NULL
-    if item.state == ITEM_OFFERED:
+    if is_unwanted(item):
         decline(store, item, letter.stamp)
         return
     if item.state == ITEM_NONE:
@@ -87,7 +94,7 @@ cdef void on_have(Store* store, Item* item, const Letter* letter,
     before these have."""
     cdef Copy* copy = NULL
     cdef bint is_new = item.state == ITEM_NONE
-    if item.state == ITEM_OFFERED:
+    if is_unwanted(item):
         decline(store, item, letter.stamp)
         return
     if is_new and letter.serial == 0 and not store.settings.sabotage & BREAK_STALE:
@@ -559,8 +566,8 @@ cdef void store_ask(Store* store, Ask* ask) noexcept nogil:
 
 
 cdef void store_withdraw(Store* store, Ask* ask) noexcept nogil:
-    """The program waits for it no more.  Of a get the owner is not told: it may have named us to
-    another already, so that what was asked for comes."""
+    """The program waits for it no more.  Of a get the owner is not told: it may have named us
+    already.  What then has not begun to come is declined, unless another counts on it."""
     cdef Item* item = find_item(store, &ask.key)
     cdef Ask** link
     unwant(store, &ask.want)

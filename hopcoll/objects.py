@@ -48,6 +48,11 @@ class ObjectRef:
 
     It can be pickled and sent to any rank. Two refs are equal when they name the same object.
 
+    A ref without a name that was never pickled cannot be anywhere else: when the program drops the
+    last such ref to what it put or had reduced, the object is deleted everywhere, from this rank's
+    next call on. The ref of a result has the refs of its inputs. An object whose ref was pickled
+    or has a name may be wanted by others that nobody can count, and stays until `Objects.delete`.
+
     Parameters
     ----------
     name : str, optional
@@ -55,8 +60,9 @@ class ObjectRef:
         equal to no other.
     """
 
-    __slots__ = ("_inputs", "_key", "_name", "_stamp")
+    __slots__ = ("_claim", "_inputs", "_key", "_name", "_stamp")
 
+    _claim: _Claim | None
     _inputs: tuple[ObjectRef, ...]
     _key: bytes
     _name: str | None
@@ -67,14 +73,21 @@ class ObjectRef:
             raise TypeError(f"name must be a str, not {type(name).__name__}")
         if name is None:
             key = os.urandom(_KEY_BYTES)
+            self._fill(key, name, 0, claim=_Claim(key))
         else:
             key = hashlib.blake2b(name.encode(), digest_size=_KEY_BYTES).digest()
-        self._fill(key, name, 0)
+            self._fill(key, name, 0)
 
     def _fill(
-        self, key: bytes, name: str | None, stamp: int, inputs: tuple[ObjectRef, ...] = ()
+        self,
+        key: bytes,
+        name: str | None,
+        stamp: int,
+        inputs: tuple[ObjectRef, ...] = (),
+        claim: _Claim | None = None,
     ) -> ObjectRef:
         store = object.__setattr__
+        store(self, "_claim", claim)
         store(self, "_inputs", inputs)
         store(self, "_key", key)
         store(self, "_name", name)
@@ -103,12 +116,43 @@ class ObjectRef:
     def __repr__(self) -> str:
         return f"<ObjectRef {self._key.hex()[:12] if self._name is None else repr(self._name)}>"
 
+    def __copy__(self) -> ObjectRef:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ObjectRef:
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._claim is not None:
+            self._claim.left = True
         return _ref_of, (self._key, self._name, self._stamp, self._inputs)
 
     def _put(self, stamp: int, inputs: tuple[ObjectRef, ...] = ()) -> ObjectRef:
         """The same ref, which says that there was such an object."""
-        return _ref_of(self._key, self._name, stamp, inputs)
+        ref = ObjectRef.__new__(ObjectRef)
+        return ref._fill(self._key, self._name, stamp, inputs, self._claim)
+
+    def _held_by(self, keeper: Keeper | None) -> None:
+        """There may be an object, of this store; or, without one, there is none any more."""
+        if self._claim is not None:
+            self._claim.keeper = keeper
+
+
+class _Claim:
+    """What all refs of this process to an object without a name have, and with them goes."""
+
+    __slots__ = ("keeper", "key", "left")
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+        #: A ref was pickled, and may be anywhere.
+        self.left = False
+        self.keeper: Keeper | None = None
+
+    def __del__(self) -> None:
+        # Anywhere, and at any time: only put aside.
+        if self.keeper is not None and not self.left:
+            self.keeper.refs_left.append(self.key)
 
 
 def _ref_of(
@@ -122,8 +166,9 @@ class Objects:
 
     Every call is local to its rank: nobody else has to call anything, or to be in a call. Any
     thread may call. A rank holds what it put, what it got, and at times small objects of others,
-    in at most ``object_bytes`` (a setting of the communicator) of memory, until the object is
-    deleted. Faults: any number of deaths, at any time.
+    until the object is deleted: in at most ``object_bytes`` of memory, and beyond that in files, at
+    most ``object_scratch_bytes`` of them (settings of the communicator). What the program has a
+    view of stays in memory. Faults: any number of deaths, at any time.
     """
 
     def __init__(self, keeper: Keeper) -> None:
@@ -136,7 +181,8 @@ class Objects:
         """Put a copy of an array into the store. Local, blocks for one round trip.
 
         The object is sealed: nobody can change it any more. Time: a copy of the bytes, and a small
-        message to the rank that keeps the key and back.
+        message to the rank that keeps the key and back; without room in memory also what it takes
+        to write others to files.
 
         Parameters
         ----------
@@ -160,7 +206,8 @@ class Objects:
         ObjectExistsError
             There is an object of this ref already, which was not deleted. Nothing was put.
         ObjectStoreFullError
-            It does not fit into this rank's memory for objects. Nothing was put.
+            It does not fit into this rank's memory for objects, and no other can go to a file:
+            all are looked at, or the files have no room, or cannot be written. Nothing was put.
         TransferTimeoutError
             It was not accepted in time; it may still be.
         ClosedError, StaleEpochError, MinorityError, MpiError
@@ -172,6 +219,7 @@ class Objects:
         array = array_of(value)
         data = np.frombuffer(array.tobytes() if array.size == 0 else array, np.uint8)
         limit_s, begin_s = seconds("timeout_s", timeout_s), time.monotonic()
+        ref._held_by(self._keeper)
         waiting = self._keeper.put(ref._key, data, meta_of(array), limit_s)
         if waiting.complete and waiting.status == _keeper.FULL:
             raise self._full_error(ref, array.nbytes)
@@ -215,9 +263,11 @@ class Objects:
         ObjectDeletedError
             Somebody has deleted it, and nobody put it again.
         ObjectStoreFullError
-            It does not fit into this rank's memory for objects. Others are not disturbed.
+            It does not fit into this rank's memory for objects, as for `put`. Others are not
+            disturbed.
         TransferTimeoutError
-            It did not come in time. It is not called off: if the object comes, this rank gets it.
+            It did not come in time. What has begun to come, comes, for the next call; else this
+            rank gets no copy.
         TypeError, ValueError
             `ref` is no ref, or `out` has another dtype or shape (the object is here then).
         ClosedError, StaleEpochError, MinorityError, MpiError
@@ -295,6 +345,7 @@ class Objects:
                 f"{self._keeper.inputs_max}; reduce the results of parts"
             )
         ref = ObjectRef()
+        ref._held_by(self._keeper)
         names = [(one._key, one._stamp) for one in inputs]
         waiting = self._keeper.reduce(ref._key, names, taken, code)
         self._wait(waiting, ref, "reduce", timeout_s)
@@ -451,6 +502,7 @@ class Objects:
         waiting = self._keeper.ask(_keeper.DELETE, known._key, 0)
         self._wait(waiting, known, "delete", timeout_s)
         self._check_end(waiting, known, "delete")
+        known._held_by(None)
 
     def network(self) -> dict[str, float]:
         """Return what this rank has measured of the network. Local.
