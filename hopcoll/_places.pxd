@@ -13,5 +13,6 @@ cdef void places_sweep(Store* store) noexcept nogil
 cdef void places_release(Store* store) noexcept nogil
 cdef void place_roomed(Store* store, Place* place) noexcept nogil
 cdef void place_refused(Store* store, Place* place) noexcept nogil
+cdef void places_refused(Store* store, const Item* item) noexcept nogil
 cdef bint place_waits_for(Store* store, const Item* item) noexcept nogil
 cdef void places_free(Store* store) noexcept nogil

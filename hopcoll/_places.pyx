@@ -366,6 +366,9 @@ cdef void open_place(Store* store, Place* place) noexcept nogil:
         if item.copy == NULL:
             need_back(store, item)
             return
+        if item == store.rescue:
+            fail_place(store, place, WHY_FULL)
+            return
         place.input = item.copy
         place.input.refs += 1
         if item.listed:
@@ -416,14 +419,26 @@ cdef void place_refused(Store* store, Place* place) noexcept nogil:
     fail_place(store, place, WHY_FULL)
 
 
+cdef bint waits_for(const Place* place, const Item* item) noexcept nogil:
+    return (place.filled and not place.failed and place.input == NULL
+            and place.input_stamp == item.stamp and key_equal(&place.input_key, &item.key))
+
+
 cdef bint place_waits_for(Store* store, const Item* item) noexcept nogil:
     """Whether the copy is the input of a place that has not begun."""
     cdef const Place* place = store.places
-    while place != NULL and (not place.filled or place.failed or place.input != NULL
-                             or place.input_stamp != item.stamp
-                             or not key_equal(&place.input_key, &item.key)):
+    while place != NULL and not waits_for(place, item):
         place = place.next
     return place != NULL
+
+
+cdef void places_refused(Store* store, const Item* item) noexcept nogil:
+    """There is no room for their input."""
+    cdef Place* place = store.places
+    while place != NULL:
+        if waits_for(place, item):
+            fail_place(store, place, WHY_FULL)
+        place = place.next
 
 
 cdef void on_root(Store* store, Place* place, const Letter* letter,

@@ -118,6 +118,8 @@ cdef void remove_file(Store* store, const Item* item, int64_t file, int64_t nbyt
 cdef void forget_file(Store* store, Item* item) noexcept nogil:
     """The item has no use for its file, or for what is under way to it and from it."""
     unwant(store, &item.want)
+    if store.rescue == item:
+        store.rescue = NULL
     if item.job != NULL:
         item.job.dropped = 1               # who does it says when the file may go
         item.job = NULL

@@ -7,14 +7,15 @@ stream or a place that needs its bytes asks for them *back*.  A file stays when 
 the object is sealed, so that the next time its memory can go at once.
 
 What waits for room gets it in the order in which it came, and fails when nothing more can go.  A
-copy that others wait for is not refused to them for what the views of this rank's program hold: one
-at a time may come back over the limit, as may the bytes of small objects that came in a message.
+copy that others pull is not refused to them for what this rank's program and places hold: one at a
+time, the *rescue*, may come back over the limit, to be sent and for nothing else, so that it ends
+whatever else waits.  So may the bytes of small objects that came in a message.
 """
 from libc.stdint cimport int64_t
 from hopcoll._asks cimport copy_arrived, tell_orphan, tell_owner, wait_again, wait_anew
 from hopcoll._items cimport drop_copy, find_item, finish_kind, has_ask, settle_item
 from hopcoll._letters cimport copy_force, copy_let_go, copy_new, give_memory
-from hopcoll._places cimport place_refused, place_roomed, place_waits_for
+from hopcoll._places cimport place_refused, place_roomed, place_waits_for, places_refused
 from hopcoll._pulls cimport pull_start, serves_close, serves_feed, serves_wait
 from hopcoll._room cimport add_job, queue_job, remove_file, touch, unlist, unwant
 from hopcoll._store_state cimport *
@@ -22,10 +23,10 @@ from hopcoll._store_state cimport *
 
 cdef void begin_pull(Store* store, Item* item, int source) noexcept nogil:
     item.orphaned = 0
-    if mask_has(&store.gone, source):
-        tell_orphan(store, item, source)
-    elif item.grid.chunks == 0:
+    if item.grid.chunks == 0:
         copy_arrived(store, item)
+    elif mask_has(&store.gone, source):
+        tell_orphan(store, item, source)
     elif item.copy == NULL:
         item.source = source               # it waits for room
     elif not pull_start(store, item, source):
@@ -116,11 +117,6 @@ cdef bint may_hope(Store* store, int64_t nbytes) noexcept nogil:
 
 # ---- who gets room ------------------------------------------------------------------------
 
-cdef bint is_needed(Store* store, const Item* item) noexcept nogil:
-    """By others than the program here."""
-    return serves_wait(item) or place_waits_for(store, item)
-
-
 cdef void bring_back(Store* store, Item* item, Copy* copy) noexcept nogil:
     cdef Job* job = add_job(store, JOB_READ, item, item.file)
     if job == NULL:
@@ -148,7 +144,8 @@ cdef bint grant(Store* store, Want* want) noexcept nogil:
         unwant(store, want)
         place_roomed(store, <Place*>want.whose)
         return True
-    if (kind == WANT_BACK and not is_needed(store, <Item*>want.whose)
+    if (kind == WANT_BACK and not serves_wait(<Item*>want.whose)
+            and not place_waits_for(store, <Item*>want.whose)
             and not has_ask(<Item*>want.whose, ASK_GET)):
         unwant(store, want)
         return True
@@ -191,18 +188,27 @@ cdef bint refuse(Store* store, Want* want) noexcept nogil:
         place_refused(store, <Place*>want.whose)
     else:
         finish_kind(store, item, ASK_GET, ASK_FULL, item.stamp)
-        if is_needed(store, item):
-            if store.used_bytes > store.settings.limit_bytes:
-                return False               # one at a time
-            copy = copy_force(store, item.nbytes)
+        places_refused(store, item)
+        if not serves_wait(item):
             unwant(store, want)
-            if copy == NULL:
-                lose_copy(store, item)
-                return True
-            bring_back(store, item, copy)
+        elif store.rescue != NULL:
+            return False
         else:
             unwant(store, want)
+            copy = copy_force(store, item.nbytes)
+            if copy == NULL:
+                lose_copy(store, item)
+            else:
+                store.rescue = item
+                bring_back(store, item, copy)
     return True
+
+
+cdef bint is_rescued(const Store* store) noexcept nogil:
+    """There is room for it now, or it was sent."""
+    cdef const Item* item = store.rescue
+    return (store.used_bytes <= store.settings.limit_bytes
+            or (item.job == NULL and item.serves == NULL))
 
 
 cdef bint room_due(const Store* store) noexcept nogil:
@@ -213,6 +219,8 @@ cdef bint room_step(Store* store) noexcept nogil:
     """Lets one that waits have what it waits for, or fail; False: there is nothing to do now."""
     cdef Want* want = store.wants
     cdef int64_t lack = store.used_bytes - store.settings.limit_bytes
+    if store.rescue != NULL and is_rescued(store):
+        store.rescue = NULL
     if want == NULL:
         if lack > 0:
             make_way(store, lack)
@@ -276,7 +284,7 @@ cdef void was_read(Store* store, Item* item, Job* job) noexcept nogil:
     store.counters.restored += 1
     item.copy = job.copy
     touch(store, item)
-    finish_kind(store, item, ASK_GET, ASK_OK, item.stamp)
+    finish_kind(store, item, ASK_GET, ASK_FULL if item == store.rescue else ASK_OK, item.stamp)
     serves_feed(store, item)
 
 

@@ -554,7 +554,8 @@ cdef void store_ask(Store* store, Ask* ask) noexcept nogil:
     elif item.state == ITEM_COMPLETE and (item.copy != NULL or ask.kind != ASK_GET):
         if item.listed:
             touch(store, item)
-        finish(store, item, ask, ASK_OK, item.stamp)
+        finish(store, item, ask, ASK_FULL if item == store.rescue and ask.kind == ASK_GET
+               else ASK_OK, item.stamp)
     else:
         ask.serial = 0
         add_ask(item, ask)

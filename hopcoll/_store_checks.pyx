@@ -345,7 +345,8 @@ cdef void check_memory(StoreWorld* world) noexcept nogil:
         if (store.used_bytes or store.items_count or store.streams_used
                 or store.entries_count != store.ended_count or store.early != NULL
                 or store.wants != NULL or store.jobs != NULL or store.filed_bytes
-                or store.writing_bytes or store.reading or store.putting or store.oldest != NULL
+                or store.writing_bytes or store.reading or store.putting
+                or store.rescue != NULL or store.oldest != NULL
                 or disk_files(&world.disk, r)
                 or store.places != NULL or store.recipes != NULL or store.called != NULL):
             blame(world, LEAK, r, -1)

@@ -449,6 +449,7 @@ cdef struct Store:
     int32_t putting           # copies that are being put: they can go when they are accepted
     int32_t disk_fails        # a file could not be written, for what waits now
     int32_t pad2
+    Item* rescue              # whose copy came back over the limit, to be sent to others
     Want* wants
     Item* oldest              # used least recently
     Item* newest
