@@ -3,8 +3,9 @@
 
 It runs under the lock, and by the thread, of its root engine.  Python lets go of copies and of
 what it waits for when it likes, also where it may not wait for the lock: both are then put aside,
-and the next call gives them back; so are objects to which no ref is left.  Its files are the business of a thread of their own
-(`hopcoll._scratch`), which has the lock only while it takes a job and tells its end.
+and the next call gives them back; so are objects to which no ref is left.  Its files are the
+business of a thread of their own (`hopcoll._scratch`), which has the lock only while it takes a job
+and tells its end.
 """
 import os
 

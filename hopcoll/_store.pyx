@@ -576,6 +576,7 @@ cdef void store_withdraw(Store* store, Ask* ask) noexcept nogil:
         store.putting -= 1                 # there was room, and it is not used
         store_let_go(store, ask.copy)
         ask.copy = NULL
+        return
     if item == NULL or ask.result.complete:
         return
     link = &item.asks

@@ -14,7 +14,6 @@ only when no rank that lives has all of it.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import time
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hopcoll._metas import array_of, bits_of, into, meta_of, view_of
+from hopcoll._refs import ObjectRef, check_ref, ref_of
 from hopcoll.config import seconds
 from hopcoll.errors import (
     ClosedError,
@@ -39,126 +39,6 @@ if TYPE_CHECKING:
     from hopcoll._keeper import Keeper
 
 __all__ = ["ObjectRef", "Objects"]
-
-_KEY_BYTES = 16
-
-
-class ObjectRef:
-    """The name of an object, which may exist, or not yet, or no more. Immutable and hashable.
-
-    It can be pickled and sent to any rank. Two refs are equal when they name the same object.
-
-    A ref without a name that was never pickled cannot be anywhere else: when the program drops the
-    last such ref to what it put or had reduced, the object is deleted everywhere, from this rank's
-    next call on. The ref of a result has the refs of its inputs. An object whose ref was pickled
-    or has a name may be wanted by others that nobody can count, and stays until `Objects.delete`.
-
-    Parameters
-    ----------
-    name : str, optional
-        What all ranks know it by: refs of the same name are equal. Without a name it is a new one,
-        equal to no other.
-    """
-
-    __slots__ = ("_claim", "_inputs", "_key", "_name", "_stamp")
-
-    _claim: _Claim | None
-    _inputs: tuple[ObjectRef, ...]
-    _key: bytes
-    _name: str | None
-    _stamp: int
-
-    def __init__(self, name: str | None = None) -> None:
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a str, not {type(name).__name__}")
-        if name is None:
-            key = os.urandom(_KEY_BYTES)
-            self._fill(key, name, 0, claim=_Claim(key))
-        else:
-            key = hashlib.blake2b(name.encode(), digest_size=_KEY_BYTES).digest()
-            self._fill(key, name, 0)
-
-    def _fill(
-        self,
-        key: bytes,
-        name: str | None,
-        stamp: int,
-        inputs: tuple[ObjectRef, ...] = (),
-        claim: _Claim | None = None,
-    ) -> ObjectRef:
-        store = object.__setattr__
-        store(self, "_claim", claim)
-        store(self, "_inputs", inputs)
-        store(self, "_key", key)
-        store(self, "_name", name)
-        store(self, "_stamp", stamp)
-        return self
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"ObjectRef is immutable: {name} cannot be set")
-
-    @property
-    def name(self) -> str | None:
-        """The name that it was made with."""
-        return self._name
-
-    @property
-    def inputs(self) -> tuple[ObjectRef, ...]:
-        """Of which objects `Objects.reduce` makes it; empty for all others."""
-        return self._inputs
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ObjectRef) and other._key == self._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __repr__(self) -> str:
-        return f"<ObjectRef {self._key.hex()[:12] if self._name is None else repr(self._name)}>"
-
-    def __copy__(self) -> ObjectRef:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ObjectRef:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self._claim is not None:
-            self._claim.left = True
-        return _ref_of, (self._key, self._name, self._stamp, self._inputs)
-
-    def _put(self, stamp: int, inputs: tuple[ObjectRef, ...] = ()) -> ObjectRef:
-        """The same ref, which says that there was such an object."""
-        ref = ObjectRef.__new__(ObjectRef)
-        return ref._fill(self._key, self._name, stamp, inputs, self._claim)
-
-    def _held_by(self, keeper: Keeper | None) -> None:
-        """There may be an object, of this store; or, without one, there is none any more."""
-        if self._claim is not None:
-            self._claim.keeper = keeper
-
-
-class _Claim:
-    """What all refs of this process to an object without a name have, and with them goes."""
-
-    __slots__ = ("keeper", "key", "left")
-
-    def __init__(self, key: bytes) -> None:
-        self.key = key
-        #: A ref was pickled, and may be anywhere.
-        self.left = False
-        self.keeper: Keeper | None = None
-
-    def __del__(self) -> None:
-        # Anywhere, and at any time: only put aside.
-        if self.keeper is not None and not self.left:
-            self.keeper.refs_left.append(self.key)
-
-
-def _ref_of(
-    key: bytes, name: str | None, stamp: int, inputs: tuple[ObjectRef, ...] = ()
-) -> ObjectRef:
-    return ObjectRef.__new__(ObjectRef)._fill(key, name, stamp, inputs)
 
 
 class Objects:
@@ -215,7 +95,7 @@ class Objects:
         """
         from hopcoll import _keeper  # late: it starts MPI
 
-        ref = ObjectRef() if id is None else _check_ref("id", id)
+        ref = ObjectRef() if id is None else check_ref("id", id)
         array = array_of(value)
         data = np.frombuffer(array.tobytes() if array.size == 0 else array, np.uint8)
         limit_s, begin_s = seconds("timeout_s", timeout_s), time.monotonic()
@@ -275,7 +155,7 @@ class Objects:
         """
         from hopcoll import _keeper
 
-        known = _check_ref("ref", ref)
+        known = check_ref("ref", ref)
         waiting = self._keeper.ask(_keeper.GET, known._key, known._stamp)
         self._wait(waiting, known, "get", timeout_s)
         return into(self._taken(waiting, known), out)
@@ -329,7 +209,7 @@ class Objects:
             By `get`: inputs differ in dtype or shape, or `op` is not for the dtype; fewer inputs
             than `count` are left; a rank has no room for partial sums.
         """
-        inputs = tuple(_check_ref("refs", ref)._put(_check_ref("refs", ref)._stamp) for ref in refs)
+        inputs = tuple(check_ref("refs", ref)._put(check_ref("refs", ref)._stamp) for ref in refs)
         code = _check_op(op)
         taken = len(inputs) if count is None else count
         if not isinstance(taken, int) or isinstance(taken, bool):
@@ -382,7 +262,7 @@ class Objects:
         """
         from hopcoll import _keeper
 
-        known = _check_ref("ref", ref)
+        known = check_ref("ref", ref)
         if not known.inputs:
             raise ValueError(f"ref must be one that reduce returned, not {ref!r}")
         waiting = self._keeper.ask(_keeper.LOOK, known._key, known._stamp)
@@ -415,7 +295,7 @@ class Objects:
         """
         from hopcoll import _keeper
 
-        known = _check_ref("ref", ref)
+        known = check_ref("ref", ref)
         waiting = self._keeper.ask(_keeper.GET, known._key, known._stamp)
         if not waiting.complete:
             loop = asyncio.get_running_loop()
@@ -458,7 +338,7 @@ class Objects:
         """
         from hopcoll import _keeper
 
-        known = [_check_ref("refs", ref) for ref in refs]
+        known = [check_ref("refs", ref) for ref in refs]
         enough = len(known) if count is None else count
         if not isinstance(enough, int) or isinstance(enough, bool):
             raise TypeError(f"count must be an integer, not {type(count).__name__}")
@@ -498,7 +378,7 @@ class Objects:
         """
         from hopcoll import _keeper
 
-        known = _check_ref("ref", ref)
+        known = check_ref("ref", ref)
         waiting = self._keeper.ask(_keeper.DELETE, known._key, 0)
         self._wait(waiting, known, "delete", timeout_s)
         self._check_end(waiting, known, "delete")
@@ -591,7 +471,7 @@ class Objects:
     def _reduction_error(self, ref: ObjectRef, reason: str, *keys: bytes) -> Exception:
         """Why a result cannot be: `hopcoll._recipes` says so in a word and the keys of inputs."""
         names = {one._key: one for one in ref.inputs}
-        first, other = [names.get(key) or _ref_of(key, None, 0) for key in keys]
+        first, other = [names.get(key) or ref_of(key, None, 0) for key in keys]
         whose = f"{ref!r} cannot be made: its input {first!r}"
         if reason == "lost":
             return ObjectLostError(f"{whose} is lost, and too few others are left", ref=ref)
@@ -678,14 +558,6 @@ class _Bridge:
             self.timer.cancel()
         self.objects._keeper.drop_bell(self.bell)
         del self.objects._loops[self.loop]
-
-
-def _check_ref(noun: str, ref: Any) -> ObjectRef:
-    if isinstance(ref, str):
-        return ObjectRef(ref)
-    if not isinstance(ref, ObjectRef):
-        raise TypeError(f"{noun} must be an ObjectRef or a name, not {type(ref).__name__}")
-    return ref
 
 
 def _check_op(op: Any) -> int:

@@ -104,7 +104,7 @@ def test_seeds(mode):
 
 @pytest.mark.parametrize("mode", sorted(FILE_MODES))
 def test_seeds_with_files(mode):
-    """Copies go to files with need and without, what has no room waits, and all holds as before."""
+    """Copies go to files with need and without, what has no room waits; all holds as before."""
     total, failed = collections.Counter(), []
     for seed in range(2000):
         found = run(seed, mode)
