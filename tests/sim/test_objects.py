@@ -72,7 +72,8 @@ def run(seed, mode="plain", sabotage=()):
         "window": 1 + seed % 3,
         "degree": (0, 1, 2, 3, 8)[seed // 7 % 5],
     }
-    return simulate_store(size, seed, **{**case, **{**MODES, **FILE_MODES}[mode]}, sabotage=sabotage)
+    given = {**case, **{**MODES, **FILE_MODES}[mode]}
+    return simulate_store(size, seed, **given, sabotage=sabotage)
 
 
 @pytest.mark.parametrize("mode", sorted(MODES))

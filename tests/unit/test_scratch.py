@@ -1,4 +1,4 @@
-"""The files of objects: what is written comes back or is said to be damaged, and nothing is left."""
+"""The files of objects: what is written comes back, or is said to be damaged; nothing is left."""
 
 from __future__ import annotations
 
