@@ -330,14 +330,14 @@ cdef void settle_letters(Store* store) noexcept nogil:
 
 
 cdef void settle_rest(Store* store) noexcept nogil:
-    if store.places != NULL:
-        places_advance(store)
-    settle_letters(store)
-    while store.recipes_dirty or store.inbox != NULL:
+    """What letters tell may be what a place waited for, so places come last."""
+    cdef bint again = True
+    while again:
+        settle_letters(store)
         recipes_step(store)
         if store.places != NULL:
             places_advance(store)
-        settle_letters(store)
+        again = (store.recipes_dirty or store.inbox != NULL) and not store.broken
 
 
 cdef void settle_store(Store* store) noexcept nogil:

@@ -54,7 +54,7 @@ cdef struct Reduction:
     int32_t caller
     int32_t count
     int32_t inputs_count
-    int32_t pad
+    int32_t ended             # somebody was told that there will be no result
     int32_t inputs[INPUTS]    # their keys
     int64_t known             # what its ref knows, once it is taken
     int64_t read              # the attempt that was read first
@@ -64,7 +64,10 @@ cdef struct Attempt:          # of which all inputs were known
     int64_t nbytes
     int32_t key
     int32_t count
+    int32_t sealed
+    int32_t pad
     int64_t bits
+    uint64_t knowers          # ranks that know that it was sealed, or have all of it, by bits
     int64_t inputs[INPUTS]    # stamps
 
 cdef struct StoreWorld:
@@ -109,6 +112,7 @@ cdef Key key_of(int k) noexcept nogil
 cdef unsigned char byte_of(int64_t stamp, int64_t i) noexcept nogil
 cdef int64_t length_of(const StoreWorld* world, int64_t stamp) noexcept nogil
 cdef void note_attempt(void* context, const Recipe* recipe) noexcept nogil
+cdef void note_seal(void* context, const Entry* entry) noexcept nogil
 cdef void check_world(StoreWorld* world) noexcept nogil
 cdef void check_end(StoreWorld* world) noexcept nogil
 cdef void check_memory(StoreWorld* world) noexcept nogil

@@ -355,6 +355,9 @@ cdef struct Recipe:           # how an object is to be made, at its owner
     int32_t* parent           # of each place
     int32_t* feeds            # ... how many children it has
     int32_t* slot             # ... which child of its parent it is
+    int32_t* filled           # ... by which input; -1: none yet
+    int32_t root
+    int32_t next_place        # those before it are filled, but for the root
     Input* inputs
 
 cdef struct Called:           # at the caller of a reduction; its letter comes behind it
@@ -389,9 +392,10 @@ cdef enum StoreSabotage:
     BREAK_ATTEMPT = 2048      # what is there of an attempt that came to nothing is kept
     BREAK_HELD = 4096         # an input that may come to nothing is used up to its end
     BREAK_CALLER = 8192       # a new owner is not told of reductions
-    BREAK_FILE = 16384        # a file is taken for the bytes of whatever its key has by then
-    BREAK_UNREAD = 32768      # of a file that cannot be read the owner is not told
-    BREAK_STALE = 65536       # who has dropped its part takes what a holder is told
+    BREAK_FAILED = 16384      # a reduction is said to have failed while its caller would repeat it
+    BREAK_FILE = 32768        # a file is taken for the bytes of whatever its key has by then
+    BREAK_UNREAD = 65536      # of a file that cannot be read the owner is not told
+    BREAK_STALE = 131072      # who has dropped its part takes what a holder is told
 
 cdef struct StoreCounters:
     int64_t puts
@@ -482,6 +486,7 @@ cdef struct Store:
     void (*disk)(void* context) noexcept nogil        # there is a job; NULL: there are no files
     void (*pong)(void* context, int64_t serial) noexcept nogil           # a ping came back
     void (*audit)(void* context, const Recipe* recipe) noexcept nogil    # a root is known
+    void (*audit_seal)(void* context, const Entry* entry) noexcept nogil  # it can be read now
     void* audit_context
 
 cdef inline bint key_equal(const Key* a, const Key* b) noexcept nogil:

@@ -29,7 +29,7 @@ SABOTAGES = {
     "offset": BREAK_OFFSET, "reach": BREAK_REACH, "void": BREAK_VOID,
     "transit": BREAK_TRANSIT, "waiters": BREAK_WAITERS, "alone": BREAK_ALONE,
     "seal": BREAK_SEAL, "attempt": BREAK_ATTEMPT, "held": BREAK_HELD, "caller": BREAK_CALLER,
-    "file": BREAK_FILE, "unread": BREAK_UNREAD, "stale": BREAK_STALE}
+    "failed": BREAK_FAILED, "file": BREAK_FILE, "unread": BREAK_UNREAD, "stale": BREAK_STALE}
 
 cdef struct Option:
     int32_t what
@@ -509,6 +509,7 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
             if world.with_disk:
                 world.stores[r].disk = disk_rings
             world.stores[r].audit = note_attempt
+            world.stores[r].audit_seal = note_seal
             world.stores[r].audit_context = world
         with nogil:
             run(world, options)

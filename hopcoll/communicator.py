@@ -68,6 +68,9 @@ class Communicator(Groups):
         Where the files are made of those that have no room there (see `hopcoll.config.Config`).
     object_scratch_bytes : int, optional
         How long these may be together (16 GiB by default; 0: there are none).
+    inline_bytes : int, optional
+        Up to which size objects travel in the directory's messages (16 KiB by default); alike at
+        all ranks.
     trace : str or os.PathLike, optional
         A folder into which each rank writes what its engine is told and what it does, for
         ``hopcoll replay``. Without it nothing is written, and nothing is paid.
@@ -125,6 +128,7 @@ class Communicator(Groups):
         object_bytes: int | None = None,
         object_scratch: str | os.PathLike[str] | None = None,
         object_scratch_bytes: int | None = None,
+        inline_bytes: int | None = None,
         trace: str | os.PathLike[str] | None = None,
         trace_bytes: int | None = None,
         connect_timeout_s: float | None = None,
@@ -141,6 +145,7 @@ class Communicator(Groups):
             object_bytes=object_bytes,
             object_scratch=object_scratch,
             object_scratch_bytes=object_scratch_bytes,
+            inline_bytes=inline_bytes,
             trace=trace,
             trace_bytes=trace_bytes,
             connect_timeout_s=connect_timeout_s,

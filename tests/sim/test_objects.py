@@ -40,7 +40,7 @@ FILE_MODES = {
     },
 }
 #: Seeds within which each broken rule must be caught: of a mode, from where on, how many. Some need
-#: a death or two at one moment; where these seeds have moved to, a longer search finds out.
+#: a death or two at one moment.
 CAUGHT_WITHIN = {
     "roots": ("chains", 0, 2000),
     "settled": ("plain", 0, 500),
@@ -51,13 +51,14 @@ CAUGHT_WITHIN = {
     "transit": ("chains", 0, 2000),
     "waiters": ("plain", 0, 500),
     "alone": ("plain", 0, 100),
-    "seal": ("results", 1000, 500),
+    "seal": ("results", 0, 100),
     "attempt": ("results", 0, 1000),
-    "held": ("results", 100500, 500),
+    "held": ("results", 0, 1000),
     "caller": ("reductions", 0, 1000),
     "file": ("files, one", 5500, 500),
     "unread": ("files, bad", 0, 500),
     "stale": ("files", 5300, 500),
+    "failed": ("reductions", 0, 1000),
 }
 
 
