@@ -232,6 +232,7 @@ cdef class Engine_:
         settings.window = self.config.window_chunks
         settings.inline_bytes = self.config.inline_bytes
         settings.limit_bytes = self.config.object_bytes
+        settings.scratch_bytes = self.config.object_scratch_bytes
         settings.ended_max = ENDED_MAX
         if hub_open_store(&self.rt.hub, &settings, self.rt.engine.host) == NULL:
             raise MemoryError("objects: out of memory")

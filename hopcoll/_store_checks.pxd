@@ -2,6 +2,7 @@
 """A random world of stores, and what is checked in it; see _store_world.pyx."""
 from libc.stdint cimport int64_t, int32_t, uint64_t
 from hopcoll._network cimport Network, next_random
+from hopcoll._store_disk cimport Disk
 from hopcoll._store_state cimport *
 
 cdef enum:
@@ -30,6 +31,7 @@ cdef enum Violation:
     LIVELOCK = 10
     BROKEN = 11
     SPLIT = 12
+    OVER_LIMIT = 13
 
 cdef enum Fate:
     HERE = 0
@@ -43,6 +45,8 @@ cdef struct Note:             # something that a rank has called
     int32_t key
     int32_t seen              # its answer was checked
     int32_t kept              # the program still looks at the copy
+    int32_t drops             # ... and will let go of it
+    int32_t waits             # a put has no room yet
     int64_t known             # what its ref knew
     int64_t stamps_before     # of a deletion: stamps of that key that were accepted by then
 
@@ -97,6 +101,9 @@ cdef struct StoreWorld:
     Attempt attempts[ATTEMPTS]
     int64_t answers[7]
     int64_t letters           # sent before all was deleted at the end
+    int32_t with_disk
+    int32_t no_gets
+    Disk disk
     Note notes[NOTES]
 
 

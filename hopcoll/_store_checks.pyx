@@ -7,6 +7,7 @@ from hopcoll._entries cimport find_entry
 from hopcoll._items cimport find_item
 from hopcoll._network cimport NETWORK_FINE
 from hopcoll._store cimport store_let_go
+from hopcoll._store_disk cimport disk_files
 from hopcoll._store_state cimport *
 
 
@@ -216,7 +217,7 @@ cdef void check_failed(StoreWorld* world, Note* note) noexcept nogil:
     elif fine and why.reason == WHY_LOST:
         for r in range(world.size):
             disturbed = disturbed or not counts(world, r)
-        fine = disturbed
+        fine = disturbed or world.disk.failures > 0
     elif fine and why.reason == WHY_FULL:
         fine = world.stores[note.rank].settings.limit_bytes != LIMIT_BYTES
     elif fine:
@@ -296,10 +297,10 @@ cdef void check_answer(StoreWorld* world, Note* note) noexcept nogil:
             blame(world, WRONG_BYTES, note.rank, note.key)
             return
         check_read(world, note, ask.stamp)
-        if below(world, 4):
+        note.drops = below(world, 4) != 0
+        note.kept = not note.drops or world.with_disk
+        if not note.kept:
             store_let_go(world.stores[note.rank], ask.copy)
-        else:
-            note.kept = 1
     elif ask.status == ASK_OK and ask.kind == ASK_DELETE and counts(world, note.rank):
         for r in range(world.size):
             item = find_item(world.stores[r], &key) if counts(world, r) else NULL
@@ -355,6 +356,14 @@ cdef void check_pulls(StoreWorld* world) noexcept nogil:
                 blame(world, CIRCLE, r, k)
 
 
+cdef int64_t limit_of(const StoreWorld* world, int rank) noexcept nogil:
+    """One copy may be over it, for others who wait; and small ones that came in messages."""
+    cdef const StoreSettings* settings = &world.stores[rank].settings
+    return (settings.limit_bytes if not world.with_disk
+            else settings.limit_bytes + world.bytes_max if settings.inline_bytes == 0
+            else LIMIT_BYTES)
+
+
 cdef void check_world(StoreWorld* world) noexcept nogil:
     cdef int i, r
     for i in range(world.notes_count):
@@ -365,6 +374,10 @@ cdef void check_world(StoreWorld* world) noexcept nogil:
     for r in range(world.size):
         if acts(world, r) and world.stores[r].broken:
             blame(world, BROKEN, r, -1)
+        if acts(world, r) and world.stores[r].used_bytes > limit_of(world, r):
+            blame(world, OVER_LIMIT, r, -1)
+    if world.disk.strange:
+        blame(world, BROKEN, world.disk.strange - 1, -2)
     if world.network.error != NETWORK_FINE:
         blame(world, NETWORK, -1, world.network.error)
 
@@ -407,5 +420,9 @@ cdef void check_memory(StoreWorld* world) noexcept nogil:
             continue
         if (store.used_bytes or store.items_count or store.streams_used
                 or store.entries_count != store.ended_count or store.early != NULL
+                or store.wants != NULL or store.jobs != NULL or store.filed_bytes
+                or store.writing_bytes or store.reading or store.putting
+                or store.rescue != NULL or store.oldest != NULL
+                or disk_files(&world.disk, r)
                 or store.places != NULL or store.recipes != NULL or store.called != NULL):
             blame(world, LEAK, r, -1)

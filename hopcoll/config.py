@@ -69,8 +69,15 @@ class Config:
         call returns when all ranks have it. Environment: ``HOPCOLL_LATE_BYTES``.
     object_bytes : int, default 2147483648
         Memory for the objects that this rank holds (`Communicator.objects`), in bytes; 0 or more.
-        What does not fit is refused with an `ObjectStoreFullError`. Environment:
-        ``HOPCOLL_OBJECT_BYTES``.
+        Beyond it, copies that nothing uses go to files. Environment: ``HOPCOLL_OBJECT_BYTES``.
+    object_scratch : str or None, default None
+        The directory under which these files are made, in one of the job's; None is the one for
+        temporary files (``SLURM_TMPDIR``, ``TMPDIR``). They go when the communicator closes, and
+        those of a rank that was killed when ``hopcoll run`` ends. Environment:
+        ``HOPCOLL_OBJECT_SCRATCH``.
+    object_scratch_bytes : int, default 17179869184
+        How long a rank's files may be together, in bytes; 0: there are none. What then does not fit
+        is refused with an `ObjectStoreFullError`. Environment: ``HOPCOLL_OBJECT_SCRATCH_BYTES``.
     inline_bytes : int, default 32768
         Objects of at most so many bytes travel in the messages of the directory, larger ones are
         pulled from a rank that has them; 512 to 65536. Each rank has room for a message of this
@@ -100,6 +107,8 @@ class Config:
     detect_s: float | None = 30.0
     late_bytes: int = 64 << 20
     object_bytes: int = 2 << 30
+    object_scratch: str | None = None
+    object_scratch_bytes: int = 16 << 30
     inline_bytes: int = 32768
     trace: str | None = None
     trace_bytes: int = 256 << 20
@@ -139,6 +148,12 @@ class Config:
         if not 0 <= object_bytes < 1 << 62:
             raise ValueError(f"object_bytes must be 0 or more, not {object_bytes}")
         set_field(self, "object_bytes", object_bytes)
+        if self.object_scratch is not None:
+            set_field(self, "object_scratch", os.path.abspath(os.fspath(self.object_scratch)))
+        scratch_bytes = _integer("object_scratch_bytes", self.object_scratch_bytes)
+        if not 0 <= scratch_bytes < 1 << 62:
+            raise ValueError(f"object_scratch_bytes must be 0 or more, not {scratch_bytes}")
+        set_field(self, "object_scratch_bytes", scratch_bytes)
         inline_bytes = _integer("inline_bytes", self.inline_bytes)
         if not _INLINE_BYTES_MIN <= inline_bytes <= _INLINE_BYTES_MAX:
             raise ValueError(
@@ -229,6 +244,8 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "detect_s": ("HOPCOLL_DETECT_S", float),
     "late_bytes": ("HOPCOLL_LATE_BYTES", int),
     "object_bytes": ("HOPCOLL_OBJECT_BYTES", int),
+    "object_scratch": ("HOPCOLL_OBJECT_SCRATCH", str),
+    "object_scratch_bytes": ("HOPCOLL_OBJECT_SCRATCH_BYTES", int),
     "inline_bytes": ("HOPCOLL_INLINE_BYTES", int),
     "trace": ("HOPCOLL_TRACE", str),
     "trace_bytes": ("HOPCOLL_TRACE_BYTES", int),

@@ -57,7 +57,8 @@ def test_what_is_lost_is_said_to_be():
 
 
 def test_errors():
-    said = play("errors_of_all_kinds", settings={"HOPCOLL_OBJECT_BYTES": "100000"})
+    little = {"HOPCOLL_OBJECT_BYTES": "100000", "HOPCOLL_OBJECT_SCRATCH_BYTES": "0"}
+    said = play("errors_of_all_kinds", settings=little)
     for rank, seen in said.items():
         full = "ObjectStoreFullError"
         assert seen == {

@@ -31,12 +31,14 @@ def test_every_field_has_a_variable():
         "HOPCOLL_DETECT_S": "5",
         "HOPCOLL_LATE_BYTES": "100",
         "HOPCOLL_OBJECT_BYTES": "200",
+        "HOPCOLL_OBJECT_SCRATCH": "/scratch",
+        "HOPCOLL_OBJECT_SCRATCH_BYTES": "300",
         "HOPCOLL_INLINE_BYTES": "1024",
         "HOPCOLL_TRACE": "/traces",
         "HOPCOLL_TRACE_BYTES": "65536",
         "HOPCOLL_CONNECT_TIMEOUT_S": "7",
     }
-    taken = (128, 3, 0, "inline", 2.5, 5.0, 100, 200, 1024, "/traces", 65536, 7.0)
+    taken = (128, 3, 0, "inline", 2.5, 5.0, 100, 200, "/scratch", 300, 1024, "/traces", 65536, 7.0)
     assert dataclasses.astuple(Config.collect(environ)) == taken
     assert Config.collect({"HOPCOLL_DETECT_S": "inf"}).detect_s is None
 
