@@ -26,6 +26,10 @@ FILE_MODES = {
     "files": {**FILES, "limit_bytes": 200, "leaves": 1, "inline_bytes": 0},
     "files, alive": {**FILES, "limit_bytes": 400, "deaths": 0},
     "files, bad": {"limit_bytes": 300, "scratch_bytes": 400, "disk_fails": 6, "losses": 1},
+    "files, bad, few": {
+        **{"limit_bytes": 200, "scratch_bytes": 200, "disk_fails": 3, "inline_bytes": 0},
+        **{"leaves": 2, "keys": 3, "calls": 60},
+    },
     "files, reductions": {
         **{**FILES, "limit_bytes": 600, "inline_bytes": 0},
         **{"deaths": 2, "reduces": 5, "keys": 4},
@@ -57,7 +61,7 @@ CAUGHT_WITHIN = {
     "caller": ("reductions", 0, 1000),
     "file": ("files, one", 5500, 500),
     "unread": ("files, bad", 0, 500),
-    "stale": ("files", 5300, 500),
+    "stale": ("files, bad, few", 3600, 200),
     "failed": ("reductions", 0, 1000),
 }
 

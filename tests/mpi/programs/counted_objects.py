@@ -56,6 +56,7 @@ def counted(comm: hopcoll.Communicator) -> dict[str, object]:
     seen["again"] = float(objects.get(ref, timeout_s=LIMIT_S)[0]) == 5
     del ref
     seen["then"] = until_used(comm, 0) == 0
+    comm.Barrier()  # small ones are at their owners, too
     for _ in range(300):
         objects.put(np.ones(10))
     seen["many"] = until_used(comm, 0) == 0 and objects.stats()["objects"] < 10
