@@ -123,20 +123,21 @@ cdef void on_deleted(Store* store, Item* item) noexcept nogil:
 
 
 cdef void wait_at_owner(Store* store, Item* item, int kind) noexcept nogil:
-    """A letter for all gets, or all waits, that none has spoken for since they were called."""
+    """A letter for all gets, or all waits, that none has spoken for since they were called.  Its
+    number is new in the store: an item may go and come again while an answer is under way."""
     cdef Ask* ask = item.asks
-    item.sent += 1
+    store.waits += 1
     while ask != NULL:
         if ask.kind == kind and ask.serial == 0:
-            ask.serial = item.sent
+            ask.serial = store.waits
         ask = ask.next
     if kind == ASK_GET:
-        item.asked = item.sent
+        item.asked = store.waits
     elif kind == ASK_LOOK:
-        item.looked = item.sent
+        item.looked = store.waits
     else:
-        item.scouted = item.sent
-    tell_waiting(store, item, kind, item.sent)
+        item.scouted = store.waits
+    tell_waiting(store, item, kind, store.waits)
 
 
 cdef void wait_anew(Store* store, Item* item) noexcept nogil:

@@ -148,7 +148,6 @@ cdef void end_lost(Store* store, Entry* entry) noexcept nogil:
     while entry.holders != NULL:
         tell(store, entry, entry.holders.rank, LETTER_LOST, entry.holders.stamp)
         drop_holder(store, entry, entry.holders)
-    tell_waiters(store, entry, LETTER_LOST, entry.stamp)
 
 
 cdef const Copy* own_copy(Store* store, const Entry* entry) noexcept nogil:
@@ -370,12 +369,11 @@ cdef void decide(Store* store, Entry* entry) noexcept nogil:
             store.counters.lost += 1
         if entry.state == ENTRY_DELETED:
             tell_waiters(store, entry, LETTER_DELETED, entry.stamp)
-        elif entry.state == ENTRY_LOST:
-            tell_waiters(store, entry, LETTER_LOST, entry.stamp)
-        elif entry.state == ENTRY_FAILED:
+        elif entry.state == ENTRY_LOST or entry.state == ENTRY_FAILED:
             # Its caller has to forget it first, or would have a new owner try once more.
             if not entry.caller or store.settings.sabotage & BREAK_FAILED:
-                tell_waiters(store, entry, LETTER_FAILED, entry.stamp)
+                tell_waiters(store, entry, LETTER_LOST if entry.state == ENTRY_LOST
+                             else LETTER_FAILED, entry.stamp)
         elif (entry.waiters == NULL and entry.recipe == NULL and not entry.noted
               and not entry.caller):
             free_entry(store, entry)
@@ -385,6 +383,7 @@ cdef void decide(Store* store, Entry* entry) noexcept nogil:
             decide(store, entry)
     elif not entry.unsealed and is_lost(store, entry):
         end_lost(store, entry)
+        decide(store, entry)
     else:
         give_locations(store, entry)
 

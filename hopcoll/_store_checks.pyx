@@ -196,7 +196,7 @@ cdef void check_ended(StoreWorld* world, const Note* note) noexcept nogil:
     if note.ask.status == ASK_FAILED and reduction.read and somebody_knows(
             world, find_attempt(world, reduction.read)):
         blame(world, SPLIT, note.rank, note.key)
-    for r in range(world.size if note.ask.status == ASK_FAILED else 0):
+    for r in range(world.size):
         called = world.stores[r].called if counts(world, r) else NULL
         while called != NULL:
             if key_equal(&called.key, &note.ask.key):

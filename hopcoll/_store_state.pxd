@@ -190,7 +190,6 @@ cdef struct Item:             # what this rank has to do with a key
     int64_t stamp             # of the copy
     int64_t nbytes
     int64_t have              # chunks of the copy
-    int64_t sent              # the number of the last letter by which something waits
     Grid grid
     Copy* copy
     Stream* pull
@@ -443,6 +442,7 @@ cdef struct Store:
     int32_t item_buckets
     int32_t entry_buckets
     int64_t serial            # stamps given
+    int64_t waits             # letters by which something waits
     Entry* ended_first        # of the keys that were deleted or lost
     Entry* ended_last
     int64_t used_bytes        # of all copies
