@@ -54,10 +54,11 @@ cdef bint is_unwanted(const Item* item) noexcept nogil:
                                           and not has_ask(item, ASK_GET))
 
 
-cdef void decline(Store* store, Item* item, int64_t stamp) noexcept nogil:
-    item.asked = 0
+cdef void decline(Store* store, Item* item, const Letter* letter) noexcept nogil:
+    if letter.serial >= item.asked:
+        item.asked = 0
     serves_close(store, item, False)
-    tell_owner(store, item, LETTER_DROPPED, stamp, -1)
+    tell_owner(store, item, LETTER_DROPPED, letter.stamp, -1)
 
 
 cdef void on_name(Store* store, Item* item, const Letter* letter,
@@ -65,12 +66,13 @@ cdef void on_name(Store* store, Item* item, const Letter* letter,
     """The owner says from where to pull.  Without room the item is a partial copy, with nothing
     yet, until there is some, or none to come."""
     cdef Copy* copy = NULL
+    if (item.state == ITEM_NONE and letter.serial == 0
+            and not store.settings.sabotage & BREAK_STALE):
+        return                             # we had a part, and have told that it is dropped
     if is_unwanted(item):
-        decline(store, item, letter.stamp)
+        decline(store, item, letter)
         return
     if item.state == ITEM_NONE:
-        if letter.serial == 0 and not store.settings.sabotage & BREAK_STALE:
-            return                         # we had a part, and have told that it is dropped
         if has_room(store, letter.nbytes):
             copy = copy_new(store, letter.nbytes)
         fill_item(store, item, ITEM_PARTIAL, letter.stamp, copy, letter.nbytes, meta,
@@ -94,10 +96,10 @@ cdef void on_have(Store* store, Item* item, const Letter* letter,
     before these have."""
     cdef Copy* copy = NULL
     cdef bint is_new = item.state == ITEM_NONE
-    if is_unwanted(item):
-        decline(store, item, letter.stamp)
-        return
     if is_new and letter.serial == 0 and not store.settings.sabotage & BREAK_STALE:
+        return
+    if is_unwanted(item):
+        decline(store, item, letter)
         return
     if not is_new and (item.state != ITEM_PARTIAL or item.stamp != letter.stamp
                        or item.pull != NULL):
