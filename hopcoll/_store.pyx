@@ -54,11 +54,10 @@ cdef bint is_unwanted(const Item* item) noexcept nogil:
                                           and not has_ask(item, ASK_GET))
 
 
-cdef void decline(Store* store, Item* item, const Letter* letter) noexcept nogil:
-    if letter.serial >= item.asked:
-        item.asked = 0
+cdef void decline(Store* store, Item* item, int64_t stamp) noexcept nogil:
+    item.asked = 0                         # the owner took a later letter for answered, too
     serves_close(store, item, False)
-    tell_owner(store, item, LETTER_DROPPED, letter.stamp, -1)
+    tell_owner(store, item, LETTER_DROPPED, stamp, -1)
 
 
 cdef void on_name(Store* store, Item* item, const Letter* letter,
@@ -70,7 +69,7 @@ cdef void on_name(Store* store, Item* item, const Letter* letter,
             and not store.settings.sabotage & BREAK_STALE):
         return                             # we had a part, and have told that it is dropped
     if is_unwanted(item):
-        decline(store, item, letter)
+        decline(store, item, letter.stamp)
         return
     if item.state == ITEM_NONE:
         if has_room(store, letter.nbytes):
@@ -99,7 +98,7 @@ cdef void on_have(Store* store, Item* item, const Letter* letter,
     if is_new and letter.serial == 0 and not store.settings.sabotage & BREAK_STALE:
         return
     if is_unwanted(item):
-        decline(store, item, letter)
+        decline(store, item, letter.stamp)
         return
     if not is_new and (item.state != ITEM_PARTIAL or item.stamp != letter.stamp
                        or item.pull != NULL):
