@@ -30,6 +30,7 @@ from hopcoll import _scratch
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t write(int, const void*, size_t)
+    int close(int)
 
 cdef enum:
     BELLS_MAX = 16
@@ -42,6 +43,8 @@ cdef enum:
     STARTING_NS = 200000      # what a busy start may make of the latency, at most
     UNKNOWN_NS = 50000        # before anything is measured: 50 us, and
     UNKNOWN_BYTES_PER_MS = 1250000    # ... 10 Gbit/s
+
+cdef bytes END = _scratch.END
 
 #: What an ask may be about, and how it may have ended.
 PUT, GET, LOOK, DELETE = ASK_PUT, ASK_GET, ASK_LOOK, ASK_DELETE
@@ -259,8 +262,22 @@ cdef class Keeper:
             self.refs_left.clear()             # what would ask for them needs us alive
             self.reap()
         if self.bells != NULL and self.bells.disk >= 0:
-            os.close(self.bells.disk)
+            self.end_worker()
         free(self.bells)
+
+    cdef void end_worker(self) noexcept:
+        """By a byte, too: a child of a fork that we do not know of may have the pipe open."""
+        write(self.bells.disk, <const char*>END, 1)
+        close(self.bells.disk)
+        self.bells.disk = -1
+
+    def abandon(self):
+        """In the child of a fork: the pipe and the lock of the files are the parent's."""
+        if self.bells.disk >= 0:
+            close(self.bells.disk)
+            self.bells.disk = -1
+        if self.scratch is not None:
+            self.scratch.abandon()
 
     def close(self):
         """After the store has left: ends the thread, if the disk does not hang, and removes the
@@ -271,8 +288,7 @@ cdef class Keeper:
             lock(&self.engine.rt)
             self.store.disk = NULL
             unlock(&self.engine.rt)
-        os.close(self.bells.disk)
-        self.bells.disk = -1
+        self.end_worker()
         self.worker.join(ENDING_S)
         if not self.worker.is_alive():
             self.worker = None
@@ -379,11 +395,17 @@ cdef class Keeper:
             lock(&self.engine.rt)
             store_reserve(self.store, waiting.ask, nbytes)
             unlock(&self.engine.rt)
-        if not self.turn_until(&waiting.ask.want.result, timeout_s):
+        try:
+            roomed = self.turn_until(&waiting.ask.want.result, timeout_s)
+        except BaseException:
+            self.withdraw(waiting)
+            raise
+        if not roomed:
+            self.withdraw(waiting)
             return waiting
         copy = waiting.ask.copy
         if copy == NULL:
-            waiting.ask.status = ASK_FULL
+            waiting.ask.status = ASK_CLOSED if self.store.left else ASK_FULL
             waiting.ask.result.complete = 1
         with nogil:
             if copy != NULL and nbytes:
@@ -394,6 +416,15 @@ cdef class Keeper:
                 store_put(self.store, waiting.ask)
                 unlock(&self.engine.rt)
         return waiting
+
+    cdef void withdraw(self, Waiting waiting) noexcept:
+        """Now, since room that it gets later would be kept from others until our next call."""
+        if self.engine.abandoned:
+            return
+        with nogil:
+            lock(&self.engine.rt)
+            store_withdraw(self.store, waiting.ask)
+            unlock(&self.engine.rt)
 
     @property
     def inputs_max(self):

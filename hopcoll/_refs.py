@@ -12,6 +12,15 @@ if TYPE_CHECKING:
 __all__ = ["ObjectRef", "check_ref", "ref_of"]
 
 _KEY_BYTES = 16
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_parent=_count_fork)
 
 
 class ObjectRef:
@@ -22,7 +31,8 @@ class ObjectRef:
     A ref without a name that was never pickled cannot be anywhere else: when the program drops the
     last such ref to what it put or had reduced, the object is deleted everywhere, from this rank's
     next call on. The ref of a result has the refs of its inputs. An object whose ref was pickled
-    or has a name may be wanted by others that nobody can count, and stays until `Objects.delete`.
+    or has a name, or that lived when this process forked, may be wanted by others that nobody can
+    count, and stays until `Objects.delete`.
 
     Parameters
     ----------
@@ -112,17 +122,19 @@ class ObjectRef:
 class _Claim:
     """What all refs of this process to an object without a name have, and with them goes."""
 
-    __slots__ = ("keeper", "key", "left")
+    __slots__ = ("forks", "keeper", "key", "left")
 
     def __init__(self, key: bytes) -> None:
         self.key = key
+        #: How often the process had forked: a later child has the refs, too.
+        self.forks = _forks
         #: A ref was pickled, and may be anywhere.
         self.left = False
         self.keeper: Keeper | None = None
 
     def __del__(self) -> None:
         # Anywhere, and at any time: only put aside.
-        if self.keeper is not None and not self.left:
+        if self.keeper is not None and not self.left and self.forks == _forks:
             self.keeper.refs_left.append(self.key)
 
 

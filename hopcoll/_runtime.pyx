@@ -595,17 +595,21 @@ cdef class Engine_:
                 break
         self.stop_thread()
         with nogil:
+            lock(&self.rt)                 # the thread for files takes jobs until the store closes
             store_leave(hub_store(&self.rt.hub))
             if self.rt.trace != NULL:
                 trace_mark(self.rt.trace, REC_LEAVE)
             engine_leave(self.rt.engine)
+            unlock(&self.rt)
         # Others may wait for something of ours: they are given voids until they have heard.
         begin = clock_us()
         until = max(begin if interrupt is not None else until, begin + 5000000)
         while not self.rt.engine.broken and clock_us() < until:
             with nogil:
+                lock(&self.rt)
                 turn(&self.rt)
                 heard = engine_may_go(self.rt.engine)
+                unlock(&self.rt)
             if heard:
                 break
             with nogil:

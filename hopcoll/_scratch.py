@@ -1,10 +1,11 @@
 """Files for objects that have no room in memory, and the thread that writes and reads them.
 
-One directory a rank, ``<scratch>/hopcoll-<job>/rank-<rank>-<process>``, with one plain file an
-object; it is made when the first is written and goes when the communicator closes. A lock
-in it, which the kernel gives back whatever ends a process, tells a dead rank's directory from that
-of one that lives: those go when the launcher ends, when another rank of the host closes, or
-when the next job writes there.
+One directory a store, ``<scratch>/hopcoll-<job>/rank-<rank>-<process>-<number>@<host>``, with one
+plain file an object; it is made when the first is written and goes when the communicator closes.
+A lock in it, which the kernel gives back whatever ends a process, tells a dead rank's directory
+from that of one that lives: those go when the launcher of their host ends, when another rank of the
+host closes, or when the next job writes there. On a file system that hosts share, a lock may be
+known to its own host alone, so those of other hosts are left.
 
 The store knows no disk (`hopcoll._spills`). It leaves jobs for one thread of Python's, asleep in a
 read until there are some; nothing else waits for a disk that hangs.
@@ -14,11 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import shutil
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,12 +29,19 @@ from typing import Any
 
 import xxhash
 
-__all__ = ["JOB_VARIABLE", "Scratch", "job_folder", "start", "sweep"]
+__all__ = ["END", "JOB_VARIABLE", "Scratch", "job_folder", "start", "sweep"]
 
 #: How a launcher tells its ranks which job they are of.
 JOB_VARIABLE = "HOPCOLL_JOB"
+#: The byte that ends the thread.
+END = b"e"
 _LOCK = "lock"
 _WRITE_BYTES_MAX = 1 << 30
+#: How often, and how long apart, a directory is made anew that another rank's sweep has taken.
+_TRIES = 100
+_PAUSE_S = 0.01
+
+_numbers = itertools.count()
 
 
 class Scratch:
@@ -46,7 +56,7 @@ class Scratch:
     """
 
     def __init__(self, base: str | None, rank: int) -> None:
-        name = f"rank-{rank}-{os.getpid()}"
+        name = f"rank-{rank}-{os.getpid()}-{next(_numbers)}@{_host()}"
         self.path = job_folder(base, os.environ) / name
         #: Why a file could not be written, or read, last.
         self.error = ""
@@ -66,13 +76,13 @@ class Scratch:
         path = self._file(number)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            done = 0
-            while done < len(data):
-                done += os.write(file, data[done : done + _WRITE_BYTES_MAX])
-            os.close(file)
-        except OSError:
-            with contextlib.suppress(OSError):
+            try:
+                done = 0
+                while done < len(data):
+                    done += os.write(file, data[done : done + _WRITE_BYTES_MAX])
+            finally:
                 os.close(file)
+        except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(path)
             raise
@@ -118,21 +128,52 @@ class Scratch:
             self.path.parent.rmdir()
         sweep(self.path.parent.parent)
 
+    def abandon(self) -> None:
+        """Let go of all, in the child of a fork: what is there is the parent's. Local."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
     def _file(self, number: int) -> Path:
         return self.path / f"{number}.object"
 
     def _make(self) -> None:
         sweep(self.path.parent.parent)
+        for left in reversed(range(_TRIES)):
+            try:
+                self._lock = self._make_once()
+                return
+            except (BlockingIOError, FileNotFoundError):
+                # Who sweeps came before the lock was ours, and is about to end.
+                if not left:
+                    raise
+                time.sleep(_PAUSE_S)
+
+    def _make_once(self) -> int:
         self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
         self.path.mkdir(0o700, exist_ok=True)
         lock = os.open(self.path / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (self.path / _LOCK).stat()  # who sweeps may have been here before the lock was
+            if not _is_at(lock, self.path / _LOCK):
+                raise FileNotFoundError(f"{self.path / _LOCK} was removed while it was made")
         except OSError:
             os.close(lock)
             raise
-        self._lock = lock
+        return lock
+
+
+def _host() -> str:
+    return _plain(os.uname().nodename)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file is the one at a path: it may have been removed, and made anew."""
+    return os.path.samestat(os.fstat(file), os.stat(path))
 
 
 def _checksum(data: memoryview) -> int:
@@ -158,18 +199,18 @@ def job_folder(base: str | None, environ: Mapping[str, str]) -> Path:
         base = environ.get("SLURM_TMPDIR") or environ.get("TMPDIR") or tempfile.gettempdir()
     names = (environ.get(name, "") for name in (JOB_VARIABLE, "PMIX_NAMESPACE", "SLURM_JOB_ID"))
     job = next(filter(None, names), f"process-{os.getpid()}")
-    return Path(base) / f"hopcoll-{re.sub(r'[^A-Za-z0-9._-]', '-', job)}"
+    return Path(base) / f"hopcoll-{_plain(job)}"
 
 
 def sweep(base: Path) -> None:
-    """Remove what dead ranks have left under a directory, those of this user. Local, blocking.
+    """Remove what dead ranks of this host and user have left under a directory. Local, blocking.
 
     Parameters
     ----------
     base : Path
         A scratch directory; if it is not there, nothing is done.
     """
-    for lock in base.glob(f"hopcoll-*/rank-*/{_LOCK}"):
+    for lock in base.glob(f"hopcoll-*/rank-*@{_host()}/{_LOCK}"):
         try:
             file = os.open(lock, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
@@ -177,8 +218,9 @@ def sweep(base: Path) -> None:
         try:
             if os.fstat(file).st_uid == os.geteuid():
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent, ignore_errors=True)
-                lock.parent.parent.rmdir()
+                if _is_at(file, lock):
+                    shutil.rmtree(lock.parent, ignore_errors=True)
+                    lock.parent.parent.rmdir()
         except OSError:
             pass  # its rank lives, or another one's files are there
         finally:
@@ -198,7 +240,7 @@ def start(keeper: Any, scratch: Scratch) -> tuple[threading.Thread, int]:
 
 def _work(keeper_of: Any, scratch: Scratch, wakes: int) -> None:
     try:
-        while os.read(wakes, 64):
+        while (rung := os.read(wakes, 64)) and END not in rung:
             keeper = keeper_of()
             while keeper is not None and (job := keeper.take_job()) is not None:
                 _do(keeper, scratch, *job)
@@ -219,7 +261,7 @@ def _do(
         else:
             scratch.remove(number)
         failed = False
-    except OSError as error:
+    except Exception as error:  # the thread has to live as long as there are jobs
         scratch.error = f"{type(error).__name__}: {error}"
     finally:
         keeper.end_job(job, checksum, failed)

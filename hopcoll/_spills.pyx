@@ -212,7 +212,8 @@ cdef bint is_rescued(const Store* store) noexcept nogil:
 
 
 cdef bint room_due(const Store* store) noexcept nogil:
-    return store.wants != NULL or store.used_bytes > store.settings.limit_bytes
+    return (store.wants != NULL or store.rescue != NULL
+            or store.used_bytes > store.settings.limit_bytes)
 
 
 cdef bint room_step(Store* store) noexcept nogil:
@@ -278,6 +279,7 @@ cdef void was_read(Store* store, Item* item, Job* job) noexcept nogil:
         return
     if job.failed:
         job.kind = JOB_REMOVE
+        item.file = 0
         store.counters.unread += 1
         lose_copy(store, item)
         return
@@ -291,7 +293,6 @@ cdef void was_read(Store* store, Item* item, Job* job) noexcept nogil:
 cdef void lose_copy(Store* store, Item* item) noexcept nogil:
     """Its file was the copy, and cannot be read: whoever waits for it asks the owner."""
     cdef int64_t stamp = item.stamp
-    item.file = 0
     drop_copy(store, item)
     if not store.settings.sabotage & BREAK_UNREAD:
         tell_owner(store, item, LETTER_DROPPED, stamp, -1)
@@ -322,12 +323,18 @@ cdef void job_ended(Store* store, Job* job) noexcept nogil:
         give_memory(store, job)
 
 
-cdef void jobs_free(Store* store) noexcept nogil:
-    """Those that nobody has taken."""
-    cdef Job* job
-    while store.jobs != NULL:
-        job = store.jobs
-        store.jobs = job.next
+cdef void free_jobs(Store* store, Job* job) noexcept nogil:
+    cdef Job* next
+    while job != NULL:
+        next = job.next
         if job.copy != NULL and job.kind != JOB_REMOVE:
             copy_let_go(store, job.copy)
         give_memory(store, job)
+        job = next
+
+
+cdef void jobs_free(Store* store) noexcept nogil:
+    """Those that nobody has taken, and those of whose end nobody was told."""
+    free_jobs(store, store.jobs)
+    free_jobs(store, store.ended)
+    store.jobs = store.ended = NULL

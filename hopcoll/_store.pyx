@@ -55,7 +55,7 @@ cdef bint is_unwanted(const Item* item) noexcept nogil:
 
 
 cdef void decline(Store* store, Item* item, int64_t stamp) noexcept nogil:
-    item.asked = 0
+    item.asked = 0                         # the owner took a later letter for answered, too
     serves_close(store, item, False)
     tell_owner(store, item, LETTER_DROPPED, stamp, -1)
 
@@ -65,12 +65,13 @@ cdef void on_name(Store* store, Item* item, const Letter* letter,
     """The owner says from where to pull.  Without room the item is a partial copy, with nothing
     yet, until there is some, or none to come."""
     cdef Copy* copy = NULL
+    if (item.state == ITEM_NONE and letter.serial == 0
+            and not store.settings.sabotage & BREAK_STALE):
+        return                             # we had a part, and have told that it is dropped
     if is_unwanted(item):
         decline(store, item, letter.stamp)
         return
     if item.state == ITEM_NONE:
-        if letter.serial == 0 and not store.settings.sabotage & BREAK_STALE:
-            return                         # we had a part, and have told that it is dropped
         if has_room(store, letter.nbytes):
             copy = copy_new(store, letter.nbytes)
         fill_item(store, item, ITEM_PARTIAL, letter.stamp, copy, letter.nbytes, meta,
@@ -94,10 +95,10 @@ cdef void on_have(Store* store, Item* item, const Letter* letter,
     before these have."""
     cdef Copy* copy = NULL
     cdef bint is_new = item.state == ITEM_NONE
+    if is_new and letter.serial == 0 and not store.settings.sabotage & BREAK_STALE:
+        return
     if is_unwanted(item):
         decline(store, item, letter.stamp)
-        return
-    if is_new and letter.serial == 0 and not store.settings.sabotage & BREAK_STALE:
         return
     if not is_new and (item.state != ITEM_PARTIAL or item.stamp != letter.stamp
                        or item.pull != NULL):

@@ -321,6 +321,8 @@ class Communicator(Groups):
         for one in (self, *self._branches):
             one._forked = True
             one._engine.abandon()
+        if self._store is not None:
+            self._store._keeper.abandon()
 
 
 def _make_engine(comm: Any, config: Config) -> Any:

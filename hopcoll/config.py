@@ -72,9 +72,10 @@ class Config:
         Beyond it, copies that nothing uses go to files. Environment: ``HOPCOLL_OBJECT_BYTES``.
     object_scratch : str or None, default None
         The directory under which these files are made, in one of the job's; None is the one for
-        temporary files (``SLURM_TMPDIR``, ``TMPDIR``). They go when the communicator closes, and
-        those of a rank that was killed when ``hopcoll run`` ends. Environment:
-        ``HOPCOLL_OBJECT_SCRATCH``.
+        temporary files (``SLURM_TMPDIR``, ``TMPDIR``). They go when the communicator closes. Those
+        of a rank that was killed go when ``hopcoll run`` ends, if they are on its host and this was
+        set by the environment or not at all; else when a rank of the host that has such files next
+        begins or closes. Environment: ``HOPCOLL_OBJECT_SCRATCH``.
     object_scratch_bytes : int, default 17179869184
         How long a rank's files may be together, in bytes; 0: there are none. What then does not fit
         is refused with an `ObjectStoreFullError`. Environment: ``HOPCOLL_OBJECT_SCRATCH_BYTES``.

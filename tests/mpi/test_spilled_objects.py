@@ -91,6 +91,17 @@ def test_a_disk_that_hangs(tmp_path):
     assert said[1] == said[2] == total
 
 
+def test_what_came_back_over_the_limit(tmp_path):
+    said = spill(tmp_path, "rescued", ranks=2)
+    assert all(seen == {"right": True} for seen in said.values()), said
+
+
+def test_a_fork(tmp_path):
+    said = spill(tmp_path, "forked", ranks=1)
+    assert said[0] == {"code": 0, "right": True}
+    assert not list(tmp_path.glob("scratch/*"))
+
+
 def test_the_end_removes_the_files(tmp_path):
     said = spill(tmp_path, "left_open", ranks=2)
     assert all(seen["files"] for seen in said.values())

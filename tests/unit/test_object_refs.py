@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 
 import numpy as np
@@ -136,6 +137,19 @@ def test_a_ref_to_nothing_takes_nothing_along():
     deleted._held_by(None)
     del deleted
     assert keeper.refs_left == []
+
+
+def test_what_the_child_of_a_fork_has_stays():
+    keeper = Keeper()
+    before = held(keeper)
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    after = held(keeper)
+    key = after._key
+    del before, after
+    assert keeper.refs_left == [key]
 
 
 def test_refs_in_a_circle_of_garbage():

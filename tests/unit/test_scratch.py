@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,7 +75,8 @@ def test_a_disk_that_is_full_leaves_no_part_of_a_file(scratch, monkeypatch):
 
 def test_the_end_removes_everything(scratch, tmp_path):
     scratch.write(1, memoryview(b"x"))
-    assert scratch.path == tmp_path / "hopcoll-job" / f"rank-3-{os.getpid()}"
+    assert scratch.path.parent == tmp_path / "hopcoll-job"
+    assert scratch.path.name.startswith(f"rank-3-{os.getpid()}-")
     assert scratch.path.stat().st_mode & 0o77 == 0
     scratch.close()
     assert os.listdir(tmp_path) == []
@@ -105,6 +108,54 @@ def test_the_dead_are_swept_and_the_living_are_not(scratch, tmp_path):
     other.communicate()
     sweep(tmp_path)
     assert os.listdir(tmp_path) == ["hopcoll-job"]
+    assert (scratch.path / "1.object").exists()
+
+
+def test_two_stores_of_one_process(scratch, tmp_path):
+    scratch.write(1, memoryview(b"x"))
+    other = Scratch(str(tmp_path), 3)
+    other.write(1, memoryview(b"y"))
+    other.close()
+    assert (scratch.path / "1.object").read_bytes() == b"x"
+
+
+def test_those_of_other_hosts_are_left(tmp_path):
+    other = tmp_path / "hopcoll-job" / "rank-3-1-0@another"
+    other.mkdir(parents=True)
+    (other / "lock").touch()
+    sweep(tmp_path)
+    assert (other / "lock").exists()
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_sweep_while_the_directory_is_made(scratch, monkeypatch, locked):
+    flock, times = fcntl.flock, []
+
+    def flock_late(file, how):
+        times.append(file)
+        if len(times) < 3:
+            shutil.rmtree(scratch.path)
+            if locked:
+                raise BlockingIOError
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    scratch.write(1, memoryview(b"x"))
+    assert len(times) == 3
+    assert sorted(os.listdir(scratch.path)) == ["1.object", "lock"]
+
+
+def test_a_lock_that_is_another_by_now_is_left(scratch, tmp_path, monkeypatch):
+    scratch.write(1, memoryview(b"x"))
+    flock = fcntl.flock
+
+    def flock_late(file, how):
+        (scratch.path / "lock").unlink()
+        (scratch.path / "lock").touch()
+
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    sweep(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", flock)
     assert (scratch.path / "1.object").exists()
 
 
@@ -142,6 +193,7 @@ def test_the_thread_does_jobs_and_tells_what_failed(scratch):
     back = bytearray(3)
     keeper = Keeper(
         [
+            (0, "write", 0, None, 0),
             (1, "write", 1, memoryview(b"abc"), 0),
             (2, "read", 1, memoryview(back), 5),
             (3, "remove", 1, None, 0),
@@ -151,10 +203,13 @@ def test_the_thread_does_jobs_and_tells_what_failed(scratch):
     thread, wake = _scratch.start(keeper, scratch)
     os.write(wake, b"j")
     limit_s = time.monotonic() + 20
-    while len(keeper.ended) < 4 and time.monotonic() < limit_s:
+    while len(keeper.ended) < 5 and time.monotonic() < limit_s:
         thread.join(0.01)
+    child = os.dup(wake)  # as a fork has it
+    os.write(wake, _scratch.END)
     os.close(wake)
     thread.join()
-    assert keeper.ended == [(1, False), (2, True), (3, False), (4, True)]
+    os.close(child)
+    assert keeper.ended == [(0, True), (1, False), (2, True), (3, False), (4, True)]
     assert back == b"abc"
     assert scratch.error.startswith("FileNotFoundError: ")

@@ -230,6 +230,52 @@ def hung(comm: hopcoll.Communicator) -> dict[str, object]:
 
 
 @scene
+def rescued(comm: hopcoll.Communicator) -> dict[str, object]:
+    """What comes back over the limit, for another, is also ours once memory is free again."""
+    objects, room = comm.objects, comm.objects.stats()["limit_bytes"] // NBYTES
+    begun, end = threading.Event(), threading.Event()
+    if comm.rank == 0:
+        read = _scratch.Scratch.read
+
+        def read_late(self: _scratch.Scratch, number: int, data: memoryview, checksum: int) -> None:
+            begun.set()
+            end.wait()
+            read(self, number, data, checksum)
+
+        _scratch.Scratch.read = read_late
+        for i in range(room + 1):
+            objects.put(pattern(i, COUNT), f"name {i}")
+        views = [objects.get(f"name {i}", timeout_s=LIMIT_S) for i in range(1, room + 1)]
+    comm.Barrier()
+    if comm.rank == 0:
+        while not begun.is_set():
+            objects._keeper.turn()
+        views.clear()
+        for i in range(1, room + 1):
+            objects.delete(f"name {i}", timeout_s=LIMIT_S)
+        end.set()
+    right = is_right(objects.get("name 0", timeout_s=LIMIT_S), 0, COUNT)
+    comm.Barrier()
+    return {"right": right}
+
+
+@scene
+def forked(comm: hopcoll.Communicator) -> dict[str, object]:
+    """A child does not have the lock of its parent's files, and leaves them alone."""
+    objects, room = comm.objects, comm.objects.stats()["limit_bytes"] // NBYTES
+    for i in range(2 * room):
+        objects.put(pattern(i, COUNT), f"{comm.rank} {i}")
+    lock = objects._keeper.scratch.path / "lock"
+    child = os.fork()
+    if not child:
+        files = [Path(f"/proc/self/fd/{file}").resolve() for file in os.listdir("/proc/self/fd")]
+        os.read(stay, 1)  # as long as the parent lives
+        os._exit(lock in files)
+    code = os.waitpid(child, 0)[1]
+    return {"code": code, "right": is_right(objects.get(f"{comm.rank} 0"), 0, COUNT)}
+
+
+@scene
 def left_open(comm: hopcoll.Communicator) -> dict[str, object]:
     """Nothing is deleted, and views are held to the end."""
     objects, room = comm.objects, comm.objects.stats()["limit_bytes"] // NBYTES
