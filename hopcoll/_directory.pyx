@@ -142,11 +142,13 @@ cdef bint is_lost(Store* store, const Entry* entry) noexcept nogil:
 
 
 cdef void end_lost(Store* store, Entry* entry) noexcept nogil:
-    """No complete copy is left; what there is of it is thrown away."""
+    """No complete copy is left; what there is of it is thrown away.  Who has a part of a result
+    waits here once more, since it is not to be told yet."""
     enter_state(store, entry, ENTRY_LOST)
     store.counters.lost += 1
     while entry.holders != NULL:
-        tell(store, entry, entry.holders.rank, LETTER_LOST, entry.holders.stamp)
+        tell(store, entry, entry.holders.rank, LETTER_RETRY if entry.caller else LETTER_LOST,
+             entry.holders.stamp)
         drop_holder(store, entry, entry.holders)
 
 
