@@ -109,7 +109,7 @@ cdef void end_recipe(Store* store, Entry* entry, int state) noexcept nogil:
 
 
 cdef void list_ended(Store* store, Entry* entry) noexcept nogil:
-    """Behind those that ended before it; if nobody can name it in front, to be forgotten at once."""
+    """Behind those that ended before; if nobody can name it in front, to be forgotten at once."""
     store.ended_count += 1
     entry.older = NULL if entry.unnamed else store.ended_last
     entry.newer = store.ended_first if entry.unnamed else NULL
