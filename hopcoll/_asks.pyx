@@ -93,7 +93,13 @@ cdef void register(Store* store, Item* item) noexcept nogil:
     if item.scouted:
         tell_waiting(store, item, ASK_SCOUT, item.scouted)
     if item.deleting:
-        tell_owner(store, item, LETTER_DELETE, 0, -1)
+        tell_delete(store, item)
+
+
+cdef void tell_delete(Store* store, const Item* item) noexcept nogil:
+    cdef Letter letter = letter_of(LETTER_DELETE, &item.key, 0)
+    letter.flags = LETTER_IS_UNNAMED * (item.unnamed != 0)
+    send_letter(store, owner_now(store, &item.key), &letter)
 
 
 cdef void delete_at_owner(Store* store, Item* item) noexcept nogil:
@@ -103,14 +109,15 @@ cdef void delete_at_owner(Store* store, Item* item) noexcept nogil:
     while ask != NULL:
         if ask.kind == ASK_DELETE:
             ask.stamp = 1
+            item.unnamed |= ask.unnamed
         ask = ask.next
-    tell_owner(store, item, LETTER_DELETE, 0, -1)
+    tell_delete(store, item)
 
 
 cdef void on_deleted(Store* store, Item* item) noexcept nogil:
     cdef Ask** link = &item.asks
     cdef Ask* ask
-    item.deleting = 0
+    item.deleting = item.unnamed = 0
     while link[0] != NULL:
         ask = link[0]
         if ask.kind == ASK_DELETE and ask.stamp:

@@ -466,6 +466,7 @@ cdef void on_owner_letter(Store* store, int peer, const Letter* letter,
         make_waiter(store, entry, peer, ASK_LOOK, letter, meta)
     elif letter.type == LETTER_DELETE:
         make_waiter(store, entry, peer, ASK_DELETE, letter, meta)
+        entry.unnamed |= letter.flags & LETTER_IS_UNNAMED
     elif letter.type == LETTER_UNLOOK:
         drop_waiters_of(store, entry, peer, ASK_LOOK)
     elif letter.type == LETTER_SCOUT:

@@ -108,6 +108,21 @@ cdef void end_recipe(Store* store, Entry* entry, int state) noexcept nogil:
         store.recipes_dirty = 1
 
 
+cdef void list_ended(Store* store, Entry* entry) noexcept nogil:
+    """Behind those that ended before; if nobody can name it in front, to be forgotten at once."""
+    store.ended_count += 1
+    entry.older = NULL if entry.unnamed else store.ended_last
+    entry.newer = store.ended_first if entry.unnamed else NULL
+    if entry.older != NULL:
+        entry.older.newer = entry
+    else:
+        store.ended_first = entry
+    if entry.newer != NULL:
+        entry.newer.older = entry
+    else:
+        store.ended_last = entry
+
+
 cdef void enter_state(Store* store, Entry* entry, int state) noexcept nogil:
     if has_ended(entry):
         leave_ended(store, entry)
@@ -120,18 +135,13 @@ cdef void enter_state(Store* store, Entry* entry, int state) noexcept nogil:
         if entry.note:
             tell(store, entry, entry.noted_at, LETTER_UNNOTE, entry.note)
             entry.note = 0
-        store.ended_count += 1
-        entry.older = store.ended_last
-        if store.ended_last != NULL:
-            store.ended_last.newer = entry
-        else:
-            store.ended_first = entry
-        store.ended_last = entry
+        list_ended(store, entry)
 
 
 cdef void forget_oldest(Store* store) noexcept nogil:
-    """Of the keys that were deleted or lost so many are remembered."""
-    while store.ended_count > store.settings.ended_max:
+    """Of the keys that were deleted or lost, and that somebody can name, so many are remembered."""
+    while (store.ended_count > store.settings.ended_max
+           or (store.ended_first != NULL and store.ended_first.unnamed)):
         if store.ended_first.waiters != NULL:
             enter_state(store, store.ended_first, ENTRY_FREE)
         else:

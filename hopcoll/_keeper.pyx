@@ -330,6 +330,7 @@ cdef class Keeper:
         """Gives back what Python let go of."""
         cdef Ask* ask
         cdef Copy* copy
+        cdef Waiting waiting
         while self.copies_left:
             copy = <Copy*><uintptr_t>self.copies_left.pop()
             with nogil:
@@ -345,7 +346,9 @@ cdef class Keeper:
                 unlock(&self.engine.rt)
             free(ask)
         while self.refs_left:
-            self.begin(self.new_ask(ASK_DELETE, self.refs_left.pop()))
+            waiting = self.new_ask(ASK_DELETE, self.refs_left.pop())
+            waiting.ask.unnamed = 1
+            self.begin(waiting)
         return 0
 
     cdef int begin(self, Waiting waiting) except -1:

@@ -72,6 +72,7 @@ cdef enum LetterFlag:
     LETTER_IS_GONE = 8        # of an ORPHAN: the source is gone, not only without the copy
     LETTER_IS_REDUCED = 16    # the stamp is that of an attempt of a reduction
     LETTER_IS_UNSEALED = 32   # ... which may still come to nothing
+    LETTER_IS_UNNAMED = 128   # of a DELETE: no ref is left
     LETTER_IS_PATIENT = 64    # of a SCOUT: it knows that the object was lost, and waits for another
 
 cdef struct Key:
@@ -161,6 +162,7 @@ cdef struct Ask:              # what the program waits for; in its memory
     Copy* copy                # what a get got; the room of a put
     int32_t rank              # of a scout: who has it, or a part
     int32_t patient           # ... which waits for another object after one was lost
+    int32_t unnamed           # of a deletion: no ref is left, nobody can ask for it again
     int32_t meta_bytes
     unsigned char meta[META_MAX]
 
@@ -199,6 +201,7 @@ cdef struct Item:             # what this rank has to do with a key
     int32_t source            # whom we were named last, until it is no more; -1: nobody
     int32_t orphaned          # the owner was told that there is none
     int32_t deleting          # a deletion waits at the owner
+    int32_t unnamed           # ... and no ref is left
     int64_t asked             # gets do: the last letter that is not answered; 0: none
     int64_t looked            # ... and waits
     int64_t scouted           # ... and scouts
@@ -312,6 +315,7 @@ cdef struct Entry:            # at the owner: a key
     int64_t note              # we say so of this one
     int32_t noted_at          # ... to this rank
     int32_t is_noted          # ... which has heard it
+    int32_t unnamed           # no ref is left: once it is deleted nothing has to be remembered
     int32_t caller            # 1 + who tells new owners how it is made; 0: nobody
     int32_t reduced
     int32_t unsealed          # the attempt may still come to nothing

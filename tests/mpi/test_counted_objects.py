@@ -13,7 +13,7 @@ PROGRAM = "tests.mpi.programs.counted_objects"
 def test_the_last_ref_takes_its_object_along(ranks, settings):
     said = play("counted", ranks=ranks, settings=settings, program=PROGRAM)
     for seen in said.values():
-        assert len(seen) == 10
+        assert len(seen) == 11
         assert all(seen.values()), said
 
 

@@ -96,12 +96,6 @@ def test_what_came_back_over_the_limit(tmp_path):
     assert all(seen == {"right": True} for seen in said.values()), said
 
 
-def test_a_fork(tmp_path):
-    said = spill(tmp_path, "forked", ranks=1)
-    assert said[0] == {"code": 0, "right": True}
-    assert not list(tmp_path.glob("scratch/*"))
-
-
 def test_the_end_removes_the_files(tmp_path):
     said = spill(tmp_path, "left_open", ranks=2)
     assert all(seen["files"] for seen in said.values())

@@ -57,9 +57,14 @@ def counted(comm: hopcoll.Communicator) -> dict[str, object]:
     del ref
     seen["then"] = until_used(comm, 0) == 0
     comm.Barrier()  # small ones are at their owners, too
-    for _ in range(300):
+    objects.put(np.ones(10), f"deleted {comm.rank}")
+    objects.delete(f"deleted {comm.rank}", timeout_s=LIMIT_S)
+    for _ in range(1200 if comm.size == 1 else 300):
         objects.put(np.ones(10))
     seen["many"] = until_used(comm, 0) == 0 and objects.stats()["objects"] < 10
+    comm.Barrier()  # what nobody can name takes no place among the deletions that are remembered
+    end = error_of(lambda: objects.get(f"deleted {comm.rank}", timeout_s=LIMIT_S))
+    seen["remembered"] = end == "ObjectDeletedError"
     comm.Barrier()
     return seen
 

@@ -260,22 +260,6 @@ def rescued(comm: hopcoll.Communicator) -> dict[str, object]:
 
 
 @scene
-def forked(comm: hopcoll.Communicator) -> dict[str, object]:
-    """A child does not have the lock of its parent's files, and leaves them alone."""
-    objects, room = comm.objects, comm.objects.stats()["limit_bytes"] // NBYTES
-    for i in range(2 * room):
-        objects.put(pattern(i, COUNT), f"{comm.rank} {i}")
-    lock = objects._keeper.scratch.path / "lock"
-    child = os.fork()
-    if not child:
-        files = [Path(f"/proc/self/fd/{file}").resolve() for file in os.listdir("/proc/self/fd")]
-        os.read(stay, 1)  # as long as the parent lives
-        os._exit(lock in files)
-    code = os.waitpid(child, 0)[1]
-    return {"code": code, "right": is_right(objects.get(f"{comm.rank} 0"), 0, COUNT)}
-
-
-@scene
 def left_open(comm: hopcoll.Communicator) -> dict[str, object]:
     """Nothing is deleted, and views are held to the end."""
     objects, room = comm.objects, comm.objects.stats()["limit_bytes"] // NBYTES
