@@ -291,8 +291,7 @@ class Workflow:
                 self._folder,
                 ledger,
                 workers=self._workers,
-                gang=None if gang is None else gang.call,
-                idle=None if gang is None else gang.idle,
+                gang=gang,
                 progress=report,
                 begin=self._begin,
             )
@@ -311,6 +310,7 @@ class Workflow:
                 self.ran, self.undone = engine.ran, engine.undone
                 self._warn_of_changes(engine, graph)
             output = engine.value_of(engine.board.output)
+            engine.lineage.end(output)
             self._folder.end(ledger, "done", output=engine.board.resolve(engine.board.output))
             engine.sweep()
             return output
@@ -378,7 +378,8 @@ class Workflow:
         assert ledger.output is not None
         done = ledger.done(ledger.output)
         assert done is not None
-        value = self._folder.read_value(done.head, done.body, ledger.output)
+        put = None if self._gang is None else self._gang.put_again
+        value = self._folder.read_value(done.head, done.body, ledger.output, put)
         return values.freeze(value)
 
     # Others
