@@ -109,10 +109,12 @@ class Attempts:
         start_s = time.perf_counter()
         found = Found()
         try:
-            if options.timeout_s is None:
-                value = task.function(*arguments, **keywords, **extra)
-            else:
-                value = _call_within(options.timeout_s, task, arguments, {**keywords, **extra})
+            with self._engine.elsewhere.here(task):
+                if options.timeout_s is None:
+                    value = task.function(*arguments, **keywords, **extra)
+                else:
+                    value = _call_within(options.timeout_s, task, arguments, {**keywords, **extra})
+            self._engine.elsewhere.ran_here(value)
             if references is not None:
                 value, found = references.finish(value)
         except Exception as error:

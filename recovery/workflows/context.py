@@ -40,7 +40,8 @@ class TaskContext:
 
     Attributes
     ----------
-    workflow_id, task_id : str
+    workflow_id, task_id, uuid : str
+        The last is the workflow's as well, and no other's.
     attempt : int
         1 for the first.
     comm : Communicator or None
@@ -67,7 +68,7 @@ class TaskContext:
         self.task_id = task_id
         self.attempt = attempt
         self.comm = comm
-        self._uuid = uuid
+        self.uuid = uuid
         self._key = key
         self._recall = recall
         self._recalled = 0
@@ -79,7 +80,7 @@ class TaskContext:
 
     def bare(self) -> tuple[Any, ...]:
         """What other ranks need to know, as something that can be sent."""
-        who = self.workflow_id, self.task_id, self.attempt, self._uuid, self._key
+        who = self.workflow_id, self.task_id, self.attempt, self.uuid, self._key
         return (*who, *self._known)
 
     @classmethod
@@ -113,13 +114,13 @@ class TaskContext:
         """A text for this effect of this workflow, the same in every attempt."""
         if isinstance(self._key, str):
             return self._key
-        return f"{self._uuid}/{self.task_id}"
+        return f"{self.uuid}/{self.task_id}"
 
     @property
     def rng(self) -> np.random.Generator:
         """Random numbers that are the same in every attempt: a generator of this task's own."""
         if self._rng is None:
-            seed = hashlib.sha256(f"{self._uuid}/{self.task_id}".encode()).digest()
+            seed = hashlib.sha256(f"{self.uuid}/{self.task_id}".encode()).digest()
             self._rng = np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "big")))
         return self._rng
 

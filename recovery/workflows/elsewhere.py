@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hopcoll.errors import WorkflowError
+from recovery.workflows.actors import actor_of
 from recovery.workflows.attempts import Attempts, GangError, VoidError
 from recovery.workflows.board import Slot
 from recovery.workflows.graph import Task, Vertex
@@ -43,6 +45,7 @@ class Elsewhere:
         # wait for ever (CPython, at least up to 3.13).
         self._gangs: queue.Queue[Any] = queue.Queue()
         self.answers: deque[tuple[Any, ...]] = deque()
+        self._homes: dict[str, int] = {}  # where versions of actors are, as a hint
         if self._gang is not None:
             self._gang.rebuild = engine.lineage.rebuild
             self._gang.note = attempts.note
@@ -62,13 +65,19 @@ class Elsewhere:
         gang, wanted = self._gang, task.annotations.on
         if gang is None or wanted is None:
             return False
+        if wanted == "actor":
+            version = actor_of(arguments[0])
+            wanted = "any" if version is None else self._homes.pop(version.name, "any")
         rank = gang.place(wanted)
         if rank == gang.rank:
             return False
         call = dump_call((task, arguments, keywords), f"the arguments of {slot.id}")
 
         def answered(value: Any, error: BaseException | None) -> None:
+            version = actor_of(value[0]) if error is None else None
             with self._engine.lock:
+                if version is not None:
+                    self._homes[version.name] = rank
                 self.answers.append((slot, task, arguments, keywords, value, error))
                 self._engine.employ()
 
@@ -77,6 +86,22 @@ class Elsewhere:
         context = self._attempts.context(slot, task)
         gang.dispatch(rank, call, context, task.annotations.deterministic, answered)
         return True
+
+    @contextlib.contextmanager
+    def here(self, task: Task) -> Iterator[None]:
+        """While a task that may run anywhere runs at this rank."""
+        if self._gang is None or task.annotations.on is None:
+            yield
+        else:
+            with self._gang.loaded():
+                yield
+
+    def ran_here(self, value: Any) -> None:
+        """Note where the actor of a value is."""
+        version = actor_of(value)
+        if version is not None and self._gang is not None:
+            with self._engine.lock:
+                self._homes[version.name] = self._gang.rank
 
     def hand_over(
         self, slot: Slot, arguments: Any, keywords: Any, context: TaskContext

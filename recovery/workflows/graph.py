@@ -86,7 +86,7 @@ class Options:
         ):
             raise ValueError(f"ranks of {where} must be 'all' or at least 1, not {self.ranks!r}")
         if isinstance(self.on, bool) or not (
-            self.on is None or self.on == "any" or (isinstance(self.on, int) and self.on >= 0)
+            self.on in (None, "any", "actor") or (isinstance(self.on, int) and self.on >= 0)
         ):
             raise ValueError(f"on of {where} must be 'any' or a rank, not {self.on!r}")
         if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
@@ -184,7 +184,7 @@ def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         A *gang*: that many ranks run the function together, on ``ctx.comm``.
     on : int or "any", optional
         Where it runs: on this rank, or on one that has little to do; on another where that is dead.
-        Without it, where the journal is. Without ranks it is in vain.
+        Without it, where the journal is. Without ranks it is in vain. ("actor": where that lives.)
     retries : int, default 0
         How often it is called again after an exception.
     backoff_s : float, default 1.0
