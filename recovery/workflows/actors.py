@@ -2,8 +2,8 @@
 
 A version is a value like any other: what `checkpoint` returned, or an older checkpoint and the
 calls since. So a call is a task, from one version to a result and the next one, and all that holds
-of tasks holds of it. That the object itself stays on a rank, and is called where it is, saves making
-it anew; it counts for nothing. A rank finds the object of a version, or makes one.
+of tasks holds of it. That the object itself stays on a rank, and is called where it is, saves
+making it anew; it counts for nothing. A rank finds the object of a version, or makes one.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from recovery.workflows.context import Done, NotDoneError, TaskContext
 from recovery.workflows.graph import Graph, Node, Stop, Task, takes_context
 from recovery.workflows.ledger import COMING, FILE, FIRST, INLINE, LIVE, NOWHERE
 from recovery.workflows.post import RankGoneError
-from recovery.workflows.references import Found, key_of
+from recovery.workflows.references import Found, key_of, refs_in
 from recovery.workflows.stored import dump_call, dump_graph
 
 if TYPE_CHECKING:
@@ -410,6 +410,23 @@ class Attempts:
         mode = self._mode(slot, head, value, took_s, nbytes)
         self.store(slot, head, value, mode, found)
 
+    def finish_empty(self, loop: Slot) -> None:
+        """A loop that is never gone round: its value is what it would have begun with. Locked."""
+        engine = self._engine
+        value = loop.vertex.call(engine.value_of)[0][0]
+        loop.attempt = 1
+        versions = {name: engine.version_of(name) for name in self._board.inputs(loop.id)}
+        head = {
+            "t": loop.id, "a": 1, "in": versions, "nd": False, "s": 0.0,
+            "c": loop.vertex.node.task.code,
+        }  # fmt: skip
+        found = Found()
+        if engine.lineage.carries(loop):
+            found.refs = refs_in(value)
+            head.update(engine.lineage.head_of(loop, found))
+        mode = "async" if self._board.is_output(loop) else "none"
+        self.store(loop, head, values.freeze(value), mode, found)
+
     def _compare(self, slot: Slot, task: Task, found: str) -> None:
         """A deterministic task must give what it gave before."""
         done = self._ledger.done(slot.id)
@@ -510,13 +527,18 @@ class Attempts:
                 f"{slot.id} returned a graph with a ref of its own in it, which nobody could make "
                 "again without the graph: put the array in a task of the graph, or before"
             )
+        if found.refs and generation > 1:
+            raise WorkflowError(
+                f"{slot.id}, whose graph goes on from that of {owner}, returned one with refs in it,"
+                " and of who made them nothing is kept: use a loop"
+            )
         graph = Graph.of(node, ledgers.generation_prefix(owner, generation))
         check_graph(graph)
         self._engine.elsewhere.check(graph.vertices.values())
         in_file, body = self._folder.spool(dump_graph(graph))
         head = {**head, **in_file, "st": INLINE, "o": owner, "g": generation}
         if found.refs:
-            head["hr"] = 1
+            head.update(self._engine.lineage.head_of(slot, found), st=LIVE)
         self._engine.go_on(slot, owner, generation, graph, head, body, found.refs)
 
     def _versions(self, slot: Slot) -> dict[str, int]:

@@ -10,6 +10,7 @@ value is durable leave the board as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from hopcoll.objects import ObjectRef
@@ -232,7 +233,7 @@ class Board:
                     load_graph(self._read_graph(done.body, done.head)),
                     ledgers.generation_prefix(task, generation),
                 )
-                self._add(graph, last, task, bool(done.head.get("hr")))
+                self._add(graph, last, task, "refs" in done.head)
                 self.set_alias(task, graph.output)
                 tasks += graph.vertices
 
@@ -364,7 +365,20 @@ class Board:
         )
 
     def _done(self, task: str) -> ledgers.Done | None:
-        return None if task in self.stale else self.ledger.done(task)
+        done = None if task in self.stale else self.ledger.done(task)
+        if done is not None and "o" in done.head and not done.durable:
+            # A graph with refs in it is in its record; it lasts as long as what these refer to.
+            makers = [self.ledger.done(maker) for _, maker in done.head["refs"]]
+            if all(maker is not None and maker.durable for maker in makers):
+                return replace(done, place=ledgers.INLINE)
+        return done
+
+    def iteration_of(self, task: str) -> Slot | None:
+        """The iteration of a loop whose value is that of `task`."""
+        slot = self.slots.get(task)
+        while slot is not None and slot.number is None:
+            slot = None if slot.alias_of is None else self.slots[slot.alias_of]
+        return slot
 
     def _order(self) -> dict[str, Wants]:
         """All tasks, inputs first, with what they need, and what they wait for."""

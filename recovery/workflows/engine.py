@@ -465,7 +465,7 @@ class Engine:
         newest = self.board.newest_iteration(loop)
         if newest is None:
             if body.times == 0:
-                self._finish_empty(loop)
+                self._attempts.finish_empty(loop)
                 return
             following = self.board.add_iteration(loop, 0)
         else:
@@ -481,19 +481,7 @@ class Engine:
         following.reason = self.board.reason_of(following.id)
         self._connect([following])
 
-    def _finish_empty(self, loop: Slot) -> None:
-        """A loop that is never gone round: its value is what it would have begun with."""
-        value = loop.vertex.call(self.value_of)[0][0]
-        loop.attempt = 1
-        versions = {name: self._version(name) for name in self.board.inputs(loop.id)}
-        head = {
-            "t": loop.id, "a": 1, "in": versions, "nd": False, "s": 0.0,
-            "c": loop.vertex.node.task.code,
-        }  # fmt: skip
-        mode = "async" if self.board.is_output(loop) else "none"
-        self._attempts.store(loop, head, values.freeze(value), mode)
-
-    def _version(self, task: str) -> int:
+    def version_of(self, task: str) -> int:
         done = self.ledger.done(task)
         assert done is not None
         return done.attempt
@@ -509,7 +497,7 @@ class Engine:
 
     def _give(self, slot: Slot, event_id: str, body: bytes) -> None:
         slot.attempt = self.ledger.attempts(slot.id) + 1
-        versions = {name: self._version(name) for name in self.board.inputs(slot.id)}
+        versions = {name: self.version_of(name) for name in self.board.inputs(slot.id)}
         head = {"t": slot.id, "a": slot.attempt, "in": versions, "nd": True, "s": 0.0,
                 "c": "", "st": INLINE, "e": event_id}  # fmt: skip
         self.finish(slot, values.freeze(values.unpack(body)), head, body, wait=True)
@@ -557,7 +545,7 @@ class Engine:
             slot.value, slot.valued = value, True
             if refs:
                 self.lineage.note(slot, head, refs)
-            self.board.settle_loop(slot.id)
+            self._settle(slot.id)
             if wait:
                 self.after_flush(seq, slot, AVAILABLE)
             else:
@@ -568,9 +556,20 @@ class Engine:
         with self._turn:
             seq = self.append("kept", {"t": task, "a": attempt, **place})
             self.lineage.kept(task)
-            self.board.settle_loop(task)
+            self._settle(task)
             self.after_flush(seq, None, 0)
             self.employ()
+
+    def _settle(self, task: str) -> None:
+        """Let go of iterations that nobody needs any more. Locked."""
+        iteration = self.board.iteration_of(task)
+        if iteration is None:
+            return
+        done, own = self.ledger.done(task), self.ledger.done(iteration.id)
+        if done is not None and done.durable and own is not None and not own.durable:
+            self.append("settled", {"t": iteration.id})
+        self.board.settle_loop(iteration.id)
+        self.lineage.prune()
 
     def go_on(
         self, slot: Slot, owner: str, generation: int, graph: Graph, head: dict[str, Any],

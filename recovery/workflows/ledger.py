@@ -16,6 +16,7 @@ done     an attempt has ended: ``t``, ``a``, ``in``, ``h`` (hash), ``nd`` (not d
 more     an attempt has ended, and its graph goes on in its place: as done, ``o`` (of whose
          generation), ``g`` (which); body: the graph
 kept     the value of a done attempt is durable now: ``t``, ``a``, ``f``, ``sh``
+settled  what an iteration of a loop went on to has a durable value: ``t``
 lost     what a done attempt put into the ranks' memory is gone: ``t``, ``a``
 not      an effect was begun and is known not to have been done: ``t``, ``a``
 undone   an attempt was rolled back: ``t``, ``a``
@@ -268,6 +269,9 @@ class Ledger:
         else:  # it came too late: nobody needs it
             self.dropped.append(head["f"])
 
+    def _on_settled(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        self._settle_loop(head["t"])
+
     def _on_lost(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         done = self.done(head["t"])
         if done is not None and done.attempt == head["a"] and not done.durable:
@@ -450,6 +454,10 @@ class Ledger:
             last += [
                 ("note", {"t": task, "k": k, "v": v}, b"") for k, v in sorted(state.notes.items())
             ]
+        for loop, newest in self.loops.items():
+            done = self.done(name := iteration_name(loop, newest))
+            if done is not None and not done.durable:
+                last.append(("settled", {"t": name}, b""))
         kept += [row for _, row in sorted(rows, key=lambda row: row[0])]
         kept += last + self._given()
         if self.status not in ("empty", "running"):

@@ -193,6 +193,12 @@ class Lineage:
         if known.ref is not None and self._engine.gang is not None:
             self._engine.gang.delete(known.ref)
 
+    def prune(self) -> None:
+        """Let go of what tasks held that are no more. Locked."""
+        slots = self._engine.board.slots
+        for holder in [one for one in self._held if one.removeprefix("call of ") not in slots]:
+            self.release(holder)
+
     def end(self, output: Any) -> None:
         """Delete all that the output has not."""
         with self._engine.lock:
@@ -269,7 +275,9 @@ class Lineage:
                 continue
             for task, state in self._engine.ledger.states.items():
                 refs = () if state.done is None else state.done.head.get("refs", ())
-                if any(key == one[0] for one in refs):
+                if state.done is not None and "o" not in state.done.head and any(
+                    key == one[0] for one in refs
+                ):
                     found.add(task)
         return found
 
