@@ -449,15 +449,15 @@ class Attempts:
         if "l" in head:
             last = self._board.slots[slot.vertex.loop.id]  # type: ignore[attr-defined]
         mode = slot.checkpoint if last is None else last.checkpoint
-        debt_s = took_s + max(
-            (self._board.slots[name].debt_s for name in head["in"] if name in self._board.slots),
-            default=0.0,
-        )
+        inputs = [self._board.slots[name] for name in head["in"] if name in self._board.slots]
+        debt_s = took_s + max((one.debt_s for one in inputs), default=0.0)
+        # An effect of it would have to wait for ever for what is not kept and could be another.
+        loose = any(one.loose for one in inputs)
         if head.get("x"):
             return "sync"
         if mode == "auto":
             store_s = self._store_s + (_guess_bytes(value) + nbytes) / self._store_rate
-            mode = "async" if head["nd"] or debt_s > store_s else "none"
+            mode = "async" if head["nd"] or loose or debt_s > store_s else "none"
         if mode == "none":
             # A gang that lost a rank cannot give its value again, whatever was said of it.
             lost_one = head["nd"] and head.get("w") and _says_same(slot)
@@ -465,6 +465,7 @@ class Attempts:
                 mode = "async"
             else:
                 slot.debt_s = debt_s
+        slot.loose = mode == "none" and (head["nd"] or loose)
         return mode
 
     def store(
@@ -529,8 +530,8 @@ class Attempts:
             )
         if found.refs and generation > 1:
             raise WorkflowError(
-                f"{slot.id}, whose graph goes on from that of {owner}, returned one with refs in it,"
-                " and of who made them nothing is kept: use a loop"
+                f"{slot.id}, whose graph goes on from that of {owner}, returned one with refs in it"
+                "; of who made them nothing is kept: use a loop"
             )
         graph = Graph.of(node, ledgers.generation_prefix(owner, generation))
         check_graph(graph)

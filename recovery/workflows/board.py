@@ -32,9 +32,9 @@ class Slot:
     """A task on the board."""
 
     __slots__ = (
-        "alias_of", "announced", "attempt", "checkpoint", "debt_s", "id", "missing", "number",
-        "parent", "phase", "reason", "refs", "tries", "users", "users_left", "uses", "value",
-        "valued", "vertex",
+        "alias_of", "announced", "attempt", "checkpoint", "debt_s", "id", "loose", "missing",
+        "number", "parent", "phase", "reason", "refs", "tries", "users", "users_left", "uses",
+        "value", "valued", "vertex",
     )  # fmt: skip
 
     def __init__(self, vertex: Vertex, parent: str | None, number: int | None = None) -> None:
@@ -54,6 +54,7 @@ class Slot:
         self.announced = False  # its intent is durable
         self.tries = 0
         self.reason = ""
+        self.loose = False  # its value is not kept, and may become another
         self.debt_s = 0.0  # what it would take to compute its value again
         self.refs: tuple[ObjectRef, ...] = ()  # that stand in its arguments
         self.checkpoint = vertex.node.task.annotations.checkpoint

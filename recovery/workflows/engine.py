@@ -391,11 +391,13 @@ class Engine:
             self.employ()
             return
         slot = self._held[0]
-        names = ", ".join(sorted(self.board.exposed(slot)))
+        exposed = sorted(self.board.exposed(slot))
+        if self.lineage.give_up_lost(exposed):
+            return
         self.stop(
             WorkflowError(
-                f"{slot.id} has an effect that cannot be released: {names} would give another "
-                'value if it ran again, and checkpoint="none" keeps it from becoming durable; '
+                f"{slot.id} has an effect that cannot be released: {', '.join(exposed)} would "
+                'give another value if it ran again, and checkpoint="none" keeps it from becoming durable; '
                 'annotate it with checkpoint="async"'
             )
         )

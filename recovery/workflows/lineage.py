@@ -7,6 +7,7 @@ no value in memory, and no task that is still to run, has its ref.
 
 from __future__ import annotations
 
+import collections
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -20,12 +21,15 @@ from recovery.workflows import values
 from recovery.workflows.board import AVAILABLE, WAITING, Slot
 from recovery.workflows.graph import Task
 from recovery.workflows.ledger import FILE, LIVE, Done
-from recovery.workflows.references import Found, key_of, refs_in
+from recovery.workflows.references import UNKNOWN, Found, key_of, refs_in
 
 if TYPE_CHECKING:
     from recovery.workflows.engine import Engine
 
 __all__ = ["Lineage"]
+
+#: So often a task begins anew because of an object of which there is nothing.
+_MISSES_MAX = 3
 
 
 @dataclass
@@ -54,6 +58,7 @@ class Lineage:
         self._held: dict[str, list[str]] = {}  # by whom
         self._waiting: list[tuple[set[str], Callable[[int | None], None]]] = []
         self._era = 0
+        self._missed: collections.Counter[str] = collections.Counter()
         #: Values that the board that comes next may use, with their versions.
         self.carried: dict[str, tuple[int, Any]] = {}
 
@@ -244,8 +249,7 @@ class Lineage:
                 if known is None and key in self._stored:
                     known = self._objects[key] = _Object(self._stored[key])
                 if known is None:
-                    tell(None)
-                    engine.begin_anew()
+                    self._miss(key, tell)
                     return
                 if not known.lost:
                     known.lost = True
@@ -264,6 +268,20 @@ class Lineage:
                     engine.append("lost", {"t": task, "a": done.attempt})
             if again:
                 self._make_again(makers)
+
+    def _miss(self, key: str, tell: Callable[[int | None], None]) -> None:
+        """An object of which there is nothing. Locked.
+
+        Where some value has its ref, nobody seemed to want it any more; now somebody does.
+        """
+        self._missed[key] += 1
+        known = self._missed[key] <= _MISSES_MAX and any(
+            state.done is not None and any(one[0] == key for one in state.done.head.get("refs", ()))
+            for state in self._engine.ledger.states.values()
+        )
+        tell(None if known else UNKNOWN)
+        if known:
+            self._engine.begin_anew()
 
     def _makers(self, keys: Iterable[str]) -> set[str]:
         """Who has to run again: who made them, or if those are no more, who has them in a value."""
@@ -337,6 +355,22 @@ class Lineage:
             and slot.number is None
             and slot.alias_of is None
         )
+
+    def give_up_lost(self, tasks: Iterable[str]) -> bool:
+        """Take values that were to become durable, and were lost before, for never made. Locked.
+
+        Nobody who runs needs them, or they would have been made again. But an effect waits for them
+        to last, and none that was made from them can have been released.
+        """
+        found = False
+        for task in tasks:
+            done = self._engine.ledger.done(task)
+            if done is not None and done.head.get("lost"):
+                self._engine.append("anew", {"t": task})
+                found = True
+        if found:
+            self._engine.begin_anew()
+        return found
 
     def _restore(self, task: str) -> None:
         """Put what a file has into memory again; in a thread of its own."""

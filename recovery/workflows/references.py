@@ -29,8 +29,10 @@ from hopcoll.objects import ObjectRef
 if TYPE_CHECKING:
     from hopcoll.objects import Objects
 
-__all__ = ["Found", "References", "arrays_for", "key_of", "refs_in"]
+__all__ = ["UNKNOWN", "Found", "References", "arrays_for", "key_of", "refs_in"]
 
+#: In the place of an era: nobody knows of the object, so it is no workflow's to make it again.
+UNKNOWN = -1
 #: After so long a get is called anew: its rank may have lost what it was told meanwhile.
 _GET_S = 20.0
 
@@ -119,7 +121,7 @@ class References:
         Of the attempt, where its refs are to be the same whenever it runs.
     rebuild : callable
         ``rebuild(keys, era)`` has lost objects made again and returns the new era; None where they
-        never will be what they were, and so this attempt is void.
+        never will be what they were, and so this attempt is void; `UNKNOWN`.
     delete : callable
     carries : bool
         Whether there are refs in what it was called with.
@@ -153,7 +155,7 @@ class References:
         self._made: dict[ObjectRef, tuple[int, int, str]] = {}
         self._reductions: dict[ObjectRef, tuple[Sequence[ObjectRef], Any, int | None]] = {}
         self._redone: dict[ObjectRef, ObjectRef] = {}
-        self._got: set[ObjectRef] = set()
+        self._results: dict[ObjectRef, tuple[np.ndarray, tuple[ObjectRef, ...]]] = {}
         self.void: Exception | None = None
 
     def put(self, value: Any) -> ObjectRef:
@@ -183,10 +185,15 @@ class References:
         if isinstance(ref, str):
             ref = ObjectRef(ref)
         while True:
-            ref = self._redone.get(ref, ref)
+            ref = self._final(ref)
+            if ref in self._results:
+                return self._results[ref][0]
             try:
                 found = self._objects.get(ref, timeout_s=_GET_S)
-                self._got.add(ref)
+                if ref in self._reductions:
+                    # Of this result, whatever becomes of it: another might have other inputs.
+                    taken = self._objects.contributors(ref, timeout_s=_GET_S)
+                    self._results[ref] = found, taken
                 return found
             except TransferTimeoutError:
                 continue
@@ -197,7 +204,7 @@ class References:
         self, refs: Iterable[ObjectRef], op: Any = None, count: int | None = None
     ) -> ObjectRef:
         """Have an object made of others, in the tree of ranks that have them."""
-        given = [self._redone.get(ref, ref) for ref in refs]
+        given = [self._final(ref) for ref in refs]
         ref = self._reduce(given, op, count)
         with self._lock:
             self._reductions[ref] = (given, op, count)
@@ -211,7 +218,9 @@ class References:
     def contributors(self, ref: ObjectRef) -> tuple[ObjectRef, ...]:
         """Return which inputs a reduction has taken, when that is final."""
         while True:
-            ref = self._redone.get(ref, ref)
+            ref = self._final(ref)
+            if ref in self._results:
+                return self._results[ref][1]
             try:
                 return self._objects.contributors(ref, timeout_s=_GET_S)
             except TransferTimeoutError:
@@ -229,6 +238,8 @@ class References:
             lost = [one for one in made[0] if f"its input {one!r} " in str(error)]
         if ref in self._made or (era := self._again(lost)) is None:
             self.void = error
+            raise error
+        if era == UNKNOWN:
             raise error
         self._era = max(self._era, era)
         if made is not None:
@@ -248,7 +259,7 @@ class References:
             idle = not (self._made or self._reductions)
         if idle and not self._carries:
             return value, found
-        wanted = {self._final(one) for one in [*refs_in(value), *self._got]}
+        wanted = {self._final(one) for one in [*refs_in(value), *self._results]}
         for ref in [one for one in self._reductions if one in wanted]:
             taken = self.contributors(ref)
             last = self._final(ref)
