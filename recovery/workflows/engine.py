@@ -396,9 +396,9 @@ class Engine:
             return
         self.stop(
             WorkflowError(
-                f"{slot.id} has an effect that cannot be released: {', '.join(exposed)} would "
-                'give another value if it ran again, and checkpoint="none" keeps it from becoming durable; '
-                'annotate it with checkpoint="async"'
+                f"{slot.id} has an effect that cannot be released: {', '.join(exposed)} would give"
+                ' another value if it ran again, and checkpoint="none" keeps it from becoming '
+                'durable; annotate it with checkpoint="async"'
             )
         )
 
