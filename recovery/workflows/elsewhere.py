@@ -84,7 +84,12 @@ class Elsewhere:
         with self._engine.lock:
             self._engine.started()
         context = self._attempts.context(slot, task)
-        gang.dispatch(rank, call, context, task.annotations.deterministic, answered)
+        try:
+            gang.dispatch(rank, call, context, task.annotations.deterministic, answered)
+        except BaseException:
+            with self._engine.lock:
+                self._engine.ended()
+            raise
         return True
 
     @contextlib.contextmanager

@@ -131,7 +131,12 @@ class Gang:
                 self._load[rank] -= 1
             answered(value, error)
 
-        self._post.call(rank, ("run", call, context.bare(), fixed), end)
+        try:
+            self._post.call(rank, ("run", call, context.bare(), fixed), end)
+        except BaseException:
+            with self._lock:
+                self._load[rank] -= 1
+            raise
 
     def references(
         self, context: tuple[Any, ...], fixed: bool, leader: int | None, part: str = ""

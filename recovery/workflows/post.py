@@ -86,6 +86,8 @@ class Post:
         ------
         WorkflowError
             `what` cannot be sent.
+        ObjectStoreFullError
+            There is no room for it.
         """
         number = next(self._numbers)
         body = values.dumps((_CALL, number, what), "what a rank is asked")
@@ -95,7 +97,12 @@ class Post:
         if gone:
             self._end_call(number, None, RankGoneError(f"rank {rank} is gone"))
         else:
-            self._send(rank, body)
+            try:
+                self._send(rank, body)
+            except BaseException:
+                with self._lock:
+                    self._open.pop(number, None)
+                raise
 
     def ask(self, rank: int, what: Any) -> Any:
         """Call a function at a rank and wait for its answer.
@@ -188,7 +195,7 @@ class Post:
         for number in itertools.count():
             ref = self._ref(source, self._comm.rank, number)
             try:
-                data = (await self.objects.get_async(ref)).tobytes()
+                data = await self._fetch(ref)
             except HopcollError:
                 return  # its sender is gone with it, or we are leaving
             self.delete(ref)
@@ -200,6 +207,13 @@ class Post:
                 ).start()  # fmt: skip
             elif kind == _ANSWER:
                 self._end_call(call, *what)
+
+    async def _fetch(self, ref: ObjectRef) -> bytes:
+        while True:
+            try:
+                return (await self.objects.get_async(ref)).tobytes()
+            except ObjectStoreFullError:
+                await asyncio.sleep(_LOOK_S)  # until there is room for it
 
     def _answer(self, source: int, call: int, what: Any) -> None:
         """Call what another rank asked for; in a thread of its own."""
@@ -217,7 +231,11 @@ class Post:
                 text = answer[1] if answer[1] is not None else error
                 failure = RuntimeError(f"{type(text).__name__}: {text}")
                 body = values.dumps((_ANSWER, call, (None, failure)), "")
-            self._send(source, body)
+            try:
+                self._send(source, body)
+            except ObjectStoreFullError as error:
+                failure = RuntimeError(f"{type(error).__name__}: {error}")
+                self._send(source, values.dumps((_ANSWER, call, (None, failure)), ""))
         except HopcollError:
             pass  # who asked is gone, or we are leaving
 
