@@ -30,6 +30,8 @@ __all__ = ["Lineage"]
 
 #: So often a task begins anew because of an object of which there is nothing.
 _MISSES_MAX = 3
+#: And an object that is lost so often is not made again.
+_LOSSES_MAX = 30
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Lineage:
         self._waiting: list[tuple[set[str], Callable[[int | None], None]]] = []
         self._era = 0
         self._missed: collections.Counter[str] = collections.Counter()
+        self._restoring: set[str] = set()
         #: Values that the board that comes next may use, with their versions.
         self.carried: dict[str, tuple[int, Any]] = {}
 
@@ -251,14 +254,19 @@ class Lineage:
                 if known is None:
                     self._miss(key, tell)
                     return
-                if not known.lost:
+                if not (known.lost and self._is_being_made(key, known)):
                     known.lost = True
                     lost.add(key)
+                    self._missed[key] += 1
+                    if self._missed[key] > _LOSSES_MAX:
+                        tell(UNKNOWN)
+                        return
             if not waiting:
                 tell(self._era)
                 return
             self._waiting.append((waiting, tell))
             again = {key for key in lost if key not in self._stored}
+            self._restoring |= lost - again
             for task in {self._stored[key] for key in lost - again}:
                 threading.Thread(target=self._restore, args=(task,), daemon=True).start()
             makers = self._makers(again)
@@ -268,6 +276,10 @@ class Lineage:
                     engine.append("lost", {"t": task, "a": done.attempt})
             if again:
                 self._make_again(makers)
+
+    def _is_being_made(self, key: str, known: _Object) -> bool:
+        slot = self._engine.board.slots.get(known.maker)
+        return key in self._restoring or (slot is not None and slot.phase != AVAILABLE)
 
     def _miss(self, key: str, tell: Callable[[int | None], None]) -> None:
         """An object of which there is nothing. Locked.
@@ -384,6 +396,7 @@ class Lineage:
                 self._era += 1
                 for key, *_ in done.head["refs"]:
                     known = self._objects.get(key)
+                    self._restoring.discard(key)
                     if known is not None and known.lost:
                         known.lost, known.era = False, self._era
                 self._tell_those_who_wait()

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from hopcoll.errors import EffectUnknownError, HopcollError, WorkflowError
 from recovery.journal import Journal, Record
-from recovery.workflows import Node, Workflow
+from recovery.workflows import Node, Workflow, actors
 from recovery.workflows import engine as engines
 from recovery.workflows import folder as folders
 from recovery.workflows.graph import Graph, Loop
@@ -161,6 +161,7 @@ class Trial:
                 mock.patch.object(folders, "observe", self._observe),
                 mock.patch.object(folders, "Lease", mock.MagicMock()),
                 mock.patch.object(engines, "_POLL_S", 0.002),
+                mock.patch.object(actors, "_LIVE", self.memory.live),
             ):
                 workflow = Workflow("w", path, workers=self.draw.choice((1, 1, 4)), disk=disk)
                 workflow._gang = OneRank(workflow, self.memory)

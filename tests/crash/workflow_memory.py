@@ -15,7 +15,7 @@ import numpy as np
 
 from hopcoll.errors import ObjectDeletedError, ObjectExistsError, ObjectLostError
 from hopcoll.objects import ObjectRef
-from recovery.workflows import TaskContext, Workflow
+from recovery.workflows import TaskContext, Workflow, actors
 from recovery.workflows.gang import Gang, run_task
 from recovery.workflows.post import RankGoneError
 from recovery.workflows.references import Found
@@ -55,6 +55,7 @@ class Memory:
     deleted: set[ObjectRef] = field(default_factory=set)
     lost_count: int = 0
     generation: int = 0  # of the ranks: how many have died
+    live: Any = field(default_factory=lambda: LiveByRank())
     lock: threading.RLock = field(default_factory=threading.RLock)
     stamps: Any = field(default_factory=lambda: itertools.count(1))
 
@@ -132,6 +133,19 @@ class Memory:
         with self.lock:
             if self.things.pop(ref, None) is not None:
                 self.deleted.add(ref)
+
+
+class LiveByRank:
+    """The objects of actors that each rank keeps."""
+
+    def __init__(self) -> None:
+        self._of = [actors._Live() for _ in range(_RANKS)]
+
+    def take(self, version: Any) -> Any:
+        return self._of[here()].take(version)
+
+    def keep(self, version: Any, thing: Any) -> None:
+        self._of[here()].keep(version, thing)
 
 
 class OneRank(Gang):

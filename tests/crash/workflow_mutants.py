@@ -15,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 
-from recovery.workflows import TaskContext, actors, attempts, ledger
+from recovery.workflows import TaskContext, attempts, ledger
 from recovery.workflows.attempts import Attempts
 from recovery.workflows.board import READY, Board
 from recovery.workflows.engine import Engine
@@ -201,15 +201,6 @@ def events_of_generations_that_are_over_are_lost() -> Iterator[None]:
         self.heard.clear()
 
     with mock.patch.object(Ledger, "drop", careless):
-        yield
-
-
-@_mutant
-def an_actor_of_an_attempt_that_does_not_count_is_used() -> Iterator[None]:
-    def take(self: Any, version: Any) -> Any:
-        return self._objects.pop(version.name, (None, None))[0]
-
-    with mock.patch.object(actors._Live, "take", take):
         yield
 
 
