@@ -149,7 +149,8 @@ class Workflow:
         """Run a graph and return its output. Blocks.
 
         A workflow of this name that is done gives the stored output; one that was cut off, has
-        failed or was cancelled goes on.
+        failed or was cancelled goes on. Where the output has refs in it, their objects stay in the
+        ranks' memory, for the program to get and to delete.
 
         Raises
         ------
@@ -433,6 +434,8 @@ class Workflow:
 
     def output(self) -> Any:
         """Return the stored output of a workflow that is done.
+
+        Without ranks, arrays stand in the place of refs.
 
         Raises
         ------
