@@ -492,7 +492,10 @@ class Attempts:
                 return
             engine.finish(slot, value, {**head, **place, "st": FILE}, b"", wait=True, refs=refs)
         else:
-            engine.finish(slot, value, {**head, "st": COMING}, b"", wait=False, refs=refs)
+            with engine.lock:
+                engine.finish(slot, value, {**head, "st": COMING}, b"", wait=False, refs=refs)
+                # It may have been used by all before it is written.
+                engine.lineage.hold(f"file of {slot.id} {slot.attempt}", refs)
             engine.write_later(slot.id, slot.attempt, packed)
 
     def _note_cost(self, nbytes: int, took_s: float) -> None:
@@ -506,6 +509,10 @@ class Attempts:
             self._engine.lineage.report([key_of(error.ref)])
         else:
             self._engine.kept(task, attempt, place)
+        finally:
+            if packed.refs:
+                with self._engine.lock:
+                    self._engine.lineage.release(f"file of {task} {attempt}")
 
     def _write(self, packed: values.Packed) -> dict[str, Any]:
         start_s = time.perf_counter()

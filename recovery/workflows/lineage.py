@@ -204,8 +204,9 @@ class Lineage:
     def prune(self) -> None:
         """Let go of what tasks held that are no more. Locked."""
         slots = self._engine.board.slots
-        for holder in [one for one in self._held if one.removeprefix("call of ") not in slots]:
-            self.release(holder)
+        for holder in list(self._held):
+            if not holder.startswith("file of ") and holder.removeprefix("call of ") not in slots:
+                self.release(holder)
 
     def end(self, output: Any) -> None:
         """Delete all that the output has not."""
