@@ -8,6 +8,7 @@ making it anew; it counts for nothing. A rank finds the object of a version, or 
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -177,7 +178,7 @@ def actor(kind: Any = None, *, every: int = 1, **options: Any) -> Any:
         parameter named ``ctx`` is given a `TaskContext`.
     every : int, default 1
         Each so many calls a checkpoint; where the object is lost, the calls since are made again.
-        More than 1 wants ``deterministic=True``.
+        More than 1 wants ``deterministic=True``, and methods without ``ctx``.
     **options
         Of its tasks, as for `task`: ``deterministic`` (all methods), ``checkpoint``, ``retries``
         and others. It lives on any rank (``on="any"``), and moves where that is dead.
@@ -208,6 +209,14 @@ class ActorClass(Named):
                 f"actor {kind.__name__}: every={every} makes lost calls again, which must give the "
                 "same then: annotate it with deterministic=True"
             )
+        if every > 1:
+            for name, method in inspect.getmembers(kind, inspect.isfunction):
+                if not name.startswith("__") and takes_context(method):
+                    raise ValueError(
+                        f"actor {kind.__name__}: every={every} makes lost calls again, in the "
+                        f"context of another task, and {name} has a parameter ctx: take every=1, "
+                        "or give it as arguments what it needs"
+                    )
         self.function = kind
         self.every = every
         self.annotations = options

@@ -24,7 +24,7 @@ from recovery.workflows.context import Done, NotDoneError, TaskContext
 from recovery.workflows.graph import Graph, Node, Stop, Task, takes_context
 from recovery.workflows.ledger import COMING, FILE, FIRST, INLINE, LIVE, NOWHERE
 from recovery.workflows.post import RankGoneError
-from recovery.workflows.references import Found, key_of, refs_in
+from recovery.workflows.references import UNKNOWN, Found, key_of, refs_in
 from recovery.workflows.stored import dump_call, dump_graph
 
 if TYPE_CHECKING:
@@ -148,9 +148,12 @@ class Attempts:
         """Nothing of an attempt counts, as if the leader's process had died with it."""
         with self._engine.lock:
             self._engine.append("fail", {"t": slot.id, "a": slot.attempt, "error": text})
-        if slot.reason in ("", FIRST):
-            slot.reason = text
-        self._engine.delay(slot, 0.0)
+            if slot.reason in ("", FIRST):
+                slot.reason = text
+            # At once, by any thread: the one that looks at time may be in a gang that waits for it.
+            self._engine.make_ready(slot)
+            if not self._engine.is_ending:
+                self._engine.employ()
 
     def note(self, name: str, number: int, *found: Any) -> tuple[Any] | None:
         """What was noted under a number; where nothing was, that is what was found, if anything."""
@@ -358,6 +361,12 @@ class Attempts:
         """Record what an attempt returned, and store it as the annotation says."""
         options = task.annotations
         found = found or Found()
+        if options.ranks is not None:
+            # Other ranks may well give another value: in a job of another size, all were there.
+            before = self._ledger.done(slot.id)
+            whole = whole and extra is not None and (
+                before is None or before.head.get("w") == extra["w"]
+            )
         head: dict[str, Any] = {
             "t": slot.id,
             "a": slot.attempt,
@@ -459,9 +468,9 @@ class Attempts:
             store_s = self._store_s + (_guess_bytes(value) + nbytes) / self._store_rate
             mode = "async" if head["nd"] or loose or debt_s > store_s else "none"
         if mode == "none":
-            # A gang that lost a rank cannot give its value again, whatever was said of it.
-            lost_one = head["nd"] and head.get("w") and _says_same(slot)
-            if lost_one or self._board.is_output(slot if last is None else last):
+            # A gang that loses a rank cannot give its value again, whatever was said of it.
+            may_change = _is_steady_gang(slot)
+            if may_change or self._board.is_output(slot if last is None else last):
                 mode = "async"
             else:
                 slot.debt_s = debt_s
@@ -485,12 +494,10 @@ class Attempts:
         if packed.is_small and not refs:
             engine.finish(slot, value, {**head, "st": INLINE}, packed.data, wait=mode == "sync")
         elif mode == "sync":
-            try:
-                place = self._write(packed)
-            except (ObjectLostError, ObjectDeletedError) as error:
-                self._lose(slot, str(error))
-                return
-            engine.finish(slot, value, {**head, **place, "st": FILE}, b"", wait=True, refs=refs)
+            place_of = self._write_now(slot, packed, found)
+            if place_of is not None:
+                head = {**head, **place_of, "st": FILE}
+                engine.finish(slot, value, head, b"", wait=True, refs=refs)
         else:
             with engine.lock:
                 engine.finish(slot, value, {**head, "st": COMING}, b"", wait=False, refs=refs)
@@ -514,16 +521,43 @@ class Attempts:
                 with self._engine.lock:
                     self._engine.lineage.release(f"file of {task} {attempt}")
 
+    def _write_now(
+        self, slot: Slot, packed: values.Packed, found: Found | None
+    ) -> dict[str, Any] | None:
+        """Write a value, and have made again first what it refers to and is lost; None where the
+        attempt comes to nothing for that."""
+        lineage = self._engine.lineage
+        made = {} if found is None else found.made
+        while True:
+            _, era = lineage.known(slot)
+            try:
+                return self._write(packed)
+            except (ObjectLostError, ObjectDeletedError) as error:
+                key = key_of(error.ref)
+                again = None if key in made else lineage.rebuild([key], era)
+                if again == UNKNOWN:
+                    raise TaskFailedError(
+                        f"{slot.id} returned a ref whose object is gone, and nothing is known of "
+                        f"who made it: {error}",
+                        slot.id,
+                    ) from error
+                if again is not None:
+                    continue
+                if slot.vertex.node.task.annotations.external:
+                    # It was done. Its intent stays open, so whoever comes next asks first.
+                    self._engine.void(slot)
+                else:
+                    self._lose(slot, str(error))
+                return None
+
     def _write(self, packed: values.Packed) -> dict[str, Any]:
         start_s = time.perf_counter()
-        with_objects = bool(packed.refs)
-        if with_objects:
-            packed = self._engine.lineage.with_objects(packed)
-        place = self._folder.write_value(packed)
-        if with_objects:
+        whole = self._engine.lineage.with_objects(packed) if packed.refs else packed
+        place = self._folder.write_value(whole)
+        if packed.refs:
             place["rf"] = 1
-        self._note_cost(packed.nbytes, time.perf_counter() - start_s)
-        self._spares.give(packed)
+        self._note_cost(whole.nbytes, time.perf_counter() - start_s)
+        self._spares.give(packed)  # of the objects there are views only, which are others'
         return place
 
     def _go_on(self, slot: Slot, head: dict[str, Any], node: Node, found: Found) -> None:
@@ -559,8 +593,9 @@ class Attempts:
         return found
 
 
-def _says_same(slot: Slot) -> bool:
-    return slot.vertex.node.task.annotations.deterministic
+def _is_steady_gang(slot: Slot) -> bool:
+    options = slot.vertex.node.task.annotations
+    return options.deterministic and options.ranks is not None
 
 
 def _call_within(

@@ -23,16 +23,8 @@ from hopcoll.errors import WorkflowCancelledError, WorkflowError
 from recovery.workflows import values
 from recovery.workflows.attempts import Attempts
 from recovery.workflows.board import (
-    AVAILABLE,
-    DELAYED,
-    FLUSHING,
-    HELD,
-    READY,
-    RUNNING,
-    WAITING,
-    Board,
-    Slot,
-)
+    AVAILABLE, DELAYED, FLUSHING, HELD, READY, RUNNING, WAITING, Board, Slot,
+)  # fmt: skip
 from recovery.workflows.elsewhere import Elsewhere
 from recovery.workflows.graph import Event, Graph, Loop
 from recovery.workflows.ledger import FIRST, INLINE, Ledger
@@ -241,6 +233,7 @@ class Engine:
             self._turn.notify_all()
 
     def _end_threads(self) -> None:
+        self.cancelled.set()
         with self._turn:
             self._finished = True
             self._turn.notify_all()
@@ -294,8 +287,9 @@ class Engine:
     def employ(self) -> None:
         """Have a thread for what is there to do. Locked."""
         if self._finished or not (
-            self._ready or self.elsewhere.answers or (self._pending and not self._flushing)
-        ):
+            self._ready or self._delayed or self.elsewhere.answers
+            or (self._pending and not self._flushing)
+        ):  # fmt: skip
             return
         if self._idle_workers:
             self._turn.notify()
@@ -333,6 +327,7 @@ class Engine:
         """Return the task to be run, what another rank answered, True for a flush, None when all is
         over. Locked."""
         while not self._finished:
+            self._look_at_delayed()
             if self.elsewhere.answers:
                 answer = self.elsewhere.answers.popleft()
                 if self.elsewhere.answers:
@@ -361,19 +356,17 @@ class Engine:
                     self.employ()
                 return slot
             self._idle_workers += 1
-            self._turn.wait()
+            self._turn.wait(_POLL_S if self._delayed else None)
             self._idle_workers -= 1
         return None
 
     def _poll(self) -> None:
         """Look at what time brings. Locked."""
-        now_s = time.monotonic()
-        while self._delayed and self._delayed[0][0] <= now_s:
-            self.make_ready(heapq.heappop(self._delayed)[2])
+        self._look_at_delayed()
         for key in list(self._events):
             self._give_events(key)
         if self._journal.durable < self._appended and not self._pending:
-            self._pending.append((self._appended, now_s, None, 0))  # what nobody waits for
+            self._pending.append((self._appended, time.monotonic(), None, 0))  # what nobody waits for
         if not self._stopping and self.folder.cancel_requested():
             self.stop(WorkflowCancelledError(f"workflow {self.folder.id} was cancelled"))
         self.employ()
@@ -532,6 +525,12 @@ class Engine:
             slot.phase = DELAYED
             due_s = time.monotonic() + min(delay_s, _BACKOFF_MAX_S)
             heapq.heappush(self._delayed, (due_s, id(slot), slot))
+            self.employ()
+
+    def _look_at_delayed(self) -> None:
+        """See what is due. Locked. Any thread: a gang may wait for it, in that of `run`."""
+        while self._delayed and self._delayed[0][0] <= time.monotonic():
+            self.make_ready(heapq.heappop(self._delayed)[2])
 
     def finish(
         self, slot: Slot, value: Any, head: dict[str, Any], body: bytes, *, wait: bool,

@@ -139,16 +139,17 @@ class Gang:
             raise
 
     def references(
-        self, context: tuple[Any, ...], fixed: bool, leader: int | None, part: str = ""
-    ) -> References:
+        self, context: tuple[Any, ...], fixed: bool, leader: int | None, part: str = "",
+        *, carries: bool = False,
+    ) -> References:  # fmt: skip
         """The objects as an attempt has them that runs at this rank."""
-        _, task, attempt, uuid, _, carries, era = context
+        _, task, attempt, uuid, _, given, era = context
         ask = self.rebuild
         if leader is not None and leader != self.rank:
             ask = functools.partial(self._ask_leader, leader)
         name = f"{uuid}/{task}/{attempt}{part}" if fixed else None
         return References(
-            self.objects, self.rank, name, ask, self.delete, carries=carries, era=era
+            self.objects, self.rank, name, ask, self.delete, carries=carries or given, era=era
         )
 
     def _ask_leader(self, leader: int, keys: list[str], era: int) -> int | None:
@@ -273,7 +274,10 @@ class Gang:
             try:
                 task, arguments, keywords = load_call(call)
                 fixed = task.annotations.deterministic
-                references = self.references(bare, fixed, leader, f" {comm.rank}")
+                # The value may have refs that other ranks have put.
+                references = self.references(
+                    bare, fixed, leader, f" {comm.rank}", carries=True
+                )
                 context = TaskContext.from_bare(bare, leading, comm, references)
                 extra = {"ctx": context} if task.wants_context else {}
                 try:

@@ -88,6 +88,11 @@ class Done:
     def durable(self) -> bool:
         return self.place in (INLINE, FILE)
 
+    @property
+    def lasting(self) -> bool:
+        """Whether it is the same if it is made again; a gang may have fewer ranks then."""
+        return self.deterministic and "w" not in self.head
+
 
 @dataclass
 class Begun:
@@ -646,7 +651,7 @@ def exposed(
         seen.add(one)
         ended = done(one)
         if ended is None or (
-            not (ended.deterministic or ended.durable)
+            not (ended.lasting or ended.durable)
             and _may_run(one, inputs, users, done, settled, output)
         ):
             found.add(one)
@@ -674,9 +679,7 @@ def _may_run(
     stack = [(task, True)]
     while stack:
         one, runs = stack.pop()
-        seen, known = (
-            (seen_runs, settled.runs) if runs else (seen_values, settled.values)
-        )
+        seen, known = (seen_runs, settled.runs) if runs else (seen_values, settled.values)
         if one in seen or one in known:
             continue
         seen.add(one)
@@ -690,7 +693,7 @@ def _may_run(
             if one == output:
                 return True
             stack += [(name, True) for name in users(one)]
-        elif not ended.deterministic:
+        elif not ended.lasting:
             stack.append((one, True))
     settled.runs |= seen_runs
     settled.values |= seen_values

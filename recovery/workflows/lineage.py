@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hopcoll.errors import TransferTimeoutError
 from hopcoll.objects import ObjectRef
 from recovery.workflows import values
 from recovery.workflows.board import AVAILABLE, WAITING, Slot
 from recovery.workflows.graph import Task
 from recovery.workflows.ledger import FILE, LIVE, Done
-from recovery.workflows.references import UNKNOWN, Found, key_of, refs_in
+from recovery.workflows.references import GET_S, UNKNOWN, Found, key_of, refs_in
 
 if TYPE_CHECKING:
     from recovery.workflows.engine import Engine
@@ -473,8 +474,17 @@ class Lineage:
         ------
         ObjectLostError, ObjectDeletedError
             One is gone.
+        TransferTimeoutError
+            One did not come, and the workflow has ended meanwhile.
         """
+        return values.with_objects(packed, [self._fetch(ref) for ref in packed.refs])
+
+    def _fetch(self, ref: ObjectRef) -> np.ndarray:
         gang = self._engine.gang
         assert gang is not None
-        arrays = [gang.objects.get(ref) for ref in packed.refs]
-        return values.with_objects(packed, arrays)
+        while True:
+            try:
+                return gang.objects.get(ref, timeout_s=GET_S)
+            except TransferTimeoutError:
+                if self._engine.cancelled.is_set():
+                    raise  # nobody will use the file

@@ -90,7 +90,7 @@ class Post:
             There is no room for it.
         """
         number = next(self._numbers)
-        body = values.dumps((_CALL, number, what), "what a rank is asked")
+        body = _letter(_CALL, number, what, "what a rank is asked")
         with self._lock:
             self._open[number] = (rank, answered)
             gone = rank in self._gone or self._closed
@@ -146,7 +146,7 @@ class Post:
             self.objects.put(body, ref)
         except ObjectStoreFullError:
             # Who listens waits for each number in turn.
-            self.objects.put(values.dumps((_VOID, 0, None), ""), ref)
+            self.objects.put(_letter(_VOID, 0, None), ref)
             raise
 
     def _end_call(self, number: int, value: Any, error: BaseException | None) -> None:
@@ -199,14 +199,14 @@ class Post:
             except HopcollError:
                 return  # its sender is gone with it, or we are leaving
             self.delete(ref)
-            kind, call, what = values.unpack(data)
+            kind, call, body = values.unpack(data)
             if kind == _CALL:
                 threading.Thread(
-                    target=self._answer, args=(source, call, what),
+                    target=self._answer, args=(source, call, body),
                     name=f"hopcoll-call-{source}-{call}", daemon=True,
                 ).start()  # fmt: skip
             elif kind == _ANSWER:
-                self._end_call(call, *what)
+                self._end_call(call, *_read_answer(source, body))
 
     async def _fetch(self, ref: ObjectRef) -> bytes:
         while True:
@@ -215,27 +215,27 @@ class Post:
             except ObjectStoreFullError:
                 await asyncio.sleep(_LOOK_S)  # until there is room for it
 
-    def _answer(self, source: int, call: int, what: Any) -> None:
+    def _answer(self, source: int, call: int, asked: bytes) -> None:
         """Call what another rank asked for; in a thread of its own."""
         answer: tuple[Any, BaseException | None]
         try:
-            answer = self._handle(source, what), None
-        except Exception as error:
+            answer = self._handle(source, values.unpack(asked)), None
+        except BaseException as error:  # also of sys.exit(): who asked waits
             answer = None, error
         try:
             try:
-                body = values.dumps((_ANSWER, call, answer), "what a rank answers")
+                body = _letter(_ANSWER, call, answer, "what a rank answers")
                 if answer[1] is not None:
-                    values.unpack(body)  # an exception may be written and not read
+                    values.unpack(values.unpack(body)[2])  # it may be written and not read
             except Exception as error:
                 text = answer[1] if answer[1] is not None else error
                 failure = RuntimeError(f"{type(text).__name__}: {text}")
-                body = values.dumps((_ANSWER, call, (None, failure)), "")
+                body = _letter(_ANSWER, call, (None, failure))
             try:
                 self._send(source, body)
             except ObjectStoreFullError as error:
                 failure = RuntimeError(f"{type(error).__name__}: {error}")
-                self._send(source, values.dumps((_ANSWER, call, (None, failure)), ""))
+                self._send(source, _letter(_ANSWER, call, (None, failure)))
         except HopcollError:
             pass  # who asked is gone, or we are leaving
 
@@ -243,3 +243,17 @@ class Post:
         while (ref := self._waste.get()) is not None:
             with contextlib.suppress(HopcollError):
                 self.objects.delete(ref, timeout_s=_DELETE_S)
+
+
+def _letter(kind: int, call: int, content: Any, what: str = "") -> bytes:
+    """Return a letter, of which anybody can read whose it is, even where not the content."""
+    return values.dumps((kind, call, values.dumps(content, what)), what)
+
+
+def _read_answer(source: int, body: bytes) -> tuple[Any, BaseException | None]:
+    try:
+        value, error = values.unpack(body)
+    except Exception as unread:
+        text = f"what rank {source} answered cannot be read: {type(unread).__name__}: {unread}"
+        return None, RuntimeError(text)
+    return value, error

@@ -29,12 +29,12 @@ from hopcoll.objects import ObjectRef
 if TYPE_CHECKING:
     from hopcoll.objects import Objects
 
-__all__ = ["UNKNOWN", "Found", "References", "arrays_for", "key_of", "refs_in"]
+__all__ = ["GET_S", "UNKNOWN", "Found", "References", "arrays_for", "key_of", "refs_in"]
 
 #: In the place of an era: nobody knows of the object, so it is no workflow's to make it again.
 UNKNOWN = -1
 #: After so long a get is called anew: its rank may have lost what it was told meanwhile.
-_GET_S = 20.0
+GET_S = 20.0
 
 
 @dataclass
@@ -49,7 +49,8 @@ class Found:
         Of those that the attempt made, by key: the rank, the bytes, and their hash ("" if nobody
         asks for it).
     new : bool
-        Whether one of them would be another ref if the task ran again.
+        Whether one of them would be another ref if the task ran again, or the value would come of
+        other inputs: of a reduction of the first of many.
     firsts : list of (list of str, list of str)
         Of each reduction that it made: the keys of the inputs that were given and were taken.
     """
@@ -189,10 +190,10 @@ class References:
             if ref in self._results:
                 return self._results[ref][0]
             try:
-                found = self._objects.get(ref, timeout_s=_GET_S)
+                found = self._objects.get(ref, timeout_s=GET_S)
                 if ref in self._reductions:
                     # Of this result, whatever becomes of it: another might have other inputs.
-                    taken = self._objects.contributors(ref, timeout_s=_GET_S)
+                    taken = self._objects.contributors(ref, timeout_s=GET_S)
                     self._results[ref] = found, taken
                 return found
             except TransferTimeoutError:
@@ -222,7 +223,7 @@ class References:
             if ref in self._results:
                 return self._results[ref][1]
             try:
-                return self._objects.contributors(ref, timeout_s=_GET_S)
+                return self._objects.contributors(ref, timeout_s=GET_S)
             except TransferTimeoutError:
                 continue
             except (ObjectLostError, ObjectDeletedError) as error:
@@ -236,17 +237,31 @@ class References:
         else:
             # The error names one input; where it is the result itself, all inputs may be there.
             lost = [one for one in made[0] if f"its input {one!r} " in str(error)]
-        if ref in self._made or (era := self._again(lost)) is None:
+        ours = [one for one in lost if one in self._reductions]
+        if {ref, *ours} & self._made.keys():
+            self.void = error
+            raise error
+        for one in ours:
+            if one not in self._redone:
+                self._reduce_again(one)
+            self.contributors(one)  # of its own inputs some may be lost as well
+        era = self._again([one for one in lost if one not in self._reductions])
+        if era is None:
             self.void = error
             raise error
         if era == UNKNOWN:
             raise error
         self._era = max(self._era, era)
         if made is not None:
-            new = self._reduce(*made)
-            with self._lock:
-                self._reductions[new] = made
-                self._redone[ref] = new
+            self._reduce_again(ref)
+
+    def _reduce_again(self, ref: ObjectRef) -> None:
+        refs, op, count = self._reductions[ref]
+        given = [self._final(one) for one in refs]
+        new = self._reduce(given, op, count)
+        with self._lock:
+            self._reductions[new] = (given, op, count)
+            self._redone[ref] = new
 
     def _again(self, lost: Sequence[ObjectRef]) -> int | None:
         return self._rebuild([key_of(one) for one in lost], self._era) if lost else self._era
@@ -266,6 +281,7 @@ class References:
             found.firsts.append(
                 ([key_of(one) for one in last.inputs], [key_of(one) for one in taken])
             )
+            found.new |= len(taken) < len(last.inputs)
             self._made.setdefault(last, (self._rank, 0, ""))
         if self._redone and any(one in self._redone for one in refs_in(value)):
             value = self._replaced(value)

@@ -45,6 +45,12 @@ class _Thing:
     error: Exception | None = None
 
 
+def _sealed(value: Any) -> np.ndarray:
+    array = np.array(value)
+    array.flags.writeable = False
+    return array
+
+
 @dataclass
 class Memory:
     """The objects of a few ranks, with the interface of `hopcoll.objects.Objects`."""
@@ -81,7 +87,7 @@ class Memory:
             thing = self.things.get(ref)
             if thing is not None and thing.array is not None:
                 raise ObjectExistsError(f"{ref!r} exists", ref)
-            self.things[ref] = _Thing(np.array(value), {here()})
+            self.things[ref] = _Thing(_sealed(value), {here()})
             self.deleted.discard(ref)
             return ref._put(next(self.stamps))
 
@@ -119,7 +125,7 @@ class Memory:
             else:
                 taken = sorted(self.draw.sample(there, count), key=inputs.index)
                 total = sum(self.things[one].array for one in taken)  # type: ignore[misc]
-                self.things[ref] = _Thing(np.array(total), {here()}, tuple(taken))
+                self.things[ref] = _Thing(_sealed(total), {here()}, tuple(taken))
             return ref._put(next(self.stamps), inputs)
 
     def contributors(
