@@ -93,6 +93,12 @@ def test_who_leads_is_killed_and_the_objects_of_others_stay(store: Path) -> None
     assert counts["late"] == 6
 
 
+def test_a_gang_returns_what_another_rank_than_the_leader_has_put(store: Path) -> None:
+    assert play("of_a_gang", store) == [total(4)]
+    ((_, maker),) = ledger_of(store).done("gang").head["refs"]
+    assert maker == "gang"
+
+
 def test_first_k_are_recorded(store: Path) -> None:
     (value,) = play("first_k", store)
     ((given, taken),) = ledger_of(store).done("firsts").head["k"]

@@ -39,6 +39,15 @@ class Adder:
         return self.total
 
 
+class Teller:
+    def checkpoint(self) -> None: ...
+
+    def restore(self, state: None) -> None: ...
+
+    def tell(self, ctx: TaskContext) -> str:
+        return ctx.task_id
+
+
 Rare = Adder.options(every=3, deterministic=True)
 
 
@@ -122,6 +131,8 @@ def test_what_is_refused_of_actors() -> None:
         Adder.options(every=0)
     with pytest.raises(ValueError, match="annotate it with deterministic=True"):
         Adder.options(every=2)
+    with pytest.raises(ValueError, match="every=2 makes lost calls again, .* and tell has a param"):
+        actor(deterministic=True, every=2)(Teller)
     with pytest.raises(TypeError, match="actor Adder has no method 'take'"):
         Adder.call(Adder.bind(1), "take")
     with pytest.raises(TypeError, match=r"Adder\.add is called on 7, which is no actor"):

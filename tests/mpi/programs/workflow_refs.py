@@ -131,6 +131,14 @@ def late(ref: Any, *before: Any, ctx: TaskContext) -> Any:
     return float(ctx.get(ref).sum())
 
 
+@task(ranks="all", checkpoint="none")
+def gang(number: int, ctx: TaskContext) -> Any:
+    """Of all ranks only rank 1 puts something."""
+    assert ctx.comm is not None
+    ref = ctx.put(_made(number)) if ctx.comm.rank == 1 else None
+    return {"ref": ctx.comm.bcast(ref, root=1)}
+
+
 @task(deterministic=True)
 def both(*values: Any) -> Any:
     return list(values)
@@ -155,6 +163,11 @@ def reduction() -> Node:
 def first_k() -> Node:
     refs = [make.options(on=rank).bind(rank) for rank in range(1, 4)]
     return both.bind(look.bind(firsts.options(on=1).bind(*refs)))
+
+
+@scene
+def of_a_gang() -> Node:
+    return both.bind(total.options(on=2).bind(gang.bind(4)))
 
 
 @scene
