@@ -366,7 +366,8 @@ class Engine:
         for key in list(self._events):
             self._give_events(key)
         if self._journal.durable < self._appended and not self._pending:
-            self._pending.append((self._appended, time.monotonic(), None, 0))  # what nobody waits for
+            # What nobody waits for.
+            self._pending.append((self._appended, time.monotonic(), None, 0))
         if not self._stopping and self.folder.cancel_requested():
             self.stop(WorkflowCancelledError(f"workflow {self.folder.id} was cancelled"))
         self.employ()
