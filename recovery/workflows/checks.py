@@ -52,7 +52,10 @@ def check_graph(graph: Graph) -> None:
     def put(name: str) -> None:
         if all(one in ended for one in vertices[name].inputs):
             options = names[name]
-            place = NOWHERE if options.checkpoint == "none" and name != graph.output else INLINE
+            kept = options.checkpoint != "none" or name == graph.output
+            # A gang that is said to give the same again is kept, whatever else is said of it.
+            kept = kept or (options.ranks is not None and options.deterministic)
+            place = INLINE if kept else NOWHERE
             lasting = options.deterministic and options.rollback is None
             ended[name] = Done(1, {}, None, lasting, place, 0, {}, b"")
 

@@ -1,0 +1,300 @@
+"""References in workflows, over a memory that loses what it is told to; letters; gangs."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import random
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hopcoll.errors import TransferTimeoutError
+from hopcoll.objects import ObjectRef
+from recovery.workflows import TaskContext, Workflow, task
+from recovery.workflows.checks import check_graph
+from recovery.workflows.graph import Graph
+from recovery.workflows.ledger import NOWHERE, Done, Settled, exposed
+from recovery.workflows.lineage import Lineage
+from recovery.workflows.post import Post, RankGoneError
+from recovery.workflows.references import References, key_of
+from recovery.workflows.values import Packed
+from tests.crash import workflow_memory
+from tests.crash.workflow_memory import Memory, OneRank
+
+COUNTS: collections.Counter[str] = collections.Counter()
+LOSE: list[Any] = []
+CAME = threading.Event()
+_PATIENCE_S = 20.0
+
+
+@pytest.fixture(autouse=True)
+def _calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workflow_memory, "_LOSS", 0.0)
+    COUNTS.clear()
+    LOSE.clear()
+    CAME.clear()
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory(random.Random(1))
+
+
+def workflow_over(memory: Memory, store: Path, kind: type[OneRank] = OneRank) -> Workflow:
+    workflow = Workflow("w", store)
+    workflow._gang = kind(workflow, memory)
+    workflow._gang._unsent = []
+    return workflow
+
+
+@task(deterministic=True, checkpoint="none", on=1)
+def make(number: int, ctx: TaskContext) -> Any:
+    COUNTS["make"] += 1
+    return ctx.put(np.full(1000, float(number)))
+
+
+@task(checkpoint="sync")
+def passes(ref: Any, *before: Any, ctx: TaskContext) -> Any:
+    COUNTS["passes"] += 1
+    while LOSE:
+        LOSE.pop()()
+    return {"ref": ref, "data": np.zeros(20_000)}
+
+
+effect = passes.options(external=True, idempotency_key=True, checkpoint="auto")
+
+
+@pytest.mark.parametrize("kind", [passes, effect])
+def test_a_lost_object_of_a_value_that_is_written_is_made_again(
+    memory: Memory, tmp_path: Path, kind: Any
+) -> None:
+    LOSE.append(lambda: memory.lose(1))
+    with workflow_over(memory, tmp_path) as workflow:
+        value = workflow.run(kind.bind(make.bind(3)))
+        assert memory.get(value["ref"]).sum() == 3000.0
+    assert COUNTS == {"make": 2, "passes": 1}
+
+
+def test_values_with_objects_may_have_equal_sizes(memory: Memory, tmp_path: Path) -> None:
+    """What was written with objects is read-only, and no memory for the next value."""
+    ref = make.bind(3)
+    with workflow_over(memory, tmp_path) as workflow:
+        value = workflow.run(passes.bind(ref, passes.bind(ref, passes.bind(ref))))
+        assert memory.get(value["ref"]).sum() == 3000.0
+    assert COUNTS == {"make": 1, "passes": 3}
+
+
+# The objects, as an attempt has them
+
+
+class Attempt(References):
+    """With inputs that rank 1 has, and that are put again when they are lost."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.rebuilt: list[str] = []
+        workflow_memory._HERE.rank = 1
+        self.inputs = [memory.put(np.full(4, float(i)), ObjectRef(f"in {i}")) for i in range(3)]
+        workflow_memory._HERE.rank = 0
+
+        def rebuild(keys: list[str], era: int) -> int:
+            self.rebuilt += keys
+            for number, ref in enumerate(self.inputs):
+                if key_of(ref) in keys:
+                    memory.put(np.full(4, float(number)), ref)
+            return era + 1
+
+        super().__init__(memory, 0, "name", rebuild, memory.delete)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ranks", [(0,), (0, 1)])
+def test_a_lost_reduction_of_a_reduction_is_made_again(
+    memory: Memory, ranks: tuple[int, ...]
+) -> None:
+    attempt = Attempt(memory)
+    one, two, three = attempt.inputs
+    inner = attempt.reduce([one, two])
+    for rank in ranks:
+        memory.lose(rank)
+    outer = attempt.reduce([inner, three])
+    assert attempt.get(outer).tolist() == [3.0] * 4
+    lost = set(attempt.rebuilt)
+    assert lost == ({key_of(ref) for ref in attempt.inputs} if 1 in ranks else set())
+    assert attempt.void is None
+
+
+@pytest.mark.parametrize("count", [2, 3, None])
+def test_what_came_of_the_first_of_many_is_another_next_time(
+    memory: Memory, count: int | None
+) -> None:
+    attempt = Attempt(memory)
+    total = float(attempt.get(attempt.reduce(attempt.inputs, count=count)).sum())
+    assert attempt.finish(total)[1].new == (count == 2)
+
+
+def test_a_writer_waits_for_an_object_until_the_workflow_ends() -> None:
+    calls = []
+
+    def get(ref: ObjectRef, timeout_s: float) -> np.ndarray:
+        calls.append(timeout_s)
+        if len(calls) in (1, 3, 4):
+            raise TransferTimeoutError("late", timeout_s)
+        return np.ones(3)
+
+    engine: Any = SimpleNamespace(
+        gang=SimpleNamespace(objects=SimpleNamespace(get=get)), cancelled=threading.Event()
+    )
+    packed = Packed(b"", [], [ObjectRef("one")])
+    assert Lineage(engine).with_objects(packed).data and len(calls) == 2
+    engine.cancelled.set()
+    with pytest.raises(TransferTimeoutError):
+        Lineage(engine).with_objects(packed)
+
+
+# Gangs
+
+
+@task(ranks="all", deterministic=True, checkpoint="none")
+def gang(how: dict[str, Any], ctx: TaskContext) -> Any:
+    return 7
+
+
+@task(external=True, idempotency_key=True)
+def publish(value: Any) -> Any:
+    return value
+
+
+def test_a_gang_does_not_last_until_it_is_durable(memory: Memory, tmp_path: Path) -> None:
+    def of(head: dict[str, Any]) -> set[str]:
+        done = {"gang": Done(1, {}, None, True, NOWHERE, 0, head, b"")}
+        inputs = {"effect": ["gang"], "gang": []}
+        users = {"effect": [], "gang": ["effect"]}
+        return exposed(
+            "effect", inputs.__getitem__, users.__getitem__, done.get, Settled(), "effect"
+        )
+
+    assert of({}) == set() and of({"w": [0, 1]}) == {"gang"}
+    node = publish.bind(gang.bind({"loses": False}))
+    check_graph(Graph.of(node))
+    with workflow_over(memory, tmp_path) as workflow:
+        assert workflow.run(node) == 7
+        ledger, _ = workflow._folder.look()
+    done = ledger.done("gang")
+    assert done is not None and done.durable and done.deterministic and not done.lasting
+
+
+class Waiting(OneRank):
+    """Its gang waits for what another rank makes, and that is gone when it is first asked."""
+
+    def call(self, task_: Any, arguments: Any, keywords: Any, context: TaskContext) -> Any:
+        assert CAME.wait(_PATIENCE_S), "nobody ran what the gang waits for"
+        return super().call(task_, arguments, keywords, context)
+
+    def dispatch(
+        self, rank: int, call: bytes, context: TaskContext, fixed: bool, answered: Any
+    ) -> None:
+        COUNTS["dispatch"] += 1
+        if COUNTS["dispatch"] == 1:
+            answered(None, RankGoneError(f"rank {rank} is gone"))
+        else:
+            super().dispatch(rank, call, context, fixed, answered)
+
+
+@task
+def comes() -> int:
+    COUNTS["comes"] += 1
+    CAME.set()
+    return 1
+
+
+@task(retries=1, backoff_s=0.01)
+def comes_late() -> int:
+    COUNTS["comes"] += 1
+    if COUNTS["comes"] == 1:
+        raise ArithmeticError("once")
+    CAME.set()
+    return 1
+
+
+@task
+def both(*values: Any) -> Any:
+    return list(values)
+
+
+@pytest.mark.parametrize("kind", [comes.options(on=1), comes_late])
+def test_what_a_gang_waits_for_begins_again_beside_it(
+    memory: Memory, tmp_path: Path, kind: Any
+) -> None:
+    node = both.bind(gang.bind({"loses": False}), kind.bind())
+    with workflow_over(memory, tmp_path, Waiting) as workflow:
+        assert workflow.run(node) == [7, 1]
+
+
+# Letters
+
+
+class Letters:
+    """Objects that two ranks of this process share."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._data: dict[ObjectRef, np.ndarray] = {}
+        self._waiting: dict[ObjectRef, asyncio.Future[None]] = {}
+
+    def put(self, data: bytes, ref: ObjectRef) -> None:
+        with self._lock:
+            self._data[ref] = np.frombuffer(data, np.uint8)
+            if ref in self._waiting:
+                future = self._waiting.pop(ref)
+                future.get_loop().call_soon_threadsafe(future.set_result, None)
+
+    async def get_async(self, ref: ObjectRef) -> np.ndarray:
+        with self._lock:
+            future = None
+            if ref not in self._data:
+                future = self._waiting[ref] = asyncio.get_running_loop().create_future()
+        if future is not None:
+            await future
+        return self._data[ref]
+
+    def delete(self, ref: ObjectRef, timeout_s: float) -> None:
+        pass
+
+
+def _unreadable() -> Any:
+    raise ImportError("not here")
+
+
+class Unreadable:
+    def __reduce__(self) -> Any:
+        return _unreadable, ()
+
+
+def _handle(source: int, what: Any) -> Any:
+    if what == "exit":
+        sys.exit(3)
+    return Unreadable() if what == "answer" else what
+
+
+def test_letters_that_nobody_can_read_and_calls_that_exit_are_answered() -> None:
+    objects = Letters()
+    posts = []
+    for rank in range(2):
+        comm: Any = SimpleNamespace(rank=rank, size=2, alive=(0, 1), objects=objects)
+        posts.append(Post(comm, "s", _handle))
+    try:
+        with pytest.raises(SystemExit):
+            posts[0].ask(1, "exit")
+        with pytest.raises(ImportError, match="not here"):
+            posts[0].ask(1, Unreadable())
+        with pytest.raises(RuntimeError, match="what rank 1 answered cannot be read: ImportError"):
+            posts[0].ask(1, "answer")
+        assert posts[0].ask(1, "well") == "well"
+    finally:
+        for post in posts:
+            post.close()
