@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hopcoll import cli, launcher, restarts
+from hopcoll import _orphans, cli, launcher, restarts
 from hopcoll._rank import END_MARK
 from hopcoll.restarts import Places, agent, answering, fewer_ranks, read_progress, tell_progress
 from tests import launch
@@ -227,7 +227,7 @@ def test_a_signal_ends_all_of_it(cluster, moment, monkeypatch):
     how = {"backoff_s": 600.0} if moment == "it waits" else {}
     assert cluster.run(5, probe_s=600.0, **how) == 128 + signal.SIGINT
     assert len(cluster.starts) == 1
-    assert not launcher._children()
+    assert not _orphans._children()
 
 
 def test_a_host_that_does_not_answer_in_time(tmp_path):
@@ -236,7 +236,7 @@ def test_a_host_that_does_not_answer_in_time(tmp_path):
     agent_of.chmod(0o755)
     # This host is not asked.
     assert answering(["localhost", "far"], [str(agent_of)], 0.5) == ["localhost"]
-    assert not launcher._children()
+    assert not _orphans._children()
     if (tmp_path / "pid").exists():  # on a slow machine it had not come so far
         assert launch.ended_processes([int((tmp_path / "pid").read_text())], within_s=0)
 
