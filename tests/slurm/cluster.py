@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,10 +61,13 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=2,bf_interval=2,defer
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+# A job that asked for a signal before its end gets it when it is preempted as well.
+SlurmctldParameters=preempt_send_user_signal
 JobRequeue=1
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
 PartitionName=urgent Nodes=ALL MaxTime=60 PriorityTier=10 PreemptMode=OFF
+PartitionName=closed Nodes=ALL MaxTime=60 AllowAccounts=nobody
 """
 
 
@@ -90,6 +94,7 @@ class Cluster:
         self.folder = folder
         self.lab = Lab(NODES + 1, name=f"hs{os.getpid()}")
         self.nodes = [self.lab.layout.namespace(host) for host in range(1, NODES + 1)]
+        self._hidden: list[tuple[str, Path]] = []
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Cluster:
@@ -165,7 +170,11 @@ class Cluster:
         return {**kept, "SLURM_CONF": f"{self.folder}/slurm.conf", **(settings or {})}
 
     def call(
-        self, *words: str, cwd: Path | None = None, check: bool = True
+        self,
+        *words: str,
+        cwd: Path | None = None,
+        check: bool = True,
+        settings: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command beside the controller."""
         done = subprocess.run(
@@ -174,7 +183,7 @@ class Cluster:
             capture_output=True,
             text=True,
             cwd=cwd,
-            env=self.environment(),
+            env=self.environment(settings),
             check=False,
             timeout=60,
         )
@@ -208,7 +217,7 @@ class Cluster:
         name = self.lab.layout.namespace(host)
         script = f'hostname {name}; exec "$@"'
         enter = ["nsenter", f"--net=/run/netns/{name}"]
-        return [*enter, "unshare", "--uts", "sh", "-c", script, "sh", *words]
+        return [*enter, "unshare", "--uts", "--mount", "sh", "-c", script, "sh", *words]
 
     # Faults
 
@@ -223,19 +232,66 @@ class Cluster:
         """Kill everything on a node at once, its slurmd included."""
         assert self.lab.lose(self.host_of(node)) > 0
 
+    def cable(self, node: str, plugged: bool) -> None:
+        """Pull a node's cable, or plug it in again. Its disk is still that of all."""
+        self.lab.cable(self.host_of(node), plugged)
+
+    def hide(self, node: str, folder: Path) -> None:
+        """Have a node see an empty folder in the place of this one, until it is healed."""
+        pid = self._daemons[f"slurmd-{node}"].pid
+        subprocess.run(
+            ["nsenter", "--mount", f"--target={pid}", "mount", "-t", "tmpfs", "none", folder],
+            check=True,
+        )
+        self._hidden.append((node, folder))
+
+    def processes(self, node: str) -> list[int]:
+        """The processes on a node."""
+        return self.lab.pids(self.host_of(node))
+
+    def ranks(self, node: str) -> list[int]:
+        """The ranks on a node, of whatever job."""
+
+        def words(pid: int) -> bytes:
+            try:
+                return Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                return b""
+
+        return [pid for pid in self.processes(node) if b"_rank.py\0" in words(pid)
+                and b"prterun" not in words(pid)]  # fmt: skip
+
+    def heal(self) -> None:
+        """Have all nodes idle again, and no job left."""
+        self.call("scancel", "--user=root", check=False)
+        for node, folder in self._hidden:
+            pid = self._daemons[f"slurmd-{node}"].pid
+            subprocess.run(
+                ["nsenter", "--mount", f"--target={pid}", "umount", folder], check=False
+            )
+        self._hidden.clear()
+        for node in self.nodes:
+            self.cable(node, plugged=True)
+            if self._daemons[f"slurmd-{node}"].poll() is not None:
+                self.start_node(node)
+        broken = [node for node, state in self.states().items() if "drain" in state]
+        if broken:
+            self.call("scontrol", "update", f"NodeName={','.join(broken)}", "state=resume")
+        self.wait_for(lambda: not self.call("squeue", "-h").stdout, "no job is left", 60)
+        self.wait_for(lambda: set(self.states().values()) == {"idle"}, "all nodes are idle", 60)
+
     def report(self) -> str:
         """What is known, for a test that failed."""
         parts = [
             self.call(*words, check=False).stdout
             for words in (("sinfo", "-N", "-l"), ("squeue", "-l"), ("scontrol", "show", "job"))
         ]
-        log = self.folder / "slurmctld.log"
-        if log.exists():
-            parts.append("\n".join(log.read_text().splitlines()[-60:]))
+        for name in ("slurmctld.log", "slurmctld.out"):
+            if (file := self.folder / name).exists():
+                parts.append("\n".join([f"-- {name}", *file.read_text().splitlines()[-40:]]))
         return "\n".join(parts)
 
 
 def pause(wait_s: float) -> None:
     """Look again a little later."""
-    select_nothing = __import__("threading").Event()
-    select_nothing.wait(wait_s)
+    threading.Event().wait(wait_s)
