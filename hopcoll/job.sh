@@ -115,7 +115,16 @@ hopcoll_durable() {
 }
 
 hopcoll_requeue() {
-    local code=$1 wait_s=0 failures=0 step before
+    local code=$1 wait_s=0 failures=0 step before job
+    # A script that lives on, on a node that was out of reach, must not end its successor.
+    for _ in 1 2 3 4 5; do
+        job=$(timeout 60 scontrol -o show job "$hopcoll_id") && break
+        sleep 20 # its controller may be about to start again
+    done
+    if [[ $job != *" Restarts=$hopcoll_start "* ]]; then
+        hopcoll_say "ended with $code, and a newer start of it runs, or Slurm does not answer"
+        return
+    fi
     if [ "$hopcoll_start" -ge "$hopcoll_requeues" ]; then
         hopcoll_say "ended with $code; it was requeued $hopcoll_start times, which is the most"
         return
@@ -155,7 +164,7 @@ hopcoll_watcher() {
     trap '' HUP PIPE # the srun that started it is gone then
     while sleep "$hopcoll_watch_s"; do
         job=$(timeout 60 scontrol -o show job "$hopcoll_id") || continue
-        [[ $job == *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]] || return
+        [[ $job == *" Restarts=$hopcoll_start "* ]] || return
         [[ $job == *" JobState=RUNNING "* && $job =~ ' 'NodeList=([^ ]+) ]] || continue
         scontrol show hostnames "${BASH_REMATCH[1]}" | grep -qxF "$hopcoll_first" && continue
         echo "hopcoll job $hopcoll_id: lost its first node, $hopcoll_first; requeued" \
@@ -164,4 +173,4 @@ hopcoll_watcher() {
     done
 }
 hopcoll_first=$SLURMD_NODENAME
-export hopcoll_id hopcoll_first hopcoll_folder hopcoll_watch_s HOPCOLL_JOB_FOLDER=$hopcoll_folder
+export hopcoll_id hopcoll_first hopcoll_start hopcoll_folder hopcoll_watch_s HOPCOLL_JOB_FOLDER=$hopcoll_folder

@@ -77,7 +77,7 @@ def why_no_slurm() -> str:
         return reason
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
-        return f"{', '.join(missing)} missing: make slurm (as root, it installs slurm-wlm and munge)"
+        return f"{', '.join(missing)} missing: make test-slurm (as root, it installs them)"
     return ""
 
 
