@@ -560,6 +560,8 @@ class Ending:
         self.mpirun = mpirun
         if mpirun is not None and self.number is not None:
             mpirun.send_signal(signal.SIGTERM)
+        elif mpirun is not None and self.asked:
+            mpirun.send_signal(signal.SIGUSR1)
 
     def _pass_on(self, number: int, _: object) -> None:
         if number == signal.SIGUSR1 and self.stop_within_s is not None and not self.asked:

@@ -64,10 +64,11 @@ PreemptMode=REQUEUE
 # A job that asked for a signal before its end gets it when it is preempted as well.
 SlurmctldParameters=preempt_send_user_signal
 JobRequeue=1
+EnforcePartLimits=ALL
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
 PartitionName=urgent Nodes=ALL MaxTime=60 PriorityTier=10 PreemptMode=OFF
-PartitionName=closed Nodes=ALL MaxTime=60 AllowAccounts=nobody
+PartitionName=short Nodes=ALL MaxTime=5
 """
 
 

@@ -37,6 +37,7 @@ def main() -> None:
     add("--step-s", type=float, default=0.1, help="how long a step takes at least")
     add("--interval", type=int, default=5)
     add("--effects", type=int, default=1, help="how many, one after the other")
+    add("--effect-s", type=float, default=0, help="how long an effect takes at least")
     add("--replay", action="store_true", help="make the job of this folder again, undisturbed")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def main() -> None:
     with Workflow("publish", store=options.folder / "workflows", comm=comm) as workflow:
         node: Any = start.bind(digest)
         for number in range(options.effects):
-            node = effect.bind(node, number, world, options.step_s)
+            node = effect.bind(node, number, world, options.effect_s)
         workflow.run(node)
     if comm.rank == min(comm.alive):
         (options.folder / "model").write_text(digest)
