@@ -24,7 +24,7 @@ _LAZY = {
     "soak": ("hopcoll.soak", "command", "Run a hundred thousand simulated failures, and count."),
     "forecast": ("hopcoll.forecast", "command", "Time a collective on a modelled network."),
     "replay": ("hopcoll.replay", "command", "Tell the protocol again what real ranks were told."),
-    "slurm": ("hopcoll.slurm", "command", "Submit jobs to Slurm that survive it, and look at them."),
+    "slurm": ("hopcoll.slurm", "command", "Submit jobs to Slurm that survive it; look at them."),
     "simulate": ("hopcoll.simulate", "command", "Run the protocol over a simulated network."),
 }
 

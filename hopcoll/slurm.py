@@ -112,12 +112,19 @@ def render(job: Job) -> str:
         "--no-kill",
         *job.options,
     ]
-    lines = ["#!/bin/bash", "# Made by `hopcoll slurm submit`; what happens is in the file that it"]
-    lines += ["# sources.", *(f"#SBATCH {option}" for option in options), ""]
-    lines += [f"hopcoll_environment={shlex.quote(job.environment)}"]
-    lines += [f"hopcoll_ranks={job.ranks_max}", f"hopcoll_min_ranks={job.min_ranks or 1}"]
-    lines += [f". {shlex.quote(str(SHARED_PART))} || exit", f"hopcoll_job {shlex.join(job.program)}"]
-    return "\n".join(lines) + "\n"
+    lines = [
+        "#!/bin/bash",
+        "# Made by `hopcoll slurm submit`. What happens is told in the file that it sources.",
+        *(f"#SBATCH {option}" for option in options),
+        "",
+        f"hopcoll_environment={shlex.quote(job.environment)}",
+        f"hopcoll_ranks={job.ranks_max}",
+        f"hopcoll_min_ranks={job.min_ranks or 1}",
+        f". {shlex.quote(str(SHARED_PART))} || exit",
+        f"hopcoll_job {shlex.join(job.program)}",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _named(job: Job) -> list[tuple[str, str | None]]:
@@ -234,8 +241,8 @@ def _check_with_slurm(job: Job) -> None:
     missing = [tool for tool in ("sbatch", "scontrol", "sinfo", "squeue") if not shutil.which(tool)]
     if missing:
         raise LauncherError(
-            f"no Slurm on this machine: {', '.join(missing)} not found. Submit from a login node of "
-            "the cluster, or use 'hopcoll run' here"
+            f"no Slurm on this machine: {', '.join(missing)} not found. Submit from a login node "
+            "of the cluster, or use 'hopcoll run' here"
         )
     try:
         said = _ask(["sinfo", "-h", "-o", "%R|%D"])
@@ -422,7 +429,8 @@ def table(shown: Sequence[Shown]) -> str:
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (zip(row, widths, strict=True) for row in rows)
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in line).rstrip() for line in lines)
+    aligned = ("  ".join(cell.ljust(width) for cell, width in line) for line in lines)
+    return "\n".join(line.rstrip() for line in aligned)
 
 
 @click.group("slurm")
@@ -455,7 +463,7 @@ def command() -> None:
 @click.option("--env", "environment", metavar="PATH", default=sys.prefix,
               help="The Python environment, on a shared file system. [this one]")  # fmt: skip
 @click.option("--shared", is_flag=True,
-              help="All nodes see the environment and this directory, whatever it looks like.")  # fmt: skip
+              help="All nodes do see the environment and this directory.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the script, and submit nothing.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED, required=True)
 def submit_command(

@@ -1,8 +1,8 @@
 """Which start of which batch job a process belongs to.
 
-A job of Slurm's that is requeued keeps its number and counts its starts. Processes of an older start
-may live on, on a node that Slurm does not reach; whatever they still do, or start anew, must not
-count beside the newer one. The number and the count say which of two is newer, without a clock;
+A job of Slurm's that is requeued keeps its number and counts its starts. Processes of an older
+start may live on, on a node that Slurm does not reach; whatever they still do, or start anew, must
+not count beside the newer one. The number and the count say which of two is newer, without a clock;
 between jobs of different numbers nobody is.
 """
 

@@ -75,9 +75,9 @@ class TrainingSession:
     the background; a job that is started again goes on behind the last step that was saved, with
     the state, the history and the log of that moment.
 
-    **Stops.** Under ``hopcoll run --stop-within S`` a SIGUSR1 (a batch system's word that the time is
-    up) has all ranks save what they have behind the same step, the next but one at the latest, and
-    leave by ``SystemExit`` with code 75. Started again, the job goes on.
+    **Stops.** Under ``hopcoll run --stop-within S`` a SIGUSR1 (a batch system's word that the time
+    is up) has all ranks save what they have behind the same step, the next but one at the latest,
+    and leave by ``SystemExit`` with code 75. Started again, the job goes on.
 
     **Replay.** The history says who contributed to what. A replay of it has as many ranks, and each
     of them stays out where the one of its number was lost; it ends with the same bits. So it is

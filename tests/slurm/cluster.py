@@ -1,4 +1,4 @@
-"""A real Slurm on one machine: a controller and nodes, each a host of the lab with a name of its own.
+"""A real Slurm on one machine: a controller and nodes, each a host of the lab with its own name.
 
 Everything that it writes (configuration, state, logs, munge's key and socket) is in one directory;
 a Slurm of the system is not touched. The nodes are network namespaces, so that a cable can be

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what the tests of slurm/ need, Slurm and munge, where it is missing. Ends with 1, and says
-# why, where that cannot be done: the tests are then left out.
+# Installs what the tests of slurm/ need, Slurm and munge, where it is missing. Ends with 1, and
+# says why, where that cannot be done: the tests are then left out.
 set -u
 
 missing=
@@ -17,7 +17,7 @@ tell() {
 }
 
 [ "$(id -u)" = 0 ] || tell "missing:$missing, and only root can install that"
-command -v apt-get >/dev/null || tell "missing:$missing, and there is no apt-get; install slurm and munge"
+command -v apt-get >/dev/null || tell "missing:$missing; install Slurm and munge (no apt-get here)"
 echo "installing Slurm and munge for tests/slurm (missing:$missing)" >&2
 log=$(mktemp)
 # A mirror that does not answer must not hold up the rest.

@@ -1,8 +1,8 @@
 """Jobs on a real Slurm, with nodes that fail, are drained, and jobs that are preempted.
 
 They need root, iproute2, Slurm and munge: `make test-slurm` installs the last two. Whatever happens
-to a job, its model is that of an undisturbed run for the same contributors, bit for bit, its log has
-each step once, and what it does outside is done once.
+to a job, its model is that of an undisturbed run for the same contributors, bit for bit; its log
+has each step once, and what it does outside is done once.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def test_cancelled_jobs_stay_cancelled(cluster, tmp_path):
 def test_preempted_with_a_commit(cluster, tmp_path, undisturbed):
     job = Submitted(cluster, tmp_path, "--nodes=3", interval=1000, step_s=0.4)
     job.wait_for_step(12)
-    urgent = ("--partition=urgent", "--nodes=4", "--output=urgent.out")
+    urgent = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=urgent.out")
     number = cluster.call("sbatch", "--parsable", *urgent, "--wrap=hostname", cwd=tmp_path).stdout
     assert job.wait()["Restarts"] == "1"
     assert cluster.job(number.strip())["JobState"] == "COMPLETED"
@@ -327,7 +327,7 @@ def test_the_tasks_of_an_array(cluster, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--partition=nowhere"], "partition 'nowhere' does not exist here; there are main, short, urgent"),
+        (["--partition=nowhere"], "partition 'nowhere' does not exist here; there are main, sho"),
         (["--nodes=4", "--spares=1"], "nodes: 4 and 1 spares are more than the 4 that any part"),
         (["--partition=short"], "Slurm does not take the job: "),
         (["--ranks-per-node=3"], "Slurm does not take the job: "),

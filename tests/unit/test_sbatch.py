@@ -91,8 +91,7 @@ GOLDEN = {
         Job(("train.py",), environment="/shared/env"),
         """\
 #!/bin/bash
-# Made by `hopcoll slurm submit`; what happens is in the file that it
-# sources.
+# Made by `hopcoll slurm submit`. What happens is told in the file that it sources.
 #SBATCH --job-name=train
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -127,8 +126,7 @@ hopcoll_job train.py
         ),
         """\
 #!/bin/bash
-# Made by `hopcoll slurm submit`; what happens is in the file that it
-# sources.
+# Made by `hopcoll slurm submit`. What happens is told in the file that it sources.
 #SBATCH --job-name=fit
 #SBATCH --nodes=5
 #SBATCH --ntasks-per-node=8

@@ -125,7 +125,7 @@ def test_no_slurm_on_this_machine(here: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_slurm_says(tools: Tools) -> None:
-    with pytest.raises(LauncherError, match="partition 'cpu' does not exist here; there are gpu, m"):
+    with pytest.raises(LauncherError, match="partition 'cpu' does not exist here; there are gpu"):
         submit(Job(("train.py",), partition="cpu"))
     with pytest.raises(LauncherError, match="nodes: 1 and 1 spares are more than the 1 that part"):
         submit(Job(("train.py",), partition="gpu", spares=1))
