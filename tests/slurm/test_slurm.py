@@ -363,6 +363,16 @@ def test_an_environment_that_a_node_does_not_see(cluster, tmp_path):
     assert f"see {program}: it has to be on a shared file system" in said
 
 
+def test_the_doctor_looks_at_all_nodes(cluster, tmp_path):
+    words = ("--nodes=3", "--ntasks-per-node=1", "--output=%j.out", "--wrap=hopcoll doctor")
+    number = cluster.call("sbatch", "--parsable", *words, cwd=tmp_path).stdout.strip()
+    over = ("COMPLETED", "FAILED")
+    cluster.wait_for(lambda: cluster.job(number)["JobState"] in over, "the doctor is done", 120)
+    said = (tmp_path / f"{number}.out").read_text()
+    assert f"mpirun starts hopcoll on {', '.join(cluster.nodes[:3])}" in said, said
+    assert "Fault tolerance is real here" in said
+
+
 SMALL = {
     "train_sgd": ["--steps", "40", "--batch", "64", "--checkpoint-every", "10"],
     "train_rl": [],
