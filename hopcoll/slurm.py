@@ -51,7 +51,7 @@ class Job:
     Parameters
     ----------
     program : tuple of str
-        A Python script and its arguments.
+        A Python script and its arguments, or ``-m``, a module and its arguments.
     nodes : int
         On which the ranks begin.
     spares : int
@@ -98,7 +98,8 @@ class Job:
 
 def render(job: Job) -> str:
     """Return the batch script of a job. Pure."""
-    name = job.name or Path(job.program[0]).stem
+    program = job.program[1:] if job.program[0] == "-m" else job.program
+    name = job.name or Path(program[0]).stem
     options = [
         f"--job-name={name}",
         f"--nodes={job.nodes + job.spares}",
@@ -146,7 +147,10 @@ def check(job: Job, *, environment_is_shared: bool = False) -> None:
         The message says what, where, and what to do.
     """
     script = job.program[0]
-    if not os.path.isfile(script):
+    if script == "-m":
+        if len(job.program) < 2:
+            raise LauncherError("program is missing: a module's name after -m")
+    elif not os.path.isfile(script):
         raise LauncherError(f"script {script!r} is not there")
     if job.ranks_max > job.slots:
         raise LauncherError(
@@ -474,6 +478,8 @@ def submit_command(
     **settings: Any,
 ) -> None:
     """Render a batch script for PROGRAM, a Python script and its arguments, and submit it.
+
+    Options may stand behind PROGRAM, too; what is none of them is PROGRAM's. Behind -- all is.
 
     The job keeps its files in NAME-NUMBER under the working directory, and is requeued with the
     same number after the loss of its nodes, before its time is over, or when it is preempted. So

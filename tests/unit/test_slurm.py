@@ -69,6 +69,7 @@ def test_a_job_is_tried_before_it_is_submitted(tools: Tools) -> None:
     ("job", "said"),
     [
         (Job(("no.py",)), "script 'no.py' is not there"),
+        (Job(("-m",)), "program is missing: a module's name after -m"),
         (
             Job(("train.py",), nodes=2, spares=1, ranks_per_node=4, ranks=13),
             "ranks: 13 are more than the 12 for which 2 nodes and 1 spares with 4 each have room",
@@ -163,6 +164,10 @@ def test_options_may_stand_behind_the_script(tools: Tools) -> None:
     assert tools.asked == []
     done = CliRunner().invoke(cli.main, [*words, environment])
     assert (done.exit_code, done.output) == (0, "42\n")
+    module = CliRunner().invoke(cli.main, ["slurm", "submit", environment, "--dry-run", "--",
+                                           "-m", "mine.train", "--nodes", "7"])  # fmt: skip
+    assert "#SBATCH --job-name=mine\n#SBATCH --nodes=1\n" in module.output
+    assert module.output.endswith("hopcoll_job -m mine.train --nodes 7\n")
     wrong = CliRunner().invoke(cli.main, ["slurm", "submit", "no.py"])
     assert wrong.exit_code == 2 and "script 'no.py' is not there" in wrong.output
 
