@@ -55,8 +55,8 @@ fi
 hopcoll_job() {
     local code waits
     hopcoll_asked='' hopcoll_ended='' hopcoll_pid=''
-    trap 'hopcoll_asked=yes waits=yes; [ -z "$hopcoll_pid" ] || kill -USR1 "$hopcoll_pid"' USR1
-    trap 'hopcoll_ended=yes waits=yes; [ -z "$hopcoll_pid" ] || kill -TERM "$hopcoll_pid"' TERM
+    trap 'hopcoll_asked=yes waits=yes; hopcoll_pass_on USR1' USR1
+    trap 'hopcoll_ended=yes waits=yes; hopcoll_pass_on TERM' TERM
     [ -n "$hopcoll_begun" ] || hopcoll_begin || exit
 
     # In the background, because bash answers a signal at once only while it waits.
@@ -82,6 +82,11 @@ hopcoll_job() {
     # After TERM Slurm is about to requeue or to cancel it, and knows which.
     [ -n "$hopcoll_ended" ] || hopcoll_requeue $code
     exit $code
+}
+
+hopcoll_pass_on() {
+    hopcoll_say "SIG$1"
+    [ -z "$hopcoll_pid" ] || kill "-$1" "$hopcoll_pid"
 }
 
 hopcoll_begun=''

@@ -272,7 +272,10 @@ class Cluster:
             )
         self._hidden.clear()
         for node in self.nodes:
-            self.cable(node, plugged=True)
+            if not self.lab.has_cable(self.host_of(node)):
+                self.cable(node, plugged=True)
+                self.kill_node(node)  # a slurmd that starts is back at once
+                self._daemons[f"slurmd-{node}"].wait()
             if self._daemons[f"slurmd-{node}"].poll() is not None:
                 self.start_node(node)
         broken = [node for node, state in self.states().items() if "drain" in state]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -247,18 +248,20 @@ def test_preempted_with_a_commit(cluster, tmp_path, undisturbed):
 
 
 def test_the_time_limit(cluster, tmp_path, undisturbed):
-    """Slurm looks every 30 s whose time is about to be over: so the signal comes 7 to 37 s after
-    the start."""
+    """Slurm looks every 30 s whose time is about to be over: a start has so long at the most."""
     job = Submitted(
         cluster, tmp_path, "--nodes=3", "--sbatch=--time=1", "--sbatch=--signal=B:USR1@53",
-        interval=1000, step_s=0.7,
+        interval=1000, step_s=0.6,
     )  # fmt: skip
-    facts = job.wait()
-    assert int(facts["Restarts"]) >= 1
+    facts = job.wait(within_s=300)
+    assert int(facts["Restarts"]) >= 1, job.output
     history = job.check(undisturbed)
-    assert len(history.eras) == int(facts["Restarts"]) + 1
-    firsts = [era.first for era in history.eras]
-    assert firsts == sorted(set(firsts)) and firsts[1] > 1
+    # On a busy machine it may be told so before its first step.
+    assert 2 <= len(history.eras) <= int(facts["Restarts"]) + 1
+    assert "asked to stop, did so behind step" in job.output
+    # Nothing was made again: the next start began behind the commit.
+    stops = [int(step) for step in re.findall(r"did so behind step (\d+)", job.output)]
+    assert [era.first for era in history.eras] == [1, *(step + 1 for step in stops)]
 
 
 def test_an_older_start_that_lives_on_does_no_harm(cluster, tmp_path, undisturbed):
