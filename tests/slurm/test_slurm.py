@@ -309,9 +309,15 @@ def test_a_job_that_always_fails_comes_to_an_end(cluster, tmp_path):
 
 
 def test_the_tasks_of_an_array(cluster, tmp_path):
+    """Each is requeued for itself: one of them fails at its first start."""
     array = ("--array=3,5", "--nodes=1", "--shared", "--time=10")
     program = tmp_path / "say.py"
-    program.write_text("import os; print(os.environ['HOPCOLL_JOB_FOLDER'])\n")
+    program.write_text(
+        "import os, sys\n"
+        "if os.environ['SLURM_ARRAY_TASK_ID'] == '5' and 'SLURM_RESTART_COUNT' not in os.environ:\n"
+        "    sys.exit(3)\n"
+        "print(os.environ['HOPCOLL_JOB_FOLDER'])\n"
+    )
     number = cluster.call(
         "hopcoll", "slurm", "submit", *array, str(program), cwd=tmp_path, settings=SETTINGS
     ).stdout.strip()
@@ -324,7 +330,7 @@ def test_the_tasks_of_an_array(cluster, tmp_path):
             60,
         )
     shown = json.loads(cluster.call("hopcoll", "slurm", "status", "--json", number).stdout)
-    assert sorted(one["job"] for one in shown) == [f"{number}_3", f"{number}_5"]
+    assert {one["job"]: one["requeues"] for one in shown} == {f"{number}_3": 0, f"{number}_5": 1}
 
 
 @pytest.mark.parametrize(
