@@ -59,7 +59,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The model of a job to which nothing happened."""
     folder = tmp_path_factory.mktemp("undisturbed") / "job"
     words = ("--folder", folder, "--steps", STEPS, "--step-s", 0)
-    launch.run(RANKS, PROGRAM, *map(str, words))
+    launch.run(RANKS, PROGRAM, *map(str, words), timeout_s=180)
     return (folder / "model").read_text()
 
 
@@ -125,7 +125,8 @@ class Submitted:
             must = undisturbed
         else:
             launch.run(
-                *(size, PROGRAM, "--folder", str(folder), "--steps", str(STEPS), "--replay")
+                *(size, PROGRAM, "--folder", str(folder), "--steps", str(STEPS), "--replay"),
+                timeout_s=180,
             )
             must = (folder / "replayed").read_text()
         assert (folder / "model").read_text() == must
