@@ -53,11 +53,12 @@ if [ "$hopcoll_start" -gt "$hopcoll_requeues" ]; then
 fi
 
 hopcoll_job() {
-    local code waits
-    hopcoll_asked='' hopcoll_ended='' hopcoll_pid=''
-    trap 'hopcoll_asked=yes waits=yes; hopcoll_pass_on USR1' USR1
-    trap 'hopcoll_ended=yes waits=yes; hopcoll_pass_on TERM' TERM
+    local code
     [ -n "$hopcoll_begun" ] || hopcoll_begin || exit
+    if [ -n "$hopcoll_asked$hopcoll_ended" ]; then # while nothing ran
+        [ -n "$hopcoll_ended" ] || hopcoll_requeue 75
+        exit 75
+    fi
 
     # In the background, because bash answers a signal at once only while it waits.
     hopcoll run ${hopcoll_ranks:+--ranks "$hopcoll_ranks"} --min-ranks "$hopcoll_min_ranks" \
@@ -67,27 +68,31 @@ hopcoll_job() {
     [ -z "$hopcoll_asked" ] || kill -USR1 "$hopcoll_pid"
     [ -z "$hopcoll_ended" ] || kill -TERM "$hopcoll_pid"
     # A signal ends a wait before the program has ended: its own code comes from the next one.
-    waits=yes
-    while [ -n "$waits" ]; do
-        waits=
+    hopcoll_signalled=yes
+    while [ -n "$hopcoll_signalled" ]; do
+        hopcoll_signalled=''
         wait "$hopcoll_pid"
         code=$?
     done
-    trap '' USR1 TERM
+    hopcoll_pid=''
     if [ $code -eq 0 ]; then
         rm -f "$hopcoll_folder/failures"
-        trap - USR1 TERM
         return 0
     fi
+    trap '' USR1 TERM
     # After TERM Slurm is about to requeue or to cancel it, and knows which.
     [ -n "$hopcoll_ended" ] || hopcoll_requeue $code
     exit $code
 }
 
+hopcoll_asked='' hopcoll_ended='' hopcoll_signalled='' hopcoll_pid=''
 hopcoll_pass_on() {
     hopcoll_say "SIG$1"
+    hopcoll_signalled=yes
     [ -z "$hopcoll_pid" ] || kill "-$1" "$hopcoll_pid"
 }
+trap 'hopcoll_asked=yes; hopcoll_pass_on USR1' USR1
+trap 'hopcoll_ended=yes; hopcoll_pass_on TERM' TERM
 
 hopcoll_begun=''
 hopcoll_begin() {
@@ -101,14 +106,17 @@ hopcoll_begin() {
 # Whether all nodes see the environment. Without it the job would fail on each node by itself, again
 # and again.
 hopcoll_seen() {
-    local program nodes=$SLURM_JOB_NUM_NODES
+    local program blind nodes=$SLURM_JOB_NUM_NODES
     if ! program=$(command -v hopcoll); then
         hopcoll_say "$SLURMD_NODENAME finds no hopcoll, neither in $hopcoll_environment nor on PATH"
         return 1
     fi
-    timeout 120 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 test -x "$program" &&
-        return
-    hopcoll_say "not all of $SLURM_JOB_NODELIST see $program: it has to be on a shared file system"
+    # A node that dies meanwhile says nothing, and is no reason to end.
+    # shellcheck disable=SC2016 # the node's own name
+    blind=$(timeout 120 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
+        sh -c 'test -x "$0" || echo "$SLURMD_NODENAME"' "$program")
+    [ -n "$blind" ] || return 0
+    hopcoll_say "${blind//$'\n'/, } cannot run $program: it has to be on a shared file system"
     return 1
 }
 
@@ -157,7 +165,8 @@ hopcoll_requeue() {
 # --no-kill leaves a job without its first node running, with nobody there. So others look after it.
 hopcoll_watch() {
     local node
-    for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 2,4p); do
+    for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vxF "$hopcoll_first" |
+        head -n 3); do
         srun --nodes=1 --ntasks=1 --nodelist="$node" --output=/dev/null --input=none \
             bash -c "$(declare -f hopcoll_watcher); hopcoll_watcher" >/dev/null 2>&1 &
     done

@@ -363,12 +363,11 @@ def look(jobs: Sequence[str] = ()) -> list[Shown]:
             lines += _ask(["scontrol", "-o", "show", "job", *([job] if job else [])]).splitlines()
     except _Refused as refused:
         raise LauncherError(f"Slurm does not tell: {refused}") from refused
-    user = getpass.getuser()
+    mine = f"({os.getuid()})"
     shown = []
     for line in lines:
         facts = {key: value.strip() for key, value in _FACT.findall(line)}
-        owner = facts.get("UserId", "").partition("(")[0]
-        if "JobId" not in facts or not (jobs or owner == user):
+        if "JobId" not in facts or not (jobs or facts.get("UserId", "").endswith(mine)):
             continue
         if not jobs and not facts.get("Comment", "").startswith(_MARK):
             continue  # another kind of job

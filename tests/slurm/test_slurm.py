@@ -191,7 +191,7 @@ def test_the_first_node_is_lost(cluster, tmp_path, undisturbed):
     assert facts["Restarts"] == "1" and facts["BatchHost"] == cluster.nodes[1]
     job.check(undisturbed)
     (said,) = tmp_path.glob("job-*/watchers.log")
-    assert said.read_text().count(f"lost its first node, {cluster.nodes[0]}; requeued") == 1
+    assert f"lost its first node, {cluster.nodes[0]}; requeued" in said.read_text()
 
 
 def test_a_drained_node(cluster, tmp_path, undisturbed):
@@ -370,7 +370,7 @@ def test_an_environment_that_a_node_does_not_see(cluster, tmp_path):
     cluster.wait_for(lambda: cluster.job(number)["JobState"] == "FAILED", "it says so", 60)
     assert cluster.job(number)["Restarts"] == "0"
     said = (tmp_path / f"{number}.out").read_text()
-    assert f"see {program}: it has to be on a shared file system" in said
+    assert f"{cluster.nodes[1]} cannot run {program}: it has to be on a shared file system" in said
 
 
 def test_the_doctor_looks_at_all_nodes(cluster, tmp_path):

@@ -46,7 +46,7 @@ esac
 SRUN = """\
 #!/bin/sh
 echo "$@" >> srun.txt
-exit "${SRUN:-0}"
+printf '%b' "$BLIND"
 """
 
 
@@ -214,7 +214,8 @@ def test_a_job_that_ends_well(tmp_path: Path, start) -> None:
     ]
     looks, *watchers = (tmp_path / "srun.txt").read_text().splitlines()
     program = tmp_path / ".venv/bin/hopcoll"
-    assert looks == f"--nodes=3 --ntasks=3 --ntasks-per-node=1 test -x {program}"
+    assert looks.startswith("--nodes=3 --ntasks=3 --ntasks-per-node=1 sh -c test -x ")
+    assert looks.endswith(f" {program}")
     nodes = [line for line in watchers if line.startswith("--nodes=1 --ntasks=1 --nodelist=")]
     assert sorted(line.split()[2][-2:] for line in nodes) == ["n2", "n3"]
 
@@ -289,6 +290,18 @@ def test_the_signal_before_the_time_limit_has_it_commit_and_requeued(tmp_path: P
     assert not (tmp_path / "train-123" / "failures").exists()
 
 
+def test_a_signal_before_the_program_has_begun(tmp_path: Path, start) -> None:
+    """Nothing is begun then."""
+    srun = tmp_path / ".venv/bin/srun"
+    # Its parent is `timeout`, and that one's is the script.
+    kill = 'kill -USR1 "$(awk \'{print $4}\' "/proc/$PPID/stat")"'
+    srun.write_text(f'#!/bin/sh\ncase "$*" in *test*) {kill} ;; esac\n')
+    with start("0") as process:
+        process.wait(30)
+    assert asked(tmp_path) == ["requeue 123"]
+    assert not (tmp_path / "arguments.json").exists()
+
+
 def test_whom_slurm_ends_asks_for_nothing(tmp_path: Path, start) -> None:
     """After scancel a requeue would bring the job back."""
     with start("signal") as process:
@@ -299,10 +312,10 @@ def test_whom_slurm_ends_asks_for_nothing(tmp_path: Path, start) -> None:
 
 
 def test_nodes_that_do_not_see_the_environment(tmp_path: Path, start) -> None:
-    with start("0", SRUN="1") as process:
+    with start("0", BLIND="n2\\nn3\\n") as process:
         assert process.wait(30) == 1
         said = process.stderr.read()
-    assert f"not all of n[1-3] see {tmp_path}/.venv/bin/hopcoll: it has to be on a shared" in said
+    assert f"n2, n3 cannot run {tmp_path}/.venv/bin/hopcoll: it has to be on a shared" in said
     assert not (tmp_path / "scontrol.txt").exists()
 
 
