@@ -4,8 +4,8 @@
 #
 #   hopcoll run in the allocation -- 0 ---------------------> back to the script
 #      | \
-#      |  +-- USR1: commit and stop ------> requeue at once
-#      +----- it failed, or nodes are lost: requeue after a while; not forever
+#      |  +-- USR1: commit and stop (75) -> requeue at once
+#      +----- it failed, or nodes are lost: requeue after a while; not for ever
 
 # The most ranks that there are; what the allocation has beyond them is spare. None: all of it.
 : "${hopcoll_ranks:=}"
@@ -155,6 +155,8 @@ hopcoll_requeue() {
         echo "$failures $step" >"$hopcoll_folder/failures" || return
         wait_s=$((hopcoll_backoff_s << (failures - 1)))
         [ "$wait_s" -le 3600 ] || wait_s=3600
+    elif [ "$code" -ne 75 ]; then
+        wait_s=$hopcoll_backoff_s # it had no time for a commit; starts may be short here
     fi
     hopcoll_say "ended with $code; requeued, for $wait_s s at least"
     # This ends the script as well, but not before it has said when to start.

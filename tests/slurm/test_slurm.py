@@ -249,10 +249,11 @@ def test_preempted_with_a_commit(cluster, tmp_path, undisturbed):
 
 
 def test_the_time_limit(cluster, tmp_path, undisturbed):
-    """Slurm looks every 30 s whose time is about to be over: a start has so long at the most."""
+    """Slurm looks every 30 s whose time is about to be over: a start has 30 s at the least, and 60
+    at the most."""
     job = Submitted(
-        cluster, tmp_path, "--nodes=3", "--sbatch=--time=1", "--sbatch=--signal=B:USR1@53",
-        interval=1000, step_s=0.6,
+        cluster, tmp_path, "--nodes=3", "--sbatch=--time=2", "--sbatch=--signal=B:USR1@60",
+        interval=1000, step_s=1.0,
     )  # fmt: skip
     facts = job.wait(within_s=300)
     assert int(facts["Restarts"]) >= 1, job.output

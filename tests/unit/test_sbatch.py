@@ -290,6 +290,17 @@ def test_the_signal_before_the_time_limit_has_it_commit_and_requeued(tmp_path: P
     assert not (tmp_path / "train-123" / "failures").exists()
 
 
+def test_a_stop_without_a_commit_waits_but_is_no_failure(tmp_path: Path, start) -> None:
+    hopcoll = tmp_path / ".venv/bin/hopcoll"
+    hopcoll.write_text(hopcoll.read_text().replace("_exit(75)", "_exit(138)"))
+    with start("signal") as process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(30) == 138
+    assert asked(tmp_path) == ["requeue 123", "update JobId=123 StartTime=now+60"]
+    assert not (tmp_path / "train-123" / "failures").exists()
+
+
 def test_a_signal_before_the_program_has_begun(tmp_path: Path, start) -> None:
     """Nothing is begun then."""
     srun = tmp_path / ".venv/bin/srun"
