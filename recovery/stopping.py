@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Stop"]
 
-_SURVIVORS: Final = {"on_failure": "survivors"}
+#: A session goes on with those who are left, whatever the communicator does by default.
+_SURVIVORS: Final = "survivors"
 
 
 class Stop:
@@ -57,7 +58,8 @@ class Stop:
             # Its buffers are this request's own: a rank that is late still reads the last one's.
             self._agreed = np.zeros(1, np.uint8)
             self._request = self._comm.Iallreduce(
-                np.array([self._wanted], np.uint8), self._agreed, hopcoll.MAX, **_SURVIVORS
+                np.array([self._wanted], np.uint8), self._agreed, hopcoll.MAX,
+                on_failure=_SURVIVORS,
             )
         return agreed
 

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,8 @@ def effect(before: str, number: int, world: str, wait_s: float, ctx: Any) -> str
     key = ctx.idempotency_key.replace("/", ".")
     asked = folder / f"asked.{secrets.token_hex(8)}"
     asked.write_text(json.dumps(said))
-    try:
+    with suppress(FileExistsError):
         os.link(asked, folder / f"done.{number}.{key}")
-    except FileExistsError:
-        pass
     threading.Event().wait(wait_s)
     return before
 

@@ -131,11 +131,11 @@ def test_what_slurm_says(tools: Tools) -> None:
     with pytest.raises(LauncherError, match="nodes: 1 and 1 spares are more than the 1 that part"):
         submit(Job(("train.py",), partition="gpu", spares=1))
     tools.plays("sinfo", "echo 'slurm_load_partitions: Unable to contact' >&2; exit 1")
-    with pytest.raises(LauncherError, match="Slurm does not answer: .*Unable to contact"):
+    with pytest.raises(LauncherError, match=r"Slurm does not answer: .*Unable to contact"):
         submit(Job(("train.py",)))
     tools.plays("sinfo", "echo 'main|4'")
     tools.plays("sbatch", "echo 'sbatch: error: Invalid qos' >&2; exit 1")
-    with pytest.raises(LauncherError, match="Slurm does not take the job: .*Invalid qos"):
+    with pytest.raises(LauncherError, match=r"Slurm does not take the job: .*Invalid qos"):
         submit(Job(("train.py",)))
     assert tools.asked == []
 
@@ -215,7 +215,7 @@ def test_a_job_that_told_nothing_yet(tools: Tools, tmp_path: Path) -> None:
     (shown,) = look(["7"])
     assert shown.step is None and shown.requeues == 2
     tools.plays("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
-    with pytest.raises(LauncherError, match="Slurm does not tell: .*Invalid job id"):
+    with pytest.raises(LauncherError, match=r"Slurm does not tell: .*Invalid job id"):
         look(["999"])
 
 
