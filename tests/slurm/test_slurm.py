@@ -23,8 +23,8 @@ import recovery
 from tests import launch
 from tests.slurm.cluster import Cluster, why_no_slurm
 
-STEPS = 60
-RANKS = 3
+STEPS = 50
+RANKS = 2
 PROGRAM = launch.ROOT / "tests/slurm/job.py"
 #: What a script of these tests takes otherwise than it is by default, to be over soon.
 SETTINGS = {
@@ -140,13 +140,13 @@ class Submitted:
 
 
 def test_a_job_ends_and_tells_of_itself(cluster, tmp_path, undisturbed):
-    job = Submitted(cluster, tmp_path, "--nodes=3", step_s=0.2)
+    job = Submitted(cluster, tmp_path, "--nodes=2", step_s=0.2)
     job.wait_for_step(12)
     shown = cluster.call("hopcoll", "slurm", "status", "--json", job.number).stdout
     (facts,) = json.loads(shown)
     assert facts["state"] == "RUNNING" and facts["requeues"] == 0
     assert facts["step"] >= 5 and facts["step"] % 5 == 0 and facts["age_s"] < 60
-    assert (facts["ranks"], facts["began"], facts["restarts"]) == (3, 3, 0)
+    assert (facts["ranks"], facts["began"], facts["restarts"]) == (2, 2, 0)
     row = cluster.call("hopcoll", "slurm", "status").stdout.splitlines()[-1].split()
     assert row[:3] == [job.number, "job", "RUNNING"]
     facts = job.wait()
@@ -155,13 +155,13 @@ def test_a_job_ends_and_tells_of_itself(cluster, tmp_path, undisturbed):
 
 
 def test_a_lost_node_and_a_spare(cluster, tmp_path, undisturbed):
-    job = Submitted(cluster, tmp_path, "--nodes=3", "--spares=1")
+    job = Submitted(cluster, tmp_path, "--nodes=2", "--spares=1")
     job.wait_for_step(12)
     cluster.kill_node(cluster.nodes[1])
     facts = job.wait()
     assert facts["Restarts"] == "0"
     history = job.check(undisturbed)
-    assert [era.size for era in history.eras] == [3, 3]
+    assert [era.size for era in history.eras] == [2, 2]
     assert f"without {cluster.nodes[1]}, which did not answer" in job.output
 
 
@@ -174,17 +174,17 @@ def test_a_lost_node_without_a_spare(cluster, tmp_path, undisturbed):
 
 
 def test_too_few_ranks_wait_in_the_queue(cluster, tmp_path, undisturbed):
-    job = Submitted(cluster, tmp_path, "--nodes=3", "--min-ranks=3")
+    job = Submitted(cluster, tmp_path, "--nodes=2", "--min-ranks=2")
     job.wait_for_step(12)
     cluster.kill_node(cluster.nodes[1])
     assert job.wait()["Restarts"] == "1"
-    assert "2 ranks would be left, and min-ranks is 3" in job.output
-    assert [era.size for era in job.check(undisturbed).eras] == [3, 3]
+    assert "1 ranks would be left, and min-ranks is 2" in job.output
+    assert [era.size for era in job.check(undisturbed).eras] == [2, 2]
 
 
 def test_the_first_node_is_lost(cluster, tmp_path, undisturbed):
     """It has the batch script and mpirun. A watcher on another node sees it."""
-    job = Submitted(cluster, tmp_path, "--nodes=3")
+    job = Submitted(cluster, tmp_path, "--nodes=2")
     job.wait_for_step(12)
     cluster.kill_node(cluster.nodes[0])
     facts = job.wait()
@@ -195,7 +195,7 @@ def test_the_first_node_is_lost(cluster, tmp_path, undisturbed):
 
 
 def test_a_drained_node(cluster, tmp_path, undisturbed):
-    job = Submitted(cluster, tmp_path, "--nodes=3")
+    job = Submitted(cluster, tmp_path, "--nodes=2")
     job.wait_for_step(12)
     drain = ("state=drain", "reason=test")
     cluster.call("scontrol", "update", f"NodeName={cluster.nodes[0]}", *drain)
@@ -209,7 +209,7 @@ def test_a_drained_node(cluster, tmp_path, undisturbed):
 
 
 def test_a_signal_leads_to_a_commit_and_a_requeue(cluster, tmp_path, undisturbed):
-    job = Submitted(cluster, tmp_path, "--nodes=3", interval=1000)
+    job = Submitted(cluster, tmp_path, "--nodes=2", interval=1000)
     job.wait_for_step(12)
     for _ in range(2):  # the second one says nothing new
         cluster.call("scancel", "--signal=USR1", "--batch", job.number)
@@ -221,7 +221,7 @@ def test_a_signal_leads_to_a_commit_and_a_requeue(cluster, tmp_path, undisturbed
 
 
 def test_requeued_by_an_administrator(cluster, tmp_path, undisturbed):
-    job = Submitted(cluster, tmp_path, "--nodes=3")
+    job = Submitted(cluster, tmp_path, "--nodes=2")
     job.wait_for_step(12)
     cluster.call("scontrol", "requeue", job.number)
     assert job.wait()["Restarts"] == "1"
@@ -229,7 +229,7 @@ def test_requeued_by_an_administrator(cluster, tmp_path, undisturbed):
 
 
 def test_cancelled_jobs_stay_cancelled(cluster, tmp_path):
-    job = Submitted(cluster, tmp_path, "--nodes=3")
+    job = Submitted(cluster, tmp_path, "--nodes=2")
     job.wait_for_step(6)
     cluster.call("scancel", job.number)
     job.wait("CANCELLED")
@@ -238,7 +238,7 @@ def test_cancelled_jobs_stay_cancelled(cluster, tmp_path):
 
 
 def test_preempted_with_a_commit(cluster, tmp_path, undisturbed):
-    job = Submitted(cluster, tmp_path, "--nodes=3", interval=1000, step_s=0.4)
+    job = Submitted(cluster, tmp_path, "--nodes=2", interval=1000, step_s=0.4)
     job.wait_for_step(12)
     urgent = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=urgent.out")
     number = cluster.call("sbatch", "--parsable", *urgent, "--wrap=hostname", cwd=tmp_path).stdout
@@ -252,7 +252,7 @@ def test_the_time_limit(cluster, tmp_path, undisturbed):
     """Slurm looks every 30 s whose time is about to be over: a start has 30 s at the least, and 60
     at the most."""
     job = Submitted(
-        cluster, tmp_path, "--nodes=3", "--sbatch=--time=2", "--sbatch=--signal=B:USR1@60",
+        cluster, tmp_path, "--nodes=2", "--sbatch=--time=2", "--sbatch=--signal=B:USR1@60",
         interval=1000, step_s=1.0,
     )  # fmt: skip
     facts = job.wait(within_s=300)
@@ -266,27 +266,43 @@ def test_the_time_limit(cluster, tmp_path, undisturbed):
     assert [era.first for era in history.eras] == [1, *(step + 1 for step in stops)]
 
 
-def test_an_older_start_that_lives_on_does_no_harm(cluster, tmp_path, undisturbed):
-    """Its node is out of reach of Slurm, but not of the disk that all share."""
-    job = Submitted(cluster, tmp_path, "--nodes=1", "--ranks-per-node=2", effects=40, effect_s=1.2)
-    node = cluster.nodes[0]
-    job.wait_for_step(STEPS)
-    world = tmp_path / "job" / "world"
-    cluster.wait_for(lambda: len(list(world.glob("done.*"))) >= 5, "some effects are done", 60)
-    cluster.cable(node, plugged=False)
-    job.wait_for_start(1)
-    assert cluster.processes(node), "nobody is left there"
-    job.wait()
-    job.check(undisturbed, effects=40)
+def test_older_starts_that_live_on_do_no_harm(cluster, tmp_path, undisturbed):
+    """Their nodes are out of reach of Slurm, but not of the disk that all share: one job trains, and
+    one is at its effects."""
+    folders = [tmp_path / name for name in ("trains", "acts")]
+    for folder in folders:
+        folder.mkdir()
+    wide = ("--nodes=1", "--ranks-per-node=2")
+    trains = Submitted(cluster, folders[0], *wide, step_s=1.0)
+    acts = Submitted(cluster, folders[1], *wide, step_s=0, effects=40, effect_s=1.2)
+    trains.wait_for_step(6)
+    world = folders[1] / "job" / "world"
+    cluster.wait_for(lambda: len(list(world.glob("done.*"))) >= 3, "some effects are done", 60)
+    nodes = [cluster.job(job.number)["BatchHost"] for job in (trains, acts)]
+    assert len(set(nodes)) == 2
+    for node in nodes:
+        cluster.cable(node, plugged=False)
+    for job, node in zip((trains, acts), nodes, strict=True):
+        job.wait_for_start(1)
+        assert cluster.processes(node), "nobody is left there"
+    for job in (trains, acts):
+        job.wait()
+    trains.check(undisturbed)
+    acts.check(undisturbed, effects=40)
+    # Who trained went on, and found at its next commit that it must not.
+    starts = [line["start"] for line in trains.log]
+    assert starts == sorted(starts) and {*starts} == {0, 1}
+    assert "was taken over by another process" in trains.output
     asked = [json.loads(file.read_text()) for file in world.glob("asked.*")]
     older = [one for one in asked if one["start"] == 0]
     newer = [one for one in asked if one["start"] == 1]
-    assert {one["host"] for one in older} == {node} and newer
+    assert {one["host"] for one in older} == {nodes[1]} and newer
     # One may have been under way when the other took over, no more.
     assert len(asked) <= 41
     assert max(one["number"] for one in older) <= min(one["number"] for one in newer)
-    # The old start learns it by itself, with its node still cut off.
-    cluster.wait_for(lambda: not cluster.ranks(node), "the older ranks end", 60)
+    # The old starts learn it by themselves, with their nodes still cut off.
+    for node in nodes:
+        cluster.wait_for(lambda node=node: not cluster.ranks(node), "the older ranks end", 60)
 
 
 def test_a_job_that_always_fails_comes_to_an_end(cluster, tmp_path):
