@@ -267,8 +267,8 @@ def test_the_time_limit(cluster, tmp_path, undisturbed):
 
 
 def test_older_starts_that_live_on_do_no_harm(cluster, tmp_path, undisturbed):
-    """Their nodes are out of reach of Slurm, but not of the disk that all share: one job trains, and
-    one is at its effects."""
+    """Their nodes are out of reach of Slurm, but not of the disk that all share: one job trains,
+    and one is at its effects."""
     folders = [tmp_path / name for name in ("trains", "acts")]
     for folder in folders:
         folder.mkdir()
