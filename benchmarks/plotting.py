@@ -13,7 +13,10 @@ matplotlib.use("Agg")  # a benchmark has no window to draw in
 
 from matplotlib import pyplot
 
-__all__ = ["plot_checkpoints", "plot_collectives", "plot_peers", "plot_scaling", "plot_workflows"]
+__all__ = [
+    "plot_checkpoints", "plot_collectives", "plot_peers", "plot_references", "plot_scaling",
+    "plot_workflows",
+]  # fmt: skip
 
 _COLOURS = {"mpi4py": "#8a8f98", "hopcoll": "#c2410c"}
 #: Of the systems of `benchmarks.lab.peers`; none is told from another by its colour alone.
@@ -271,4 +274,56 @@ def plot_peers(report: dict[str, Any], path: Path) -> None:
     figure.suptitle(f"{report['hosts']} hosts at {report['rate']}, medians")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def plot_references(report: dict[str, Any], path: Path) -> None:
+    """Draw a report of `benchmarks.references`: an experiment a panel, medians over the turns.
+
+    Parameters
+    ----------
+    report : dict
+        What the benchmark wrote as JSON.
+    path : Path
+        The PNG file; its folder is made.
+    """
+    figure, axes = pyplot.subplots(1, 5, figsize=(22, 4), layout="constrained")
+
+    def lines(name: str, x: str, y: str, by: str = "experiment") -> dict[str, Any]:
+        found: dict[str, dict[Any, list[float]]] = {}
+        for row in report["rows"]:
+            if row["experiment"] == name:
+                value = row[y] if isinstance(row[y], (int, float)) else median(row[y])
+                found.setdefault(row[by], {}).setdefault(row[x], []).append(value)
+        return {
+            one: ([*points], [median(values) for values in points.values()])
+            for one, points in found.items()
+        }
+
+    for y, label in (("get_s", "get"), ("send_s", "MPI send"), ("trigger_s", "trigger")):
+        for xs, ys in lines("passing", "nbytes", y).values():
+            axes[0].loglog(xs, ys, "o-", label=label)
+    panels = [
+        ("passing", "bytes", "seconds"), ("sharing", "consumers", "seconds"),
+        ("rate", "ranks", "no-op tasks a second"), ("kept", "rows of data", "seconds"),
+        ("dies", "who dies", "seconds, from start to end"),
+    ]  # fmt: skip
+    draw = [
+        (1, lines("sharing", "consumers", "seconds")), (2, lines("rate", "ranks", "tasks_per_s")),
+        (3, lines("kept", "rows", "seconds", "checkpoint")),
+    ]  # fmt: skip
+    for column, found in draw:
+        for label, (xs, ys) in found.items():
+            axes[column].plot(xs, ys, "o-", label=label)
+    axes[3].set_xscale("log", base=2)
+    for xs, ys in lines("dies", "kill", "whole_s").values():
+        axes[4].bar([one or "nobody" for one in xs], ys, color=_COLOURS["hopcoll"])
+    for axis, (title, x, y) in zip(axes, panels, strict=True):
+        axis.set(title=title, xlabel=x, ylabel=y)
+        axis.grid(alpha=0.3)
+    for axis in (axes[0], axes[3]):
+        if axis.lines:
+            axis.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -9,20 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hopcoll.errors import EffectUnknownError, TaskFailedError, WorkflowError
+from hopcoll.errors import (
+    EffectUnknownError,
+    ObjectDeletedError,
+    ObjectLostError,
+    TaskFailedError,
+    WorkflowError,
+)
 from recovery.workflows import ledger as ledgers
 from recovery.workflows import values
 from recovery.workflows.board import READY, Slot
 from recovery.workflows.checks import check_graph
 from recovery.workflows.context import Done, NotDoneError, TaskContext
 from recovery.workflows.graph import Graph, Node, Stop, Task, takes_context
-from recovery.workflows.ledger import COMING, FILE, FIRST, INLINE, NOWHERE
+from recovery.workflows.ledger import COMING, FILE, FIRST, INLINE, LIVE, NOWHERE
+from recovery.workflows.post import RankGoneError
+from recovery.workflows.references import Found, key_of, refs_in
 from recovery.workflows.stored import dump_call, dump_graph
 
 if TYPE_CHECKING:
     from recovery.workflows.engine import Engine
 
-__all__ = ["ERROR_LENGTH_MAX", "Attempts", "GangError", "TaskTimeoutError"]
+__all__ = ["ERROR_LENGTH_MAX", "Attempts", "GangError", "TaskTimeoutError", "VoidError"]
 
 #: Of the text of an exception in the journal.
 ERROR_LENGTH_MAX = 4000
@@ -41,6 +49,10 @@ class GangError(Exception):
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
         self.cause = cause
+
+
+class VoidError(Exception):
+    """What an attempt was called with is lost, and will be another: it comes to nothing."""
 
 
 class Attempts:
@@ -85,35 +97,85 @@ class Attempts:
         slot.announced = False
         self._engine.note_run(slot)
         if options.ranks is not None:
-            self._engine.hand_over(slot, arguments, keywords, self.context(slot, task))
+            self._engine.elsewhere.hand_over(slot, arguments, keywords, self.context(slot, task))
             return
-        context = self.context(slot, task) if task.wants_context else None
-        extra = {} if context is None else {"ctx": context}
+        if options.on is not None and self._engine.elsewhere.send(slot, task, arguments, keywords):
+            return
+        context = None
+        if task.wants_context or self._engine.lineage.carries(slot):
+            context = self.context(slot, task)
+        extra = {"ctx": context} if task.wants_context else {}
+        references = None if context is None else context.references
         start_s = time.perf_counter()
+        found = Found()
         try:
-            if options.timeout_s is None:
-                value = task.function(*arguments, **keywords, **extra)
-            else:
-                value = _call_within(options.timeout_s, task, arguments, {**keywords, **extra})
+            with self._engine.elsewhere.here(task):
+                if options.timeout_s is None:
+                    value = task.function(*arguments, **keywords, **extra)
+                else:
+                    value = _call_within(options.timeout_s, task, arguments, {**keywords, **extra})
+            self._engine.elsewhere.ran_here(value)
+            if references is not None:
+                value, found = references.finish(value)
         except Exception as error:
+            if references is not None:
+                references.drop(None)
+                if references.void is not None:
+                    error = VoidError(str(error))
             context = context or self.context(slot, task)
             self.failed(slot, task, error, arguments, keywords, context)
         else:
-            self.succeeded(slot, task, value, time.perf_counter() - start_s)
+            if references is not None:
+                references.drop(found)
+            self.succeeded(slot, task, value, time.perf_counter() - start_s, found=found)
+
+    def answered(
+        self, slot: Slot, task: Task, arguments: Any, keywords: Any, value: Any,
+        error: BaseException | None,
+    ) -> None:  # fmt: skip
+        """A call at another rank has ended."""
+        if error is None:
+            value, found, took_s = value
+            self.succeeded(slot, task, value, took_s, found=found)
+        elif isinstance(error, RankGoneError):
+            self._lose(slot, f"{error}, where it ran")
+        elif isinstance(error, Exception):
+            self.failed(slot, task, error, arguments, keywords, self.context(slot, task))
+        else:
+            raise error
+
+    def _lose(self, slot: Slot, text: str) -> None:
+        """Nothing of an attempt counts, as if the leader's process had died with it."""
+        with self._engine.lock:
+            self._engine.append("fail", {"t": slot.id, "a": slot.attempt, "error": text})
+        if slot.reason in ("", FIRST):
+            slot.reason = text
+        self._engine.delay(slot, 0.0)
+
+    def note(self, name: str, number: int, *found: Any) -> tuple[Any] | None:
+        """What was noted under a number; where nothing was, that is what was found, if anything."""
+        with self._engine.lock:
+            notes = self._ledger.state(name).notes
+            if number not in notes:
+                if not found:
+                    return None
+                self._engine.append("note", {"t": name, "k": number, "v": found[0]})
+            return (notes[number],)
 
     def context(self, slot: Slot, task: Task) -> TaskContext:
         def recall(number: int, ask: Any) -> Any:
-            with self._engine.lock:
-                notes = self._ledger.state(slot.id).notes
-                if number in notes:
-                    return notes[number]
-            found = ask()
-            with self._engine.lock:
-                if number in notes:  # a call that is late told it first
-                    return notes[number]
-                self._engine.append("note", {"t": slot.id, "k": number, "v": found})
-            return found
+            told = self.note(slot.id, number)
+            if told is None:
+                told = self.note(slot.id, number, ask())
+            assert told is not None
+            return told[0]
 
+        known = self._engine.lineage.known(slot)
+        gang = self._engine.gang
+        references = None
+        if gang is not None:
+            bare = (self._folder.id, slot.id, slot.attempt, self._folder.uuid, False, *known)
+            references = gang.references(bare, task.annotations.deterministic, None)
         return TaskContext(
             self._folder.id,
             slot.id,
@@ -123,6 +185,8 @@ class Attempts:
             self._engine.cancelled,
             task.annotations.idempotency_key,
             begin=self._engine.begin if task.annotations.external else None,
+            references=references,
+            known=known,
         )
 
     # Effects
@@ -223,6 +287,12 @@ class Attempts:
             if isinstance(error, TaskTimeoutError):
                 head["late"] = 1
             self._engine.append("fail", head)
+        if isinstance(error, VoidError) and not options.external:
+            if options.rollback is not None:
+                head = {"t": slot.id, "a": slot.attempt}
+                self.roll_back(slot.id, task, arguments, keywords, head)
+            self._engine.void(slot)
+            return
         if options.external:
             not_done = isinstance(error, NotDoneError)
             if not (not_done or options.verify is None or isinstance(error, TaskTimeoutError)):
@@ -283,15 +353,21 @@ class Attempts:
         extra: dict[str, Any] | None = None,
         whole: bool = True,
         caught: bool = False,
+        found: Found | None = None,
     ) -> None:
         """Record what an attempt returned, and store it as the annotation says."""
         options = task.annotations
+        found = found or Found()
         head: dict[str, Any] = {
             "t": slot.id,
             "a": slot.attempt,
             "in": self._versions(slot),
             # To run again, what can be rolled back is undone, and all that was made from it.
-            "nd": not (options.deterministic and whole) or options.rollback is not None,
+            "nd": (
+                not (options.deterministic and whole)
+                or options.rollback is not None
+                or found.new
+            ),
             "s": round(took_s, 6),
             "c": task.code,
             **(extra or {}),
@@ -313,18 +389,43 @@ class Attempts:
                     f"{slot.id} returned a graph, whose exceptions nobody catches: "
                     "catch_exceptions is for tasks that return values"
                 )
-            self._go_on(slot, head, value)
+            self._go_on(slot, head, value, found)
             return
         if options.catch_exceptions and not caught:
             value = (value, None)
         value = values.freeze(value)
         if options.external:
             head["x"] = 1
+        head.update(self._engine.lineage.head_of(slot, found))
         if not head["nd"]:
-            head["h"] = values.fingerprint(value)
+            head["h"] = values.fingerprint(value, found.text_of if found.refs else None)
             self._compare(slot, task, head["h"])
-        mode = self._mode(slot, head, value, took_s)
-        self.store(slot, head, value, mode)
+        elif (done := self._ledger.done(slot.id)) is not None and done.attempt == head["a"]:
+            # It was said to give the same again, and a rank was lost this time, or it added up
+            # objects: that is another version, and what was made from the one before is void.
+            head["a"] = slot.attempt = self._ledger.attempts(slot.id) + 1
+            with self._engine.lock:
+                self._engine.begin_anew()
+        nbytes = sum(one[1] for one in found.made.values())
+        mode = self._mode(slot, head, value, took_s, nbytes)
+        self.store(slot, head, value, mode, found)
+
+    def finish_empty(self, loop: Slot) -> None:
+        """A loop that is never gone round: its value is what it would have begun with. Locked."""
+        engine = self._engine
+        value = loop.vertex.call(engine.value_of)[0][0]
+        loop.attempt = 1
+        versions = {name: engine.version_of(name) for name in self._board.inputs(loop.id)}
+        head = {
+            "t": loop.id, "a": 1, "in": versions, "nd": False, "s": 0.0,
+            "c": loop.vertex.node.task.code,
+        }  # fmt: skip
+        found = Found()
+        if engine.lineage.carries(loop):
+            found.refs = refs_in(value)
+            head.update(engine.lineage.head_of(loop, found))
+        mode = "async" if self._board.is_output(loop) else "none"
+        self.store(loop, head, values.freeze(value), mode, found)
 
     def _compare(self, slot: Slot, task: Task, found: str) -> None:
         """A deterministic task must give what it gave before."""
@@ -340,21 +441,23 @@ class Attempts:
             slot.id,
         )
 
-    def _mode(self, slot: Slot, head: dict[str, Any], value: Any, took_s: float) -> str:
+    def _mode(
+        self, slot: Slot, head: dict[str, Any], value: Any, took_s: float, nbytes: int
+    ) -> str:
         """How a value is kept."""
         last = None
         if "l" in head:
             last = self._board.slots[slot.vertex.loop.id]  # type: ignore[attr-defined]
         mode = slot.checkpoint if last is None else last.checkpoint
-        debt_s = took_s + max(
-            (self._board.slots[name].debt_s for name in head["in"] if name in self._board.slots),
-            default=0.0,
-        )
+        inputs = [self._board.slots[name] for name in head["in"] if name in self._board.slots]
+        debt_s = took_s + max((one.debt_s for one in inputs), default=0.0)
+        # An effect of it would have to wait for ever for what is not kept and could be another.
+        loose = any(one.loose for one in inputs)
         if head.get("x"):
             return "sync"
         if mode == "auto":
-            store_s = self._store_s + _guess_bytes(value) / self._store_rate
-            mode = "async" if head["nd"] or debt_s > store_s else "none"
+            store_s = self._store_s + (_guess_bytes(value) + nbytes) / self._store_rate
+            mode = "async" if head["nd"] or loose or debt_s > store_s else "none"
         if mode == "none":
             # A gang that lost a rank cannot give its value again, whatever was said of it.
             lost_one = head["nd"] and head.get("w") and _says_same(slot)
@@ -362,22 +465,37 @@ class Attempts:
                 mode = "async"
             else:
                 slot.debt_s = debt_s
+        slot.loose = mode == "none" and (head["nd"] or loose)
         return mode
 
-    def store(self, slot: Slot, head: dict[str, Any], value: Any, mode: str) -> None:
+    def store(
+        self, slot: Slot, head: dict[str, Any], value: Any, mode: str, found: Found | None = None
+    ) -> None:
         """Record a value, and what was done for it to be durable."""
         engine = self._engine
+        refs = found.refs if found is not None else []
         if mode == "none":
-            engine.finish(slot, value, {**head, "st": NOWHERE}, b"", wait=False)
+            place, body = NOWHERE, b""
+            if refs and (packed := values.pack(value, f"the value of {slot.id}")).is_small:
+                place, body = LIVE, packed.data
+            engine.finish(slot, value, {**head, "st": place}, body, wait=False, refs=refs)
             return
         packed = values.pack(value, f"the value of {slot.id}", self._spares)
-        if packed.is_small:
+        packed.refs = refs
+        if packed.is_small and not refs:
             engine.finish(slot, value, {**head, "st": INLINE}, packed.data, wait=mode == "sync")
         elif mode == "sync":
-            place = self._write(packed)
-            engine.finish(slot, value, {**head, **place, "st": FILE}, b"", wait=True)
+            try:
+                place = self._write(packed)
+            except (ObjectLostError, ObjectDeletedError) as error:
+                self._lose(slot, str(error))
+                return
+            engine.finish(slot, value, {**head, **place, "st": FILE}, b"", wait=True, refs=refs)
         else:
-            engine.finish(slot, value, {**head, "st": COMING}, b"", wait=False)
+            with engine.lock:
+                engine.finish(slot, value, {**head, "st": COMING}, b"", wait=False, refs=refs)
+                # It may have been used by all before it is written.
+                engine.lineage.hold(f"file of {slot.id} {slot.attempt}", refs)
             engine.write_later(slot.id, slot.attempt, packed)
 
     def _note_cost(self, nbytes: int, took_s: float) -> None:
@@ -385,25 +503,51 @@ class Attempts:
 
     def write(self, task: str, attempt: int, packed: values.Packed) -> None:
         """Write a value that was recorded before; in the writer's thread."""
-        self._engine.kept(task, attempt, self._write(packed))
+        try:
+            place = self._write(packed)
+        except (ObjectLostError, ObjectDeletedError) as error:
+            self._engine.lineage.report([key_of(error.ref)])
+        else:
+            self._engine.kept(task, attempt, place)
+        finally:
+            if packed.refs:
+                with self._engine.lock:
+                    self._engine.lineage.release(f"file of {task} {attempt}")
 
     def _write(self, packed: values.Packed) -> dict[str, Any]:
         start_s = time.perf_counter()
+        with_objects = bool(packed.refs)
+        if with_objects:
+            packed = self._engine.lineage.with_objects(packed)
         place = self._folder.write_value(packed)
+        if with_objects:
+            place["rf"] = 1
         self._note_cost(packed.nbytes, time.perf_counter() - start_s)
         self._spares.give(packed)
         return place
 
-    def _go_on(self, slot: Slot, head: dict[str, Any], node: Node) -> None:
+    def _go_on(self, slot: Slot, head: dict[str, Any], node: Node, found: Found) -> None:
         """The task has returned a graph, whose output is its value."""
         with self._engine.lock:
             owner, generation = self._board.owner_of(slot)
+        if found.made:
+            raise WorkflowError(
+                f"{slot.id} returned a graph with a ref of its own in it, which nobody could make "
+                "again without the graph: put the array in a task of the graph, or before"
+            )
+        if found.refs and generation > 1:
+            raise WorkflowError(
+                f"{slot.id}, whose graph goes on from that of {owner}, returned one with refs in it"
+                "; of who made them nothing is kept: use a loop"
+            )
         graph = Graph.of(node, ledgers.generation_prefix(owner, generation))
         check_graph(graph)
-        self._engine.check_ranks(graph.vertices.values())
+        self._engine.elsewhere.check(graph.vertices.values())
         in_file, body = self._folder.spool(dump_graph(graph))
         head = {**head, **in_file, "st": INLINE, "o": owner, "g": generation}
-        self._engine.go_on(slot, owner, generation, graph, head, body)
+        if found.refs:
+            head.update(self._engine.lineage.head_of(slot, found), st=LIVE)
+        self._engine.go_on(slot, owner, generation, graph, head, body, found.refs)
 
     def _versions(self, slot: Slot) -> dict[str, int]:
         found = {}

@@ -9,16 +9,20 @@ value is durable leave the board as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
+from hopcoll.objects import ObjectRef
 from recovery.workflows import ledger as ledgers
 from recovery.workflows.graph import Graph, Loop, Node, Vertex
-from recovery.workflows.ledger import Ledger, Plan, Wants
+from recovery.workflows.ledger import Done, Ledger, Plan, Wants
+from recovery.workflows.references import refs_in
 from recovery.workflows.stored import load_graph
 
 __all__ = [
     "AVAILABLE", "DELAYED", "FLUSHING", "HELD", "READY", "RUNNING", "WAITING", "Board", "Slot",
+    "refs_of",
 ]  # fmt: skip
 
 WAITING, READY, HELD, FLUSHING, RUNNING, DELAYED, AVAILABLE = range(7)
@@ -28,9 +32,9 @@ class Slot:
     """A task on the board."""
 
     __slots__ = (
-        "alias_of", "announced", "attempt", "checkpoint", "debt_s", "id", "missing", "number",
-        "parent", "phase", "reason", "tries", "users", "users_left", "uses", "value", "valued",
-        "vertex",
+        "alias_of", "announced", "attempt", "checkpoint", "debt_s", "id", "loose", "missing",
+        "number", "parent", "phase", "reason", "refs", "tries", "users", "users_left", "uses",
+        "value", "valued", "vertex",
     )  # fmt: skip
 
     def __init__(self, vertex: Vertex, parent: str | None, number: int | None = None) -> None:
@@ -50,12 +54,33 @@ class Slot:
         self.announced = False  # its intent is durable
         self.tries = 0
         self.reason = ""
+        self.loose = False  # its value is not kept, and may become another
         self.debt_s = 0.0  # what it would take to compute its value again
+        self.refs: tuple[ObjectRef, ...] = ()  # that stand in its arguments
         self.checkpoint = vertex.node.task.annotations.checkpoint
 
     @property
     def is_loop(self) -> bool:
         return self.number is None and isinstance(self.vertex.node.task, Loop)
+
+
+def refs_of(vertex: Vertex) -> tuple[ObjectRef, ...]:
+    """The refs that stand in a task's arguments."""
+    node, found = vertex.node, []
+    for one in [*node.arguments, *node.keywords.values()]:
+        found += refs_in(_without_nodes(one))
+    return tuple(dict.fromkeys(found))
+
+
+def _without_nodes(value: Any) -> Any:
+    """The part of an argument that is no node."""
+    if isinstance(value, Node):
+        return None
+    if isinstance(value, (list, tuple)):
+        return [_without_nodes(one) for one in value]
+    if isinstance(value, dict):
+        return [_without_nodes(one) for one in value.values()]
+    return value
 
 
 class Iteration(Vertex):
@@ -89,6 +114,10 @@ class Board:
     begin_anew : callable
         Told what is void of a loop or of what a task went on to (the head of a record); the ledger
         knows of it then.
+    at_hand : callable
+        As `ledger.plan` wants it.
+    maker_of : callable
+        The task that has to run for a ref to have an object; None where there is one.
     """
 
     def __init__(
@@ -96,6 +125,8 @@ class Board:
         ledger: Ledger,
         read_graph: Callable[[bytes, dict[str, Any]], bytes],
         begin_anew: Callable[[dict[str, Any]], None],
+        at_hand: Callable[[str, Done], Iterable[str] | None],
+        maker_of: Callable[[ObjectRef], str | None],
     ) -> None:
         self.ledger = ledger
         self.slots: dict[str, Slot] = {}
@@ -109,6 +140,8 @@ class Board:
         self._settled = ledgers.Settled()
         self._read_graph = read_graph
         self._begin_anew = begin_anew
+        self._at_hand = at_hand
+        self._maker_of = maker_of
 
     def load(self) -> None:
         """Put up what the ledger knows, and plan what has to run."""
@@ -121,7 +154,7 @@ class Board:
             self._parts.clear()
             self._add(root, None)
             self._expand(list(root.vertices))
-            self.plan = ledgers.plan(self._order(), self.resolve(self.output), self.ledger)
+            self.plan = self.plan_now()
             self._note_changes()
             # What can be rolled back is known as long as nothing is dropped.
             if self.plan.undo or not (void := self._void()):
@@ -131,6 +164,12 @@ class Board:
         self.stale = set(self.plan.run)
         for slot in self.slots.values():
             slot.reason = self.reason_of(slot.id, self.plan.run.get(slot.id, ""))
+
+    def plan_now(self) -> Plan:
+        """Find what has to run as things are now."""
+        return ledgers.plan(
+            self._order(), self.resolve(self.output), self.ledger, self._at_hand
+        )
 
     def reason_of(self, task: str, reason: str = ledgers.FIRST) -> str:
         """Why a task runs that was put up now."""
@@ -160,8 +199,13 @@ class Board:
             self._reasons[task] = self.plan.run[task]
         return found + [{"t": loop, "i": number} for loop, number in loops.items()]
 
-    def _add(self, graph: Graph, parent: str | None, owner: str | None = None) -> list[Slot]:
+    def _add(
+        self, graph: Graph, parent: str | None, owner: str | None = None, has_refs: bool = False
+    ) -> list[Slot]:
         added = [Slot(vertex, parent) for vertex in graph.vertices.values()]
+        if has_refs:
+            for slot in added:
+                slot.refs = refs_of(slot.vertex)
         self.slots.update((slot.id, slot) for slot in added)
         if owner is not None:
             self._parts.setdefault(owner, []).extend(slot.id for slot in added)
@@ -190,7 +234,7 @@ class Board:
                     load_graph(self._read_graph(done.body, done.head)),
                     ledgers.generation_prefix(task, generation),
                 )
-                self._add(graph, last, task)
+                self._add(graph, last, task, "refs" in done.head)
                 self.set_alias(task, graph.output)
                 tasks += graph.vertices
 
@@ -200,7 +244,9 @@ class Board:
 
     # While it runs
 
-    def go_on(self, task: str, owner: str, generation: int, graph: Graph) -> list[Slot]:
+    def go_on(
+        self, task: str, owner: str, generation: int, graph: Graph, has_refs: bool
+    ) -> list[Slot]:
         """A task has ended with a graph in its place, whose tasks are returned."""
         slot = self.slots[task]
         if generation > 1:
@@ -209,7 +255,7 @@ class Board:
             slot.vertex = Vertex(task, slot.vertex.node, ())
             slot.parent = owner
             self._parts[owner] = [task]
-        added = self._add(graph, task, owner)
+        added = self._add(graph, task, owner, has_refs)
         self.set_alias(owner, graph.output)
         return added
 
@@ -320,7 +366,20 @@ class Board:
         )
 
     def _done(self, task: str) -> ledgers.Done | None:
-        return None if task in self.stale else self.ledger.done(task)
+        done = None if task in self.stale else self.ledger.done(task)
+        if done is not None and "o" in done.head and not done.durable:
+            # A graph with refs in it is in its record; it lasts as long as what these refer to.
+            makers = [self.ledger.done(maker) for _, maker in done.head["refs"]]
+            if all(maker is not None and maker.durable for maker in makers):
+                return replace(done, place=ledgers.INLINE)
+        return done
+
+    def iteration_of(self, task: str) -> Slot | None:
+        """The iteration of a loop whose value is that of `task`."""
+        slot = self.slots.get(task)
+        while slot is not None and slot.number is None:
+            slot = None if slot.alias_of is None else self.slots[slot.alias_of]
+        return slot
 
     def _order(self) -> dict[str, Wants]:
         """All tasks, inputs first, with what they need, and what they wait for."""
@@ -341,6 +400,7 @@ class Board:
                 if rest := [name for name in inputs if name not in order]:
                     stack += rest
                 else:
-                    order[task] = Wants(needs, inputs)
+                    makers = {self._maker_of(ref) for ref in slot.refs}
+                    order[task] = Wants(needs, inputs, [m for m in makers if m in self.slots])
                     stack.pop()
         return order

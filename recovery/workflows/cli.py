@@ -19,13 +19,14 @@ import click
 from tqdm import tqdm
 
 from hopcoll.errors import HopcollError, WorkflowNotFoundError
-from recovery.workflows.ledger import COMING, FILE, INLINE, NOWHERE, Ledger
+from recovery.workflows.ledger import COMING, FILE, INLINE, LIVE, NOWHERE, Ledger
 from recovery.workflows.workflow import Workflow
 
 __all__ = ["wf"]
 
 _PLACES = {
     NOWHERE: "not kept", INLINE: "in the journal", FILE: "in a file", COMING: "being written",
+    LIVE: "in the ranks' memory",
 }  # fmt: skip
 
 
@@ -135,6 +136,7 @@ def _rows(ledger: Ledger) -> list[dict[str, Any]]:
                 value=_PLACES[done.place],
                 deterministic=done.deterministic,
                 contributors=done.head.get("w"),
+                reductions=done.head.get("k"),
                 why=done.head.get("why"),
                 read_back=state.life < ledger.lives and done.durable,
                 inputs=sorted(done.inputs),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from hopcoll.errors import WorkflowError
 
 if TYPE_CHECKING:
     from hopcoll import Communicator
+    from hopcoll.objects import ObjectRef
+    from recovery.workflows.references import References
     from recovery.workflows.workflow import Workflow
 
 __all__ = ["Done", "NotDoneError", "TaskContext"]
@@ -38,11 +40,14 @@ class TaskContext:
 
     Attributes
     ----------
-    workflow_id, task_id : str
+    workflow_id, task_id, uuid : str
+        The last is the workflow's as well, and no other's.
     attempt : int
         1 for the first.
     comm : Communicator or None
         Of the ranks of a gang; None elsewhere.
+    references : References or None
+        The objects, where the workflow has ranks.
     """
 
     def __init__(
@@ -56,49 +61,66 @@ class TaskContext:
         key: bool | str = False,
         comm: Communicator | None = None,
         begin: Callable[[str], Workflow] | None = None,
+        references: References | None = None,
+        known: tuple[bool, int] = (False, 0),
     ) -> None:
         self.workflow_id = workflow_id
         self.task_id = task_id
         self.attempt = attempt
         self.comm = comm
-        self._uuid = uuid
+        self.uuid = uuid
         self._key = key
         self._recall = recall
         self._recalled = 0
         self._cancelled = cancelled
         self._begin = begin
+        self.references = references
+        self._known = known  # whether its arguments have refs, and how old they may be
         self._rng: np.random.Generator | None = None
 
     def bare(self) -> tuple[Any, ...]:
         """What other ranks need to know, as something that can be sent."""
-        return self.workflow_id, self.task_id, self.attempt, self._uuid, self._key
+        who = self.workflow_id, self.task_id, self.attempt, self.uuid, self._key
+        return (*who, *self._known)
+
+    @classmethod
+    def at(
+        cls, bare: tuple[Any, ...], recall: Callable[[int, Callable[[], Any]], Any],
+        references: References, comm: Communicator | None = None,
+    ) -> TaskContext:  # fmt: skip
+        """The context of a call at another rank than the leader."""
+        workflow_id, task_id, attempt, uuid, key, *known = bare
+        return cls(
+            workflow_id, task_id, attempt, uuid, recall, None, key, comm, None, references,
+            (known[0], known[1]),
+        )  # fmt: skip
 
     @classmethod
     def from_bare(
-        cls, bare: tuple[Any, ...], leading: TaskContext | None, comm: Communicator
-    ) -> TaskContext:
+        cls, bare: tuple[Any, ...], leading: TaskContext | None, comm: Communicator,
+        references: References,
+    ) -> TaskContext:  # fmt: skip
         """The context of a rank of a gang: what one of them recalls, all do."""
-        workflow_id, task_id, attempt, uuid, key = bare
 
         def recall(number: int, ask: Callable[[], Any]) -> Any:
             told = None if leading is None else leading._recall(number, ask)
             leader = comm.parent_ranks.index(min(comm.parent_ranks))
             return comm.bcast(told, root=leader)
 
-        return cls(workflow_id, task_id, attempt, uuid, recall, None, key, comm)
+        return cls.at(bare, recall, references, comm)
 
     @property
     def idempotency_key(self) -> str:
         """A text for this effect of this workflow, the same in every attempt."""
         if isinstance(self._key, str):
             return self._key
-        return f"{self._uuid}/{self.task_id}"
+        return f"{self.uuid}/{self.task_id}"
 
     @property
     def rng(self) -> np.random.Generator:
         """Random numbers that are the same in every attempt: a generator of this task's own."""
         if self._rng is None:
-            seed = hashlib.sha256(f"{self._uuid}/{self.task_id}".encode()).digest()
+            seed = hashlib.sha256(f"{self.uuid}/{self.task_id}".encode()).digest()
             self._rng = np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "big")))
         return self._rng
 
@@ -121,6 +143,73 @@ class TaskContext:
                 "with external=True, idempotency_key=True"
             )
         return self._begin(f"{self.workflow_id}.{name}")
+
+    def _objects(self) -> References:
+        if self.references is None:
+            raise WorkflowError(
+                f"{self.task_id} uses references, and the workflow has no ranks to keep objects: "
+                "give Workflow a communicator (comm=)"
+            )
+        return self.references
+
+    def put(self, value: Any) -> ObjectRef:
+        """Put a copy of an array into this rank's memory, for the task to return its ref.
+
+        Nothing of it goes to the disk but by a checkpoint. A ref that the value does not have in
+        the end is deleted; one that is lost has the task run again. Local; blocks for a copy.
+
+        Raises
+        ------
+        WorkflowError
+            The workflow has no ranks.
+        TypeError, ValueError, ObjectStoreFullError
+            As `hopcoll.objects.Objects.put` does.
+        """
+        return self._objects().put(value)
+
+    def get(self, ref: ObjectRef) -> np.ndarray:
+        """Return the object of a ref, a read-only array; where it is lost, it is made again first.
+
+        Blocks for that. An attempt whose input will be another one is void: it raises, and runs
+        again with the new one.
+
+        Raises
+        ------
+        WorkflowError
+            The workflow has no ranks.
+        ObjectLostError, ObjectDeletedError
+            The attempt is void: let it through.
+        ObjectStoreFullError, ReductionError
+            As `hopcoll.objects.Objects.get` does.
+        """
+        return self._objects().get(ref)
+
+    def reduce(
+        self, refs: Iterable[ObjectRef], op: Any = None, count: int | None = None
+    ) -> ObjectRef:
+        """Have an object made of others (their sum), or of the first `count` that exist.
+
+        As `hopcoll.objects.Objects.reduce`; inputs that are lost are made again. Which ones it took
+        is written into the journal. A task that returns its ref is not deterministic.
+
+        Raises
+        ------
+        WorkflowError
+            The workflow has no ranks.
+        TypeError, ValueError
+            As there.
+        """
+        return self._objects().reduce(refs, op, count)
+
+    def contributors(self, ref: ObjectRef) -> tuple[ObjectRef, ...]:
+        """Return which inputs a reduction of this attempt took; blocks until that is final.
+
+        Raises
+        ------
+        WorkflowError, ObjectLostError, ObjectDeletedError, ReductionError
+            As `get` does.
+        """
+        return self._objects().contributors(ref)
 
     def now(self) -> float:
         """Return the time (seconds since 1970), as it was when this call was first made."""

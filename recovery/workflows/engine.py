@@ -16,12 +16,12 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hopcoll.errors import WorkflowCancelledError, WorkflowError
 from recovery.workflows import values
-from recovery.workflows.attempts import Attempts, GangError
+from recovery.workflows.attempts import Attempts
 from recovery.workflows.board import (
     AVAILABLE,
     DELAYED,
@@ -33,13 +33,17 @@ from recovery.workflows.board import (
     Board,
     Slot,
 )
-from recovery.workflows.graph import Event, Graph, Loop, Task, Vertex
+from recovery.workflows.elsewhere import Elsewhere
+from recovery.workflows.graph import Event, Graph, Loop
 from recovery.workflows.ledger import FIRST, INLINE, Ledger
+from recovery.workflows.lineage import Lineage
 from recovery.workflows.stored import load_call
 
 if TYPE_CHECKING:
+    from hopcoll.objects import ObjectRef
     from recovery.workflows.context import TaskContext
     from recovery.workflows.folder import Folder
+    from recovery.workflows.gang import Gang
 
 __all__ = ["Engine"]
 
@@ -64,11 +68,8 @@ class Engine:
     ledger : Ledger
     workers : int
         Threads for tasks.
-    gang : callable, optional
-        ``gang(task, arguments, keywords, context)`` runs a task on the ranks and returns its value,
-        who contributed, and whether nobody was lost; called in the thread that calls `run`.
-    idle : callable, optional
-        Called in that thread every now and then.
+    gang : Gang, optional
+        The ranks. Its `call` and `idle` are called in the thread that calls `run`.
     progress : callable, optional
         ``progress(task, what, left)``, called with each task that ends.
     begin : callable, optional
@@ -88,15 +89,18 @@ class Engine:
         ledger: Ledger,
         *,
         workers: int = 8,
-        gang: Callable[..., Any] | None = None,
-        idle: Callable[[], None] | None = None,
+        gang: Gang | None = None,
         progress: Callable[[str, str, int], None] | None = None,
         begin: Callable[[str], Any] | None = None,
     ) -> None:
         self.folder = folder
         self.ledger = ledger
         self.lock = threading.RLock()
-        self.board = Board(ledger, folder.unspool, self._begin_anew)
+        self.gang = gang
+        self.lineage = Lineage(self)
+        self.board = Board(
+            ledger, folder.unspool, self._begin_anew, self.lineage.at_hand, self.lineage.maker_of
+        )
         self.begin = begin
         self.ran: list[tuple[str, str]] = []
         self.undone: list[str] = []
@@ -104,21 +108,18 @@ class Engine:
         self._journal = folder.journal
         self._attempts = Attempts(self)
         self._turn = threading.Condition(self.lock)
-        self._workers = workers
-        self._gang = gang
-        self._idle = idle
+        self.workers = workers
+        self.elsewhere = Elsewhere(self, self._attempts)
         self._progress = progress
-        self._left = 0
+        self.left = 0
         self._ready: deque[Slot] = deque()
+        self._anew = False  # what runs ends, then the board is put up anew
         #: Commits, and intents, that wait for a flush: (record, since when, task, its next phase).
         self._pending: deque[tuple[int, float, Slot | None, int]] = deque()
         self._appended = 0
         self._held: list[Slot] = []
         self._delayed: list[tuple[float, int, Slot]] = []
         self._events: dict[str, list[Slot]] = {}
-        # No SimpleQueue: where it is let sleep for longer than the timeout of its `get`, that may
-        # wait for ever (CPython, at least up to 3.13).
-        self._gangs: queue.Queue[Any] = queue.Queue()
         self._garbage: deque[tuple[int, str]] = deque()
         self._threads: list[threading.Thread] = []
         self._idle_workers = 0
@@ -147,15 +148,18 @@ class Engine:
         try:
             self._prepare()
             while True:
-                gang = self._next_gang()
-                if gang is not None:
-                    self._run_gang(*gang)
+                ran = self.elsewhere.run_gang(_POLL_S)
                 with self._turn:
                     if self._finished:
                         break
                     self._poll()
-                if gang is None and self._idle is not None:
-                    self._idle()
+                    quiet = self._anew and not (
+                        self._running or self._flushing or self._pending or self._writing
+                    )
+                if quiet:
+                    self._put_up_anew()
+                if not ran and self.gang is not None:
+                    self.gang.idle()
         except BaseException as error:
             self.stop(error)
             raise
@@ -166,9 +170,11 @@ class Engine:
 
     def _prepare(self) -> None:
         """Undo what has to be undone, then begin."""
+        with self.lock:
+            self.lineage.load()
         while True:
             self.board.load()
-            self.check_ranks(self.board.slots[task].vertex for task in self.board.plan.run)
+            self.elsewhere.check(self.board.slots[task].vertex for task in self.board.plan.run)
             if not self.board.plan.undo:
                 break
             for name, begun, heir in self.board.plan.undo:
@@ -179,10 +185,49 @@ class Engine:
                     head.update(of=heir, seq=begun.seq)
                 self._attempts.roll_back(name, task, arguments, keywords, head)
         with self._turn:
-            self._left = len(self.board.plan.run)
+            self.left = len(self.board.plan.run)
             self._connect(list(self.board.slots.values()))
+            self.lineage.settle()
             self._check_output()
-            self._employ()
+            self.employ()
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether no task begins any more, or none of this board."""
+        return self._anew or self._stopping or self._finished
+
+    def begin_anew(self) -> None:
+        """Let what runs end, and then see what is void. Locked."""
+        if not self.is_ending:
+            self._anew = True
+            self.lineage.give_up()
+            self._turn.notify_all()
+
+    def _put_up_anew(self) -> None:
+        """Nothing runs: go on as after a crash, but with the values that are in memory."""
+        with self._turn:
+            for slot in self.board.slots.values():
+                if slot.announced and slot.vertex.node.task.annotations.external:
+                    self.append("not", {"t": slot.id, "a": slot.attempt})
+            upto = self._appended
+            tries = {one.id: one.tries for one in self.board.slots.values() if one.tries}
+        self._journal.flush(upto)
+        with self._turn:
+            self.lineage.carry()
+            for waiting in (self._ready, self._held, self._delayed, self._events):
+                waiting.clear()
+            self._anew = False
+        self._prepare()
+        with self._turn:
+            for name, count in tries.items():
+                if name in self.board.slots:
+                    self.board.slots[name].tries = count
+
+    def void(self, slot: Slot) -> None:
+        """What a task was called with will be another: it begins again when that is there."""
+        with self._turn:
+            slot.phase = WAITING
+            self.begin_anew()
 
     def stop(self, error: BaseException) -> None:
         """Let no more tasks begin; `run` raises `error` when those that run are over."""
@@ -191,6 +236,7 @@ class Engine:
             if self._error is None and not self._finished:
                 self._error = error
             self._stopping = True
+            self.lineage.give_up()
             self._check_output()
             self._turn.notify_all()
 
@@ -212,6 +258,15 @@ class Engine:
         self.ledger.dropped.clear()
         self.folder.remove_values(names)
 
+    def started(self) -> None:
+        """Something runs elsewhere. Locked."""
+        self._running += 1
+
+    def ended(self) -> None:
+        """It has ended. Locked."""
+        self._running -= 1
+        self.employ()
+
     def _begin_anew(self, head: dict[str, Any]) -> None:
         with self.lock:
             self.append("anew", head)
@@ -222,7 +277,7 @@ class Engine:
             return
         if self._stopping:
             self._finished = not self._running and not self._flushing
-        elif self.board.slots[self.board.output].phase == AVAILABLE:
+        elif not self._anew and self.board.slots[self.board.output].phase == AVAILABLE:
             done = self.ledger.done(self.board.resolve(self.board.output))
             self._finished = (
                 done is not None
@@ -231,18 +286,20 @@ class Engine:
                 and not self._running
             )
         if self._finished:
-            self._gangs.put(None)
+            self.elsewhere.wake()
             self._turn.notify_all()
 
     # Threads
 
-    def _employ(self) -> None:
+    def employ(self) -> None:
         """Have a thread for what is there to do. Locked."""
-        if self._finished or not (self._ready or (self._pending and not self._flushing)):
+        if self._finished or not (
+            self._ready or self.elsewhere.answers or (self._pending and not self._flushing)
+        ):
             return
         if self._idle_workers:
             self._turn.notify()
-        elif len(self._threads) < self._workers:
+        elif len(self._threads) < self.workers:
             thread = threading.Thread(
                 target=self._work, name=f"hopcoll-task-{len(self._threads)}", daemon=True
             )
@@ -258,21 +315,29 @@ class Engine:
             try:
                 if isinstance(slot, Slot):
                     self._attempts.execute(slot)
+                elif isinstance(slot, tuple):
+                    self._attempts.answered(*slot)
                 else:
                     self._flush()
             except BaseException as error:
                 self.stop(error)
             finally:
                 with self._turn:
-                    if isinstance(slot, Slot):
+                    if isinstance(slot, (Slot, tuple)):
                         self._running -= 1
                     else:
                         self._flushing = False
                     self._look_for_the_end()
 
-    def _next(self) -> Slot | bool | None:
-        """Return the task to be run, True for a flush, None when all is over. Locked."""
+    def _next(self) -> Slot | tuple[Any, ...] | bool | None:
+        """Return the task to be run, what another rank answered, True for a flush, None when all is
+        over. Locked."""
         while not self._finished:
+            if self.elsewhere.answers:
+                answer = self.elsewhere.answers.popleft()
+                if self.elsewhere.answers:
+                    self.employ()
+                return answer
             if self._pending and not self._flushing and not self._stopping and (
                 not self._ready
                 or len(self._pending) >= _GROUP_MAX
@@ -280,64 +345,60 @@ class Engine:
             ):
                 # What uses a task's value stays in its thread, where that is warm: the disk is left
                 # to another, if there is one.
-                spare = self._idle_workers or len(self._threads) < self._workers
+                spare = self._idle_workers or len(self._threads) < self.workers
                 if not (self._ready and spare) or self._flush_left:
                     self._flushing, self._flush_left = True, False
                     if self._ready:
-                        self._employ()
+                        self.employ()
                     return True
                 self._flush_left = True
-                self._employ()
-            if self._ready and not self._stopping:
+                self.employ()
+            if self._ready and not self.is_ending:
                 slot = self._ready.popleft()
                 slot.phase = RUNNING
                 self._running += 1
                 if self._ready:
-                    self._employ()
+                    self.employ()
                 return slot
             self._idle_workers += 1
             self._turn.wait()
             self._idle_workers -= 1
         return None
 
-    def _next_gang(self) -> Any:
-        try:
-            return self._gangs.get(timeout=_POLL_S)
-        except queue.Empty:
-            return None
-
     def _poll(self) -> None:
         """Look at what time brings. Locked."""
         now_s = time.monotonic()
         while self._delayed and self._delayed[0][0] <= now_s:
-            self._make_ready(heapq.heappop(self._delayed)[2])
+            self.make_ready(heapq.heappop(self._delayed)[2])
         for key in list(self._events):
             self._give_events(key)
         if self._journal.durable < self._appended and not self._pending:
             self._pending.append((self._appended, now_s, None, 0))  # what nobody waits for
         if not self._stopping and self.folder.cancel_requested():
             self.stop(WorkflowCancelledError(f"workflow {self.folder.id} was cancelled"))
-        self._employ()
+        self.employ()
         self._look_for_the_end()
 
     def _look_for_the_end(self) -> None:
         """See whether all is over, or nothing can go on. Locked."""
         self._check_output()
-        if self._stopping or not self._held or self._ready or self._pending or self._running:
+        if self.is_ending or not self._held or self._ready or self._pending or self._running:
             return
         if self._delayed or self._writing or self._events or self._flushing:
             return
         self._look_at_held()
         if self._ready:
-            self._employ()
+            self.employ()
             return
         slot = self._held[0]
-        names = ", ".join(sorted(self.board.exposed(slot)))
+        exposed = sorted(self.board.exposed(slot))
+        if self.lineage.give_up_lost(exposed):
+            return
         self.stop(
             WorkflowError(
-                f"{slot.id} has an effect that cannot be released: {names} would give another "
-                'value if it ran again, and checkpoint="none" keeps it from becoming durable; '
-                'annotate it with checkpoint="async"'
+                f"{slot.id} has an effect that cannot be released: {', '.join(exposed)} would give"
+                ' another value if it ran again, and checkpoint="none" keeps it from becoming '
+                'durable; annotate it with checkpoint="async"'
             )
         )
 
@@ -345,7 +406,7 @@ class Engine:
         """See which effects can be released by now. Locked."""
         held, self._held = self._held, []
         for slot in held:
-            self._make_ready(slot)
+            self.make_ready(slot)
 
     # The way of a task
 
@@ -369,12 +430,12 @@ class Engine:
                     slot.missing += other.phase != AVAILABLE
         for slot in slots:
             if slot.phase == WAITING and slot.missing == 0:
-                self._make_ready(slot)
+                self.make_ready(slot)
 
     def _is_to_run(self, task: str) -> bool:
         return task in self.board.plan.run or self.ledger.done(task) is None
 
-    def _make_ready(self, slot: Slot) -> None:
+    def make_ready(self, slot: Slot) -> None:
         """Its inputs are there. Locked."""
         task = slot.vertex.node.task
         if isinstance(task, Event):
@@ -406,7 +467,7 @@ class Engine:
         newest = self.board.newest_iteration(loop)
         if newest is None:
             if body.times == 0:
-                self._finish_empty(loop)
+                self._attempts.finish_empty(loop)
                 return
             following = self.board.add_iteration(loop, 0)
         else:
@@ -422,19 +483,7 @@ class Engine:
         following.reason = self.board.reason_of(following.id)
         self._connect([following])
 
-    def _finish_empty(self, loop: Slot) -> None:
-        """A loop that is never gone round: its value is what it would have begun with."""
-        value = loop.vertex.call(self.value_of)[0][0]
-        loop.attempt = 1
-        versions = {name: self._version(name) for name in self.board.inputs(loop.id)}
-        head = {
-            "t": loop.id, "a": 1, "in": versions, "nd": False, "s": 0.0,
-            "c": loop.vertex.node.task.code,
-        }  # fmt: skip
-        mode = "async" if self.board.is_output(loop) else "none"
-        self._attempts.store(loop, head, values.freeze(value), mode)
-
-    def _version(self, task: str) -> int:
+    def version_of(self, task: str) -> int:
         done = self.ledger.done(task)
         assert done is not None
         return done.attempt
@@ -450,7 +499,7 @@ class Engine:
 
     def _give(self, slot: Slot, event_id: str, body: bytes) -> None:
         slot.attempt = self.ledger.attempts(slot.id) + 1
-        versions = {name: self._version(name) for name in self.board.inputs(slot.id)}
+        versions = {name: self.version_of(name) for name in self.board.inputs(slot.id)}
         head = {"t": slot.id, "a": slot.attempt, "in": versions, "nd": True, "s": 0.0,
                 "c": "", "st": INLINE, "e": event_id}  # fmt: skip
         self.finish(slot, values.freeze(values.unpack(body)), head, body, wait=True)
@@ -485,8 +534,9 @@ class Engine:
             heapq.heappush(self._delayed, (due_s, id(slot), slot))
 
     def finish(
-        self, slot: Slot, value: Any, head: dict[str, Any], body: bytes, *, wait: bool
-    ) -> None:
+        self, slot: Slot, value: Any, head: dict[str, Any], body: bytes, *, wait: bool,
+        refs: Sequence[ObjectRef] = (),
+    ) -> None:  # fmt: skip
         """A task has its value. Where `wait` says so, its users begin when that is durable.
 
         Nobody is woken for what is to be done now: the caller is about to look for it itself, and
@@ -495,7 +545,9 @@ class Engine:
         with self.lock:
             seq = self.append("done", head, body)
             slot.value, slot.valued = value, True
-            self.board.settle_loop(slot.id)
+            if refs:
+                self.lineage.note(slot, head, refs)
+            self._settle(slot.id)
             if wait:
                 self.after_flush(seq, slot, AVAILABLE)
             else:
@@ -505,24 +557,40 @@ class Engine:
         """A value that was coming is durable, but for the record that says so."""
         with self._turn:
             seq = self.append("kept", {"t": task, "a": attempt, **place})
-            self.board.settle_loop(task)
+            self.lineage.kept(task)
+            self._settle(task)
             self.after_flush(seq, None, 0)
-            self._employ()
+            self.employ()
+
+    def _settle(self, task: str) -> None:
+        """Let go of iterations that nobody needs any more. Locked."""
+        iteration = self.board.iteration_of(task)
+        if iteration is None:
+            return
+        done, own = self.ledger.done(task), self.ledger.done(iteration.id)
+        if done is not None and done.durable and own is not None and not own.durable:
+            self.append("settled", {"t": iteration.id})
+        self.board.settle_loop(iteration.id)
+        self.lineage.prune()
 
     def go_on(
         self, slot: Slot, owner: str, generation: int, graph: Graph, head: dict[str, Any],
-        body: bytes,
+        body: bytes, refs: Sequence[ObjectRef] = (),
     ) -> None:  # fmt: skip
         """A task has a graph in the place of a value; nobody is woken, as in `finish`."""
         with self.lock:
             self.append("more", head, body)
+            self.lineage.hold("what goes on", refs)
             self.board.settle_loop(slot.id)
             self._consumed(slot)
             slot.phase = AVAILABLE if generation > 1 else RUNNING
-            added = self.board.go_on(slot.id, owner, generation, graph)
+            added = self.board.go_on(slot.id, owner, generation, graph, bool(refs))
+            for one in added:
+                self.lineage.hold(f"call of {one.id}", one.refs)
+            self.lineage.release("what goes on")
             for one in added:
                 one.reason = self.board.reason_of(one.id)
-            self._left += len(added)
+            self.left += len(added)
             self._connect(added)
 
     def _become_available(self, slot: Slot) -> None:
@@ -536,18 +604,20 @@ class Engine:
                 if user.phase == WAITING:
                     user.missing -= 1
                     if user.missing == 0:
-                        self._make_ready(user)
+                        self.make_ready(user)
             if one.alias_of is not None:
                 chain.append(self.board.slots[one.alias_of])
             elif one.number is not None:
                 self._go_round(self.board.slots[one.vertex.loop.id])  # type: ignore[attr-defined]
-        self._left -= 1
+        self.left -= 1
         if self._progress is not None:
-            self._progress(slot.id, slot.reason, max(self._left, 0))
+            self._progress(slot.id, slot.reason, max(self.left, 0))
 
     def _consumed(self, slot: Slot) -> None:
         """A task has used its inputs: values that nobody else will use are let go. Locked."""
         names, slot.uses = slot.uses, ()
+        if slot.refs:
+            self.lineage.release(f"call of {slot.id}")
         for name in names:
             other = self.board.slots.get(name)
             if other is None:
@@ -557,6 +627,7 @@ class Engine:
                 source = self.board.slots.get(self.board.resolve(name))
                 if source is not None and not self.board.is_output(source):
                     source.value, source.valued = None, False
+                    self.lineage.release(source.id)
 
     def value_of(self, task: str) -> Any:
         """Return the value of a task; read back where it is not in memory."""
@@ -566,8 +637,9 @@ class Engine:
             if slot.valued:
                 return slot.value
             done = self.ledger.done(name)
-            assert done is not None and done.durable, (task, name, done)
-        value = values.freeze(self.folder.read_value(done.head, done.body, name))
+            assert done is not None and (done.durable or done.body), (task, name, done)
+        put = None if self.gang is None else self.lineage.put_again
+        value = values.freeze(self.folder.read_value(done.head, done.body, name, put))
         with self.lock:
             slot.value, slot.valued = value, True
         return value
@@ -603,7 +675,7 @@ class Engine:
     def write_later(self, task: str, attempt: int, packed: values.Packed) -> None:
         """Have a value written meanwhile; waits where too much is on its way already."""
         with self._turn:
-            self._employ()
+            self.employ()
             while self._writing_bytes > _WRITING_BYTES_MAX and not self._stopping:
                 self._turn.wait(_POLL_S)
             self._writing += 1
@@ -626,40 +698,3 @@ class Engine:
                 with self._turn:
                     self._writing -= 1
                     self._writing_bytes -= item[2].nbytes
-
-    # Gangs
-
-    def check_ranks(self, vertices: Iterable[Vertex]) -> None:
-        """Raise where there are gangs and no ranks."""
-        if self._gang is None:
-            for vertex in vertices:
-                if vertex.node.task.annotations.ranks is not None:
-                    raise WorkflowError(
-                        f"{vertex.id} runs on ranks, and the workflow has none: give Workflow a "
-                        "communicator (comm=)"
-                    )
-
-    def hand_over(
-        self, slot: Slot, arguments: Any, keywords: Any, context: TaskContext
-    ) -> None:
-        """Give a gang's task to the thread that has the communicator."""
-        with self.lock:
-            self._running += 1
-        self._gangs.put((slot, arguments, keywords, context))
-
-    def _run_gang(self, slot: Slot, arguments: Any, keywords: Any, context: TaskContext) -> None:
-        task = slot.vertex.node.task
-        assert isinstance(task, Task) and self._gang is not None
-        start_s = time.perf_counter()
-        try:
-            value, contributors, whole = self._gang(task, arguments, keywords, context)
-        except GangError as error:
-            self._attempts.failed(slot, task, error.cause, arguments, keywords, context)
-        else:
-            took_s = time.perf_counter() - start_s
-            extra = {"w": list(contributors)}
-            self._attempts.succeeded(slot, task, value, took_s, extra=extra, whole=whole)
-        finally:
-            with self._turn:
-                self._running -= 1
-                self._employ()

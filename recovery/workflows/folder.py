@@ -34,7 +34,8 @@ from recovery.journal import Journal
 from recovery.lease import Lease, Verdict, describe_owner, observe, release
 from recovery.log import publish, read_sealed
 from recovery.workflows import values
-from recovery.workflows.ledger import INLINE, NOWHERE, Ledger
+from recovery.workflows.ledger import INLINE, LIVE, NOWHERE, Ledger
+from recovery.workflows.references import arrays_for, key_of
 
 __all__ = ["Folder", "Store"]
 
@@ -348,11 +349,24 @@ class Folder:
             raise
         return {"f": name, "sh": shard}
 
-    def read_value(self, head: dict[str, Any], body: bytes, task: str) -> Any:
-        """Return a value that is durable."""
-        if head["st"] == INLINE:
+    def read_value(
+        self, head: dict[str, Any], body: bytes, task: str,
+        put: Callable[[Any, Any], None] | None = None,
+    ) -> Any:  # fmt: skip
+        """Return a value that is durable. `put` is told what is behind its refs, ref by ref;
+        without it, the arrays stand in their place."""
+        if head["st"] in (INLINE, LIVE):
             return values.unpack(body)
-        return values.read(self.path / "values", head["f"], head["sh"], f"the value of {task}")
+        what = f"the value of {task}"
+        value = values.read(self.path / "values", head["f"], head["sh"], what)
+        if not head.get("rf"):
+            return value
+        value, objects = values.without_objects(value)
+        if put is None:
+            return arrays_for(value, {key_of(ref): array for ref, array in objects})
+        for ref, array in objects:
+            put(ref, array)
+        return value
 
     def remove_values(self, names: Sequence[str]) -> None:
         for name in names:

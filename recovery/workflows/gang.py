@@ -10,70 +10,198 @@ A gang's function runs on a communicator of its own (a Split). What a rank's dea
 hopcoll's business; the value is the leader's. A rank whose function raises leaves that
 communicator, so that the others, who may wait for it, go on without it; then the attempt has
 failed.
+
+A task that runs on one other rank (``on=``) needs none of that: the leader sends it there by letter
+(`recovery.workflows.post`), while all others do what they do.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
+import secrets
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from hopcoll.errors import HopcollError, RankFailedError, WorkflowError
+from hopcoll.errors import HopcollError, ObjectExistsError, RankFailedError, WorkflowError
 from recovery.lease import describe_owner
-from recovery.workflows.attempts import GangError
+from recovery.workflows.attempts import GangError, VoidError
 from recovery.workflows.context import TaskContext
 from recovery.workflows.graph import Task
+from recovery.workflows.post import Post, RankGoneError
+from recovery.workflows.references import Found, References
 from recovery.workflows.stored import dump_call, load_call
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from hopcoll import Communicator
+    from hopcoll.objects import ObjectRef, Objects
 
 __all__ = ["Gang"]
+
+#: What `Gang.dispatch` is told in the end: a value, its refs and the seconds; or an error.
+Answered = Callable[[Any, "BaseException | None"], None]
 
 _BEAT_S = 2.0
 _CALL, _BEAT, _END, _RAISE = range(4)
 
 
 class Gang:
-    """The ranks of a workflow. Collective, but for `call`, `idle` and `is_lost`.
+    """The ranks of a workflow. Collective: making one, `run` and `close`.
 
     Parameters
     ----------
     comm : Communicator
         Is duplicated.
+
+    Attributes
+    ----------
+    session : str
+        Whose memory refs are in: of these processes, as long as this is open.
+    objects : Objects
+    rank : int
     """
 
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm.Dup()
-        processes = self._comm.allgather(describe_owner())
+        told = self._comm.allgather((describe_owner(), secrets.token_hex(8)))
         self._ranks = {
-            _process(one): rank for rank, one in enumerate(processes) if one is not None
+            _process(one[0]): rank for rank, one in enumerate(told) if one is not None
         }
+        self._members: set[int] = set()
+        self._note_members()
         self._told_s = time.monotonic()
+        self.session = next(one[1] for one in told if one is not None)
+        self.rank = self._comm.rank
+        self.objects: Objects = comm.objects
+        self._lock = threading.Lock()
+        self._load: collections.Counter[int] = collections.Counter()
+        #: Of who leads: what other ranks ask it.
+        self.rebuild: Callable[[list[str], int], int | None] = lambda keys, era: None
+        self.note: Callable[..., Any] = lambda *what: None
+        self._post = Post(self._comm, self.session, self._handle)
 
     def close(self) -> None:
+        self._post.close()
         self._comm.close()
+
+    def delete(self, ref: ObjectRef) -> None:
+        """Delete an object meanwhile."""
+        self._post.delete(ref)
+
+    def put_again(self, ref: ObjectRef, array: np.ndarray) -> None:
+        """Put the bytes of a stored ref into this rank's memory, where they are not in any."""
+        with contextlib.suppress(ObjectExistsError):
+            self.objects.put(array, ref)
+
+    # Tasks on one rank
+
+    def place(self, wanted: int | str) -> int:
+        """The rank that a task is to run on."""
+        alive = self._comm.alive
+        if isinstance(wanted, int):
+            return wanted if wanted in alive else alive[wanted % len(alive)]
+        with self._lock:
+            return min(alive, key=lambda rank: (self._load[rank], rank == self.rank, rank))
+
+    @contextlib.contextmanager
+    def loaded(self) -> Iterator[None]:
+        """While this rank runs such a task itself."""
+        with self._lock:
+            self._load[self.rank] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._load[self.rank] -= 1
+
+    def dispatch(
+        self, rank: int, call: bytes, context: TaskContext, fixed: bool, answered: Answered
+    ) -> None:
+        """Have a task run at another rank; `answered` must not wait."""
+        with self._lock:
+            self._load[rank] += 1
+
+        def end(value: Any, error: BaseException | None) -> None:
+            with self._lock:
+                self._load[rank] -= 1
+            answered(value, error)
+
+        try:
+            self._post.call(rank, ("run", call, context.bare(), fixed), end)
+        except BaseException:
+            with self._lock:
+                self._load[rank] -= 1
+            raise
+
+    def references(
+        self, context: tuple[Any, ...], fixed: bool, leader: int | None, part: str = ""
+    ) -> References:
+        """The objects as an attempt has them that runs at this rank."""
+        _, task, attempt, uuid, _, carries, era = context
+        ask = self.rebuild
+        if leader is not None and leader != self.rank:
+            ask = functools.partial(self._ask_leader, leader)
+        name = f"{uuid}/{task}/{attempt}{part}" if fixed else None
+        return References(
+            self.objects, self.rank, name, ask, self.delete, carries=carries, era=era
+        )
+
+    def _ask_leader(self, leader: int, keys: list[str], era: int) -> int | None:
+        try:
+            return self._post.ask(leader, ("rebuild", keys, era))  # type: ignore[no-any-return]
+        except RankGoneError:
+            return None  # and nobody hears of this attempt any more
+
+    def _handle(self, source: int, what: Any) -> Any:
+        """What another rank asks; in a thread of its own."""
+        if what[0] == "rebuild":
+            return self.rebuild(*what[1:])
+        if what[0] == "note":
+            return self.note(*what[1:])
+        _, call, bare, fixed = what
+        task, arguments, keywords = load_call(call)
+        references = self.references(bare, fixed, source)
+
+        def recall(number: int, ask: Callable[[], Any]) -> Any:
+            told = self._post.ask(source, ("note", bare[1], number))
+            if told is None:
+                told = self._post.ask(source, ("note", bare[1], number, ask()))
+            return told[0]
+
+        context = TaskContext.at(bare, recall, references)
+        return run_task(task, arguments, keywords, context)
+
+    # Leading and following
 
     def run(self, lead: Callable[[], Any]) -> Any:
         """Lead, or follow until the leader is done; all return, or raise, the same."""
         while True:
-            leader = min(self._comm.alive)
+            # By the last operation, which all know alike; of who is alive some hear earlier.
+            leader = min(self._members)
             if leader == self._comm.rank:
                 return self._lead(lead)
             try:
-                while True:
-                    order, argument = self._comm.bcast(None, root=leader)
-                    if order == _END:
-                        return argument
-                    if order == _RAISE:
-                        raise argument
-                    if order == _CALL:
-                        self._take_part(argument, None)
-            except RankFailedError as error:
-                if leader in self._comm.alive:
-                    raise  # it is the leader's own, told to all
-                del error  # the leader is dead, and there is another
+                order, argument = self._comm.bcast(None, root=leader)
+            except RankFailedError:
+                self._members -= {leader}  # it is dead, and there is another
+                continue
+            self._note_members()
+            if order == _END:
+                return argument
+            if order == _RAISE:
+                raise argument
+            if order == _CALL:
+                self._take_part(argument, None)
+
+    def _note_members(self) -> None:
+        outcome = self._comm.outcome
+        if outcome is not None:
+            self._members = set(outcome.contributors)
 
     def is_lost(self, owner: dict[str, Any]) -> bool:
         """Whether a process was a rank of this job and is no more. Local."""
@@ -95,6 +223,7 @@ class Gang:
 
     def _order(self, order: int, argument: Any = None) -> None:
         self._comm.bcast((order, argument), root=self._comm.rank)
+        self._note_members()
         self._told_s = time.monotonic()
 
     def idle(self) -> None:
@@ -104,14 +233,16 @@ class Gang:
 
     def call(
         self, task: Task, arguments: list[Any], keywords: dict[str, Any], context: TaskContext
-    ) -> tuple[Any, tuple[int, ...], bool]:
-        """Run a task on the ranks; returns its value, who contributed, and whether it is whole:
-        nobody was lost, and nobody left out by a quorum or a deadline.
+    ) -> tuple[tuple[Any, Found], tuple[int, ...], bool]:
+        """Run a task on the ranks; returns its value with its refs, who contributed, and whether it
+        is whole: nobody was lost, and nobody left out by a quorum or a deadline.
 
         Raises
         ------
         GangError
             A rank raised, or too few are left.
+        VoidError
+            What it was called with is lost, and will be another.
         """
         wanted = task.annotations.ranks
         members = tuple(sorted(self._comm.alive))
@@ -121,7 +252,7 @@ class Gang:
                 raise GangError(RankFailedError(text))
             members = members[:wanted]
         call = dump_call((task, arguments, keywords), f"the arguments of {task.name}")
-        order = (members, call, context.bare())
+        order = (members, call, context.bare(), self.rank)
         self._order(_CALL, order)
         answer = self._take_part(order, context)
         assert answer is not None
@@ -129,25 +260,32 @@ class Gang:
         return value, contributors, whole and (wanted != "all" or len(members) == self._comm.size)
 
     def _take_part(
-        self, order: tuple[tuple[int, ...], bytes, Any], leading: TaskContext | None
-    ) -> tuple[Any, tuple[int, ...], bool] | None:
-        members, call, bare = order
+        self, order: tuple[tuple[int, ...], bytes, Any, int], leading: TaskContext | None
+    ) -> tuple[tuple[Any, Found], tuple[int, ...], bool] | None:
+        members, call, bare, leader = order
         rank = self._comm.rank
         comm = self._comm.Split(0 if rank in members else None, rank)
         value: Any = None
         failure: Exception | None = None
-        partial = False
+        partial, void = False, False
+        found = Found()
         if comm is not None:
             try:
                 task, arguments, keywords = load_call(call)
-                context = TaskContext.from_bare(bare, leading, comm)
+                fixed = task.annotations.deterministic
+                references = self.references(bare, fixed, leader, f" {comm.rank}")
+                context = TaskContext.from_bare(bare, leading, comm, references)
                 extra = {"ctx": context} if task.wants_context else {}
-                value = task.function(*arguments, **keywords, **extra)
+                try:
+                    value = task.function(*arguments, **keywords, **extra)
+                    value, found = references.finish(value)
+                finally:
+                    void = references.void is not None
                 partial = comm.partial_count > 0
             except Exception as error:
                 failure = error
                 comm.close(0.0)
-        told = None if comm is None else (repr(failure) if failure else "", partial)
+        told = None if comm is None else (repr(failure) if failure else "", partial, void)
         answers = self._comm.allgather(told)
         contributors = tuple(r for r in members if answers[r] is not None)
         if comm is not None and failure is None:
@@ -155,12 +293,43 @@ class Gang:
         if leading is None:
             return None
         failed = [r for r in contributors if answers[r][0]]
+        if any(answers[r][2] for r in contributors):
+            raise VoidError(f"{task.name} lost what it was called with")
         if failure is not None:
             raise GangError(failure)
         if failed:
             raise GangError(RuntimeError(f"rank {failed[0]} raised {answers[failed[0]][0]}"))
         whole = contributors == members and not any(answers[r][1] for r in contributors)
-        return value, contributors, whole
+        return (value, found), contributors, whole
+
+
+def run_task(
+    task: Task, arguments: list[Any], keywords: dict[str, Any], context: TaskContext
+) -> tuple[Any, Found, float]:
+    """Call a task; returns its value, the refs in it, and the seconds that it took.
+
+    Raises
+    ------
+    VoidError
+        What it was called with is lost, and will be another.
+    """
+    references = context.references
+    extra = {"ctx": context} if task.wants_context else {}
+    start_s = time.perf_counter()
+    found = None
+    try:
+        value = task.function(*arguments, **keywords, **extra)
+        found = Found()
+        if references is not None:
+            value, found = references.finish(value)
+    except Exception as error:
+        if references is not None and references.void is not None:
+            raise VoidError(str(references.void)) from error
+        raise
+    finally:
+        if references is not None:
+            references.drop(found)
+    return value, found, time.perf_counter() - start_s
 
 
 def _process(owner: dict[str, Any]) -> tuple[Any, ...]:

@@ -56,6 +56,7 @@ class Options:
     idempotency_key: bool | str = False
     verify: Callable[..., Any] | None = None
     ranks: int | str | None = None
+    on: int | str | None = None
     retries: int = 0
     backoff_s: float = 1.0
     timeout_s: float | None = None
@@ -84,6 +85,10 @@ class Options:
             or (isinstance(self.ranks, int) and self.ranks > 0)
         ):
             raise ValueError(f"ranks of {where} must be 'all' or at least 1, not {self.ranks!r}")
+        if isinstance(self.on, bool) or not (
+            self.on in (None, "any", "actor") or (isinstance(self.on, int) and self.on >= 0)
+        ):
+            raise ValueError(f"on of {where} must be 'any' or a rank, not {self.on!r}")
         if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
             raise ValueError(f"retries of {where} must be 0 or more, not {self.retries!r}")
         if not _is_number(self.backoff_s) or not 0 <= self.backoff_s < math.inf:
@@ -123,6 +128,17 @@ class Options:
             raise ValueError(
                 f"{where}: an external effect is of one process, so ranks contradicts external=True"
             )
+
+
+        if self.on is not None:
+            for option, why in (
+                ("ranks", "a gang has ranks of its own"),
+                ("timeout_s", "what is called elsewhere cannot be left alone"),
+                ("external", "whether an effect was done its own process has to know"),
+                ("rollback", "what is undone has to be over, also where it ran"),
+            ):
+                if getattr(self, option):
+                    raise ValueError(f"{where}: {why}, so {option} contradicts on={self.on!r}")
 
 
 def _is_number(value: Any) -> bool:
@@ -166,6 +182,9 @@ def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         ``ctx``). Returns True, `Done(value)` or False.
     ranks : int or "all", optional
         A *gang*: that many ranks run the function together, on ``ctx.comm``.
+    on : int or "any", optional
+        Where it runs: on this rank, or on one that has little to do; on another where that is dead.
+        Without it, where the journal is. Without ranks it is in vain. ("actor": where that lives.)
     retries : int, default 0
         How often it is called again after an exception.
     backoff_s : float, default 1.0

@@ -10,10 +10,14 @@ begin    the intent of an attempt with an effect: ``t``, ``a``, ``in``, ``by`` (
 done     an attempt has ended: ``t``, ``a``, ``in``, ``h`` (hash), ``nd`` (not deterministic),
          ``st`` (where the value is, below), ``s`` (seconds), ``c`` (code), and what only some have:
          ``f`` and ``sh`` (file and its record), ``w`` (contributors), ``e`` (event), ``l`` (the
-         last of a loop), ``why`` (it ran again), ``x`` (an external effect); body: the value
+         last of a loop), ``why`` (it ran again), ``x`` (an external effect), ``refs`` (the refs in
+         it: key, who made it, at which rank), ``ses`` (whose memory they are in), ``rf`` (its file
+         has their bytes), ``k`` (of reductions: inputs, and which were taken); body: the value
 more     an attempt has ended, and its graph goes on in its place: as done, ``o`` (of whose
          generation), ``g`` (which); body: the graph
 kept     the value of a done attempt is durable now: ``t``, ``a``, ``f``, ``sh``
+settled  what an iteration of a loop went on to has a durable value: ``t``
+lost     what a done attempt put into the ranks' memory is gone: ``t``, ``a``
 not      an effect was begun and is known not to have been done: ``t``, ``a``
 undone   an attempt was rolled back: ``t``, ``a``
 anew     what a task went on to is void: ``t``; or a loop, from iteration ``i`` on
@@ -48,11 +52,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hopcoll.errors import CheckpointCorruptError
+from recovery.workflows.names import generation_prefix, iteration_name, iteration_of, owner_of
 
-__all__ = ["Begun", "Done", "Ledger", "Plan", "Settled", "State", "Wants", "exposed", "plan"]
+__all__ = [
+    "Begun", "Done", "Ledger", "Plan", "Settled", "State", "Wants", "exposed", "generation_prefix",
+    "iteration_name", "iteration_of", "owner_of", "plan",
+]  # fmt: skip
 
-#: Where a value is: nowhere, in the record, in a file, in memory on its way to a file.
-NOWHERE, INLINE, FILE, COMING = range(4)
+#: Where a value is: nowhere, in the record, in a file, in memory on its way to a file; in the
+#: record, but with refs to what is in the ranks' memory alone.
+NOWHERE, INLINE, FILE, COMING, LIVE = range(5)
 #: Of one task.
 _FAILURES_MAX = 10
 #: In one record.
@@ -255,10 +264,19 @@ class Ledger:
         done = self.done(head["t"])
         if done is not None and done.attempt == head["a"]:
             done.place = FILE
-            done.head = {**done.head, "st": FILE, "f": head["f"], "sh": head["sh"]}
+            done.head = {**done.head, **head, "st": FILE}
             self._settle_loop(head["t"])
         else:  # it came too late: nobody needs it
             self.dropped.append(head["f"])
+
+    def _on_settled(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        self._settle_loop(head["t"])
+
+    def _on_lost(self, head: dict[str, Any], body: bytes, seq: int) -> None:
+        done = self.done(head["t"])
+        if done is not None and done.attempt == head["a"] and not done.durable:
+            done.place, done.body = NOWHERE, b""
+            done.head = {**done.head, "st": NOWHERE, "lost": 1}
 
     def _on_more(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         self._on_done(head, body, seq)
@@ -436,6 +454,10 @@ class Ledger:
             last += [
                 ("note", {"t": task, "k": k, "v": v}, b"") for k, v in sorted(state.notes.items())
             ]
+        for loop, newest in self.loops.items():
+            done = self.done(name := iteration_name(loop, newest))
+            if done is not None and not done.durable:
+                last.append(("settled", {"t": name}, b""))
         kept += [row for _, row in sorted(rows, key=lambda row: row[0])]
         kept += last + self._given()
         if self.status not in ("empty", "running"):
@@ -460,32 +482,6 @@ class Ledger:
 
 def _fail(task: str, attempt: int, error: str = "", **more: int) -> dict[str, Any]:
     return {"t": task, "a": attempt, "error": error, **more}
-
-
-def owner_of(task: str) -> str | None:
-    """The task whose continuation another is part of."""
-    owner = task.rpartition("/")[0]
-    if not owner:
-        return None
-    head, _, last = owner.rpartition("/")
-    return head if last.startswith("~") and head else owner
-
-
-def generation_prefix(owner: str, generation: int) -> str:
-    """How the tasks of a continuation are called."""
-    return f"{owner}/" if generation == 1 else f"{owner}/~{generation}/"
-
-
-def iteration_name(loop: str, number: int) -> str:
-    return f"{loop}[{number}]"
-
-
-def iteration_of(task: str) -> tuple[str, int] | None:
-    """The loop, and the number in it, of a task that is an iteration."""
-    if not task.endswith("]"):
-        return None
-    loop, _, number = task[:-1].rpartition("[")
-    return loop, int(number)
 
 
 # What has to be done
@@ -513,13 +509,24 @@ class Plan:
 
 @dataclass(frozen=True)
 class Wants:
-    """What a task uses the values of, and all (these as well) that has to end before it begins."""
+    """What a task uses the values of, all (these as well) that has to end before it begins, and who
+    made the objects whose refs stand in its arguments."""
 
     needs: Iterable[str]
     inputs: Iterable[str]
+    makers: Iterable[str] = ()
 
 
-def plan(order: Mapping[str, Wants], output: str, ledger: Ledger) -> Plan:
+def _nothing(task: str, done: Done) -> Iterable[str] | None:
+    return None
+
+
+def plan(
+    order: Mapping[str, Wants],
+    output: str,
+    ledger: Ledger,
+    at_hand: Callable[[str, Done], Iterable[str] | None] = _nothing,
+) -> Plan:
     """Find what has to run.
 
     Parameters
@@ -528,6 +535,9 @@ def plan(order: Mapping[str, Wants], output: str, ledger: Ledger) -> Plan:
         All tasks, inputs before those who use them.
     output : str
     ledger : Ledger
+    at_hand : callable
+        Of a value that is not durable: None where it is gone, else who else's value has to be there
+        for it to be of use.
     """
     renewed: set[str] = set()
     while True:
@@ -547,9 +557,15 @@ def plan(order: Mapping[str, Wants], output: str, ledger: Ledger) -> Plan:
             if task in run:
                 continue
             done = ledger.done(task)
-            if done is not None and valid[task] and done.durable and task not in renewed:
-                continue
+            if done is not None and valid[task] and task not in renewed:
+                if done.durable:
+                    continue
+                others = at_hand(task, done) if task != output else None
+                if others is not None:
+                    stack += [(name, task) for name in others if name != task]
+                    continue
             run[task] = _reason(ledger, task, valid[task], user)
+            stack += [(name, task) for name in order[task].makers]
             needs = set(order[task].needs)
             # What it only waits for has ended, though the value may be lost.
             stack += [
@@ -593,6 +609,8 @@ def _reason(ledger: Ledger, task: str, valid: bool, user: str) -> str:
         return "it was undone" if state.undone else _VOID
     if not valid:
         return _VOID
+    if state.done.head.get("lost"):
+        return f"its references were lost, and {user or 'the output'} needs them"
     return f"its value was not kept, and {user or 'the output'} needs it"
 
 

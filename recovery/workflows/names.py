@@ -1,4 +1,4 @@
-"""Functions by their names: how a task is found again when its workflow is resumed."""
+"""Functions by their names, by which a resumed workflow finds them; and what tasks are called."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from typing import Any
 
 from hopcoll.errors import WorkflowError
 
-__all__ = ["Named", "code_hash", "find_function", "reference_to"]
+__all__ = [
+    "Named", "code_hash", "find_function", "generation_prefix", "iteration_name", "iteration_of",
+    "owner_of", "reference_to",
+]  # fmt: skip
 
 #: The module as which a program's own file is loaded by somebody else.
 _PROGRAM = "hopcoll_workflow_program"
@@ -127,3 +130,32 @@ def code_hash(function: Callable[..., Any]) -> str:
 
     add(code)
     return hasher.hexdigest()[:16]
+
+
+# Tasks
+
+
+def owner_of(task: str) -> str | None:
+    """The task whose continuation another is part of."""
+    owner = task.rpartition("/")[0]
+    if not owner:
+        return None
+    head, _, last = owner.rpartition("/")
+    return head if last.startswith("~") and head else owner
+
+
+def generation_prefix(owner: str, generation: int) -> str:
+    """How the tasks of a continuation are called."""
+    return f"{owner}/" if generation == 1 else f"{owner}/~{generation}/"
+
+
+def iteration_name(loop: str, number: int) -> str:
+    return f"{loop}[{number}]"
+
+
+def iteration_of(task: str) -> tuple[str, int] | None:
+    """The loop, and the number in it, of a task that is an iteration."""
+    if not task.endswith("]"):
+        return None
+    loop, _, number = task[:-1].rpartition("[")
+    return loop, int(number)

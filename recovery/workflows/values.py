@@ -11,7 +11,7 @@ import copyreg
 import pickle
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -25,7 +25,7 @@ from recovery.disk import Disk
 
 __all__ = [
     "INLINE_BYTES_MAX", "Fingerprinter", "Packed", "Spares", "dumps", "fingerprint", "freeze",
-    "pack", "read", "read_bytes", "unpack", "write",
+    "pack", "read", "read_bytes", "unpack", "with_objects", "without_objects", "write",
 ]  # fmt: skip
 
 #: Larger values have a file of their own.
@@ -40,6 +40,7 @@ class Packed:
 
     data: bytes
     buffers: list[bytes | np.ndarray]
+    refs: list[Any] = field(default_factory=list)  # whose objects are to be written with it
 
     @property
     def nbytes(self) -> int:
@@ -103,6 +104,22 @@ def pack(value: Any, what: str, spares: Spares | None = None) -> Packed:
         ) from error
     spares = spares or Spares(0)
     return Packed(data, [spares.copy(np.frombuffer(one.raw(), np.uint8)) for one in buffers])
+
+
+def with_objects(packed: Packed, arrays: list[np.ndarray]) -> Packed:
+    """Return a packed value with the arrays behind its refs, which nobody changes."""
+    parts = [np.frombuffer(one, np.uint8) for one in packed.buffers]
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(
+        (packed.data, parts, packed.refs, arrays), protocol=5, buffer_callback=buffers.append
+    )
+    return Packed(data, [np.frombuffer(one.raw(), np.uint8) for one in buffers])
+
+
+def without_objects(value: Any) -> tuple[Any, list[tuple[Any, np.ndarray]]]:
+    """Return the value, and its refs with their arrays, of what `with_objects` made."""
+    data, parts, refs, arrays = value
+    return pickle.loads(data, buffers=parts), list(zip(refs, arrays, strict=True))
 
 
 def write(disk: Disk, path: Path, packed: Packed) -> dict[str, Any]:

@@ -149,7 +149,8 @@ class Workflow:
         """Run a graph and return its output. Blocks.
 
         A workflow of this name that is done gives the stored output; one that was cut off, has
-        failed or was cancelled goes on.
+        failed or was cancelled goes on. Where the output has refs in it, their objects stay in the
+        ranks' memory, for the program to get and to delete.
 
         Raises
         ------
@@ -291,8 +292,7 @@ class Workflow:
                 self._folder,
                 ledger,
                 workers=self._workers,
-                gang=None if gang is None else gang.call,
-                idle=None if gang is None else gang.idle,
+                gang=gang,
                 progress=report,
                 begin=self._begin,
             )
@@ -311,6 +311,7 @@ class Workflow:
                 self.ran, self.undone = engine.ran, engine.undone
                 self._warn_of_changes(engine, graph)
             output = engine.value_of(engine.board.output)
+            engine.lineage.end(output)
             self._folder.end(ledger, "done", output=engine.board.resolve(engine.board.output))
             engine.sweep()
             return output
@@ -378,7 +379,8 @@ class Workflow:
         assert ledger.output is not None
         done = ledger.done(ledger.output)
         assert done is not None
-        value = self._folder.read_value(done.head, done.body, ledger.output)
+        put = None if self._gang is None else self._gang.put_again
+        value = self._folder.read_value(done.head, done.body, ledger.output, put)
         return values.freeze(value)
 
     # Others
@@ -432,6 +434,8 @@ class Workflow:
 
     def output(self) -> Any:
         """Return the stored output of a workflow that is done.
+
+        Without ranks, arrays stand in the place of refs.
 
         Raises
         ------

@@ -19,6 +19,7 @@ from recovery.workflows import folder as folders
 from tests.crash import workflow_graphs as graphs
 from tests.crash import workflow_zombies as zombies
 from tests.crash.workflow_corpus import Counts, WrongError, seeds, try_seed
+from tests.crash.workflow_living import FIRST
 from tests.crash.workflow_mutants import MUTANTS
 
 _POINTS = 150
@@ -76,6 +77,25 @@ _OF_THE_CORPUS = [
     "what_was_recalled_is_asked_again",
     "versions_are_not_compared",
 ]
+
+
+def test_living_things_are_cut_off_at_any_moment() -> None:
+    counts = Counts()
+    for seed in seeds(first=700 + FIRST):
+        try_seed(seed, counts)
+        if counts.points >= _POINTS // 2:
+            break
+    assert counts.workflows >= 20 and counts.rerun > 20
+    assert counts.reasons["its references were lost"] + counts.reasons["rank 1 is gone"] > 0
+
+
+def test_a_value_that_counts_as_kept_without_its_objects_is_noticed() -> None:
+    with (
+        pytest.raises(WrongError, match="is lost"),
+        MUTANTS["a_value_counts_as_kept_without_what_it_refers_to"](),
+    ):
+        for number in range(_TRIALS_MAX):
+            try_seed((FIRST + number % (100 - FIRST)) * 1000 + number, Counts())
 
 
 @pytest.mark.parametrize("name", _OF_THE_CORPUS)

@@ -35,55 +35,24 @@ from tqdm import tqdm
 
 from hopcoll.errors import EffectUnknownError, HopcollError, WorkflowError
 from recovery.journal import Journal, Record
-from recovery.workflows import Node, TaskContext, Workflow
+from recovery.workflows import Node, Workflow, actors
 from recovery.workflows import engine as engines
 from recovery.workflows import folder as folders
 from recovery.workflows.graph import Graph, Loop
 from recovery.workflows.ledger import Ledger
 from tests.crash import workflow_graphs as graphs
-from tests.crash.workflow_graphs import EFFECTS, World, corpus, kind_of
+from tests.crash.workflow_graphs import EFFECTS, World, kind_of
+from tests.crash.workflow_living import corpus
+from tests.crash.workflow_memory import EVENTS, Memory, OneRank
 from tests.powercut import Killed, Log, Medium, RecordingDisk, choices
 
 _CRASHES_MAX = 3
-#: Of each key, so many events are sent.
-_EVENTS = 12
 #: A process number that nobody has.
 _DEAD_PID = 2**22 + 1
 
 
 class WrongError(AssertionError):
     """What must hold does not."""
-
-
-class OneRank:
-    """In the place of the ranks of a gang; `tests/mpi/test_workflows.py` has real ones.
-
-    It is also who sends events: all of them, until it was told that each was heard.
-    """
-
-    def __init__(self, workflow: Workflow) -> None:
-        self._workflow = workflow
-        self._unsent = [(key, number) for key in "ab" for number in range(_EVENTS)]
-
-    def run(self, lead: Any) -> Any:
-        return lead()
-
-    def is_lost(self, owner: Any) -> bool:
-        return False
-
-    def idle(self) -> None:
-        if self._unsent:
-            key, number = self._unsent[0]
-            payload = {"tokens": {f"sent {key} {number}": "once"}}
-            self._workflow.send(key, payload, str(number))
-            self._unsent.pop(0)
-
-    def close(self) -> None:
-        pass
-
-    def call(self, task_: Any, arguments: Any, keywords: Any, context: TaskContext) -> Any:
-        value = task_.function(*arguments, **keywords, ctx=context)
-        return value, (0,), not arguments[0]["loses"]
 
 
 # Crashes
@@ -129,6 +98,7 @@ class Trial:
         self.counts = counts
         self.node: Node = corpus(seed // 1000) if node is None else node
         self.world: World | None = None
+        self.memory = Memory(self.draw)
         self.incarnation = 0
 
     def run(self, lives: Sequence[int | str]) -> None:
@@ -165,6 +135,13 @@ class Trial:
         world = self.world
         assert world is not None
         self.incarnation += 1
+        # Another rank leads, and that of the one that died is gone; or it is another job.
+        lost = self.memory.lost_count
+        if self.draw.random() < 0.5:
+            self.memory.lose(0)
+        else:
+            self.memory = Memory(self.draw)
+        self.memory.lost_count = lost
         before = facts(path)
         world.executed.clear()
         world.asked.clear()
@@ -184,9 +161,10 @@ class Trial:
                 mock.patch.object(folders, "observe", self._observe),
                 mock.patch.object(folders, "Lease", mock.MagicMock()),
                 mock.patch.object(engines, "_POLL_S", 0.002),
+                mock.patch.object(actors, "_LIVE", self.memory.live),
             ):
                 workflow = Workflow("w", path, workers=self.draw.choice((1, 1, 4)), disk=disk)
-                workflow._gang = OneRank(workflow)  # type: ignore[assignment]
+                workflow._gang = OneRank(workflow, self.memory)
                 completed = False
                 try:
                     self.value = workflow.run(self.node)
@@ -351,7 +329,7 @@ class Trial:
         for key in "ab":
             names = [
                 hashlib.sha256(f"{key}\n{number}".encode()).hexdigest()[:32]
-                for number in range(_EVENTS)
+                for number in range(EVENTS)
             ]
             count = sum(one in given for one in names)
             if any(one not in given for one in names[:count]):

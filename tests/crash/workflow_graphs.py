@@ -23,7 +23,9 @@ from typing import Any, cast
 import numpy as np
 
 from hopcoll.errors import WorkflowError
-from recovery.workflows import Done, Node, Stop, TaskContext, event, loop, task
+from recovery.workflows import (
+    Actor, Called, Done, Node, Stop, TaskContext, event, loop, task,
+)  # fmt: skip
 from recovery.workflows.checks import check_graph
 from recovery.workflows.graph import Graph
 from tests.powercut import Killed, RecordingDisk
@@ -144,32 +146,52 @@ def kind_of(name: str) -> str:
 # Values
 
 
-def _merge(inputs: Iterable[Any]) -> dict[str, str]:
+def merge(inputs: Iterable[Any]) -> dict[str, str]:
     """The tokens of all inputs; no task may be there with two."""
     tokens: dict[str, str] = {}
     for value in inputs:
-        for name, token in value["tokens"].items():
+        for name, token in tokens_of(value).items():
             if tokens.setdefault(name, token) != token:
                 raise Killed(f"mixed: two values of {name}")  # no try is worth a second one
     return tokens
 
 
-def _begin(ctx: TaskContext, inputs: Iterable[Any]) -> None:
-    WORLD.begin(ctx.task_id, _makers(inputs))
+def begin(ctx: TaskContext, inputs: Iterable[Any]) -> None:
+    WORLD.begin(ctx.task_id, makers_of(inputs))
 
 
-def _makers(inputs: Iterable[Any]) -> list[str]:
-    return [value["by"] for value in inputs if "by" in value]
+def makers_of(inputs: Iterable[Any]) -> list[str]:
+    """Who made values, and the objects that they refer to."""
+    found = []
+    for value in inputs:
+        if isinstance(value, Actor):
+            found.append(value.name.split("/", 1)[1].rpartition("/")[0])
+            continue
+        if isinstance(value, Called):
+            found.append(value.actor.name.split("/", 1)[1].rpartition("/")[0])
+            continue
+        found += [value["by"]] if "by" in value else []
+        found += [one["by"] for one in value.get("refs", ())]
+    return found
 
 
-def _value(ctx: TaskContext, inputs: Iterable[Any], token: str) -> dict[str, Any]:
-    return {"tokens": {**_merge(inputs), ctx.task_id: token}, "by": ctx.task_id}
+def tokens_of(value: Any) -> dict[str, str]:
+    """The tokens of a value: of a task, of an actor, or of a call of one."""
+    if isinstance(value, Called):
+        value = value.value
+    if isinstance(value, Actor):
+        value = value.state
+    return value["tokens"]  # type: ignore[no-any-return]
 
 
-def _token(ctx: TaskContext, inputs: Iterable[Any], fixed: bool, clock: bool = False) -> str:
+def value_of(ctx: TaskContext, inputs: Iterable[Any], token: str) -> dict[str, Any]:
+    return {"tokens": {**merge(inputs), ctx.task_id: token}, "by": ctx.task_id}
+
+
+def token_of(ctx: TaskContext, inputs: Iterable[Any], fixed: bool, clock: bool = False) -> str:
     if not fixed:
         return uuid.uuid4().hex[:12]
-    parts: list[Any] = [ctx.task_id, sorted(_merge(inputs).items())]
+    parts: list[Any] = [ctx.task_id, sorted(merge(inputs).items())]
     parts.append(int(ctx.rng.integers(1 << 30)))
     if clock:
         parts.append(ctx.now())
@@ -182,12 +204,12 @@ def _token(ctx: TaskContext, inputs: Iterable[Any], fixed: bool, clock: bool = F
 @task
 def plain(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
     """Gives a value; or a graph that goes on; or fails at first."""
-    _begin(ctx, inputs)
+    begin(ctx, inputs)
     WORLD.moment()
     WORLD.tries[ctx.task_id] += 1
     if how.get("fails", 0) >= WORLD.tries[ctx.task_id]:
         raise ArithmeticError("not yet")
-    value = _value(ctx, inputs, _token(ctx, inputs, how["fixed"], how.get("clock", False)))
+    value = value_of(ctx, inputs, token_of(ctx, inputs, how["fixed"], how.get("clock", False)))
     if how.get("pad"):
         value["pad"] = np.full(_PAD_BYTES, 7, np.uint8)
     if "loop" in how:
@@ -207,7 +229,7 @@ def plain(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
 
 def _begin_turn(ctx: TaskContext, state: Any, i: int) -> None:
     """The body of a loop is called: with what it returned before, which was not the end."""
-    _begin(ctx, [state])
+    begin(ctx, [state])
     before = f"{ctx.task_id.rpartition('[')[0]}[{i - 1}]"
     if i and before not in state["tokens"]:
         raise Killed(f"mixed: {ctx.task_id} does not go on from {before}")
@@ -234,12 +256,12 @@ def turn(state: Any, i: int, ctx: TaskContext) -> Any:
     """The body of a loop."""
     _begin_turn(ctx, state, i)
     WORLD.moment()
-    value = _value(ctx, [state], _token(ctx, [state], state["how"]["fixed"]))
+    value = value_of(ctx, [state], token_of(ctx, [state], state["how"]["fixed"]))
     return _turned(state, i, ctx, value)
 
 
-def _do_keyed(ctx: TaskContext, inputs: Iterable[Any]) -> dict[str, Any]:
-    value = _value(ctx, inputs, _token(ctx, inputs, False))
+def do_keyed(ctx: TaskContext, inputs: Iterable[Any]) -> dict[str, Any]:
+    value = value_of(ctx, inputs, token_of(ctx, inputs, False))
     row = (ctx.idempotency_key, ctx.task_id, json.dumps(value["tokens"]))
     WORLD.do(
         lambda database: database.execute("insert or ignore into keyed values (?, ?, ?)", row)
@@ -252,20 +274,20 @@ def _do_keyed(ctx: TaskContext, inputs: Iterable[Any]) -> dict[str, Any]:
 @task(external=True, idempotency_key=True)
 def keyed(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
     """An effect that the outside does once for a key."""
-    _begin(ctx, inputs)
-    return _do_keyed(ctx, inputs)
+    begin(ctx, inputs)
+    return do_keyed(ctx, inputs)
 
 
 @task(external=True, idempotency_key=True, name="keyed")
 def turn_keyed(state: Any, i: int, ctx: TaskContext) -> Any:
     """The body of a loop with such an effect."""
     _begin_turn(ctx, state, i)
-    return _turned(state, i, ctx, _do_keyed(ctx, [state]))
+    return _turned(state, i, ctx, do_keyed(ctx, [state]))
 
 
 def look_up(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
     """Whether `asked` was done."""
-    WORLD.asked.append((ctx.task_id, _makers(inputs)))
+    WORLD.asked.append((ctx.task_id, makers_of(inputs)))
     found = WORLD.rows("select task, tokens from plain")
     if how.get("file"):
         found = WORLD.lines()
@@ -279,8 +301,8 @@ def look_up(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
 @task(external=True, verify=look_up)
 def asked(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
     """An effect that the outside would do twice, and can be asked about."""
-    _begin(ctx, inputs)
-    value = _value(ctx, inputs, _token(ctx, inputs, False))
+    begin(ctx, inputs)
+    value = value_of(ctx, inputs, token_of(ctx, inputs, False))
     text, name, world = json.dumps(value["tokens"]), ctx.task_id, WORLD
 
     def act(database: sqlite3.Connection) -> None:
@@ -297,15 +319,15 @@ def asked(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
 @task(external=True)
 def blind(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
     """An effect that nobody can be asked about."""
-    _begin(ctx, inputs)
-    value = _value(ctx, inputs, _token(ctx, inputs, False))
+    begin(ctx, inputs)
+    value = value_of(ctx, inputs, token_of(ctx, inputs, False))
     row = (ctx.task_id, json.dumps(value["tokens"]))
     WORLD.do(lambda database: database.execute("insert into plain values (?, ?)", row) and None)
     return value
 
 
 def _take_away(ctx: TaskContext, inputs: Iterable[Any]) -> None:
-    WORLD.undone.append((ctx.task_id, _merge(inputs), not WORLD.executed))
+    WORLD.undone.append((ctx.task_id, merge(inputs), not WORLD.executed))
     name = ctx.task_id
     WORLD.do(
         lambda database: database.execute("delete from things where task = ?", (name,)) and None,
@@ -314,7 +336,7 @@ def _take_away(ctx: TaskContext, inputs: Iterable[Any]) -> None:
 
 
 def _put_thing(ctx: TaskContext, inputs: Iterable[Any], fixed: bool) -> Any:
-    value = _value(ctx, inputs, _token(ctx, inputs, fixed))
+    value = value_of(ctx, inputs, token_of(ctx, inputs, fixed))
     for name, tokens in WORLD.rows("select task, tokens from things"):
         if ctx.task_id in json.loads(tokens):
             raise Killed(f"mixed: {ctx.task_id} runs while {name} is not undone")
@@ -334,7 +356,7 @@ def take_away(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> None:
 @task(rollback=take_away)
 def thing(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
     """An effect that can be undone."""
-    _begin(ctx, inputs)
+    begin(ctx, inputs)
     value = _put_thing(ctx, inputs, how["fixed"])
     WORLD.tries[ctx.task_id] += 1
     if how.get("fails", 0) >= WORLD.tries[ctx.task_id]:
@@ -357,10 +379,10 @@ def turn_thing(state: Any, i: int, ctx: TaskContext) -> Any:
 @task(ranks="all")
 def gang(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
     """Runs on ranks; may lose one, and is another value then."""
-    _begin(ctx, inputs)
+    begin(ctx, inputs)
     WORLD.moment()
     loses = how["loses"] and WORLD.ranks_are_lost_at_will
-    return _value(ctx, inputs, _token(ctx, inputs, not loses))
+    return value_of(ctx, inputs, token_of(ctx, inputs, not loses))
 
 
 # Graphs

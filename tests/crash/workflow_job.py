@@ -20,6 +20,7 @@ import hopcoll
 from hopcoll.errors import EffectUnknownError, HopcollError
 from recovery.workflows import Workflow
 from tests.crash import workflow_graphs as graphs
+from tests.crash.workflow_living import corpus
 
 UNKNOWN = 3
 _MOMENT_S = 0.01
@@ -70,7 +71,7 @@ def main() -> None:
         workflow = Workflow("w", folder / "store", comm=comm, patience_s=0.5)
         print("begun", flush=True)
         try:
-            value = workflow.run(graphs.corpus(seed))
+            value = workflow.run(corpus(seed))
             if comm.rank == min(comm.alive):
                 print(json.dumps(value["tokens"]), flush=True)
         except EffectUnknownError as error:

@@ -15,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 
-from recovery.workflows import TaskContext, ledger
+from recovery.workflows import TaskContext, attempts, ledger
 from recovery.workflows.attempts import Attempts
 from recovery.workflows.board import READY, Board
 from recovery.workflows.engine import Engine
@@ -48,7 +48,7 @@ def effects_come_before_their_intent_is_durable() -> Iterator[None]:
             return
         slot.phase = READY
         self._ready.append(slot)
-        self._employ()
+        self.employ()
 
     with mock.patch.object(Engine, "after_flush", hasty):
         yield
@@ -133,8 +133,10 @@ def versions_are_not_compared() -> Iterator[None]:
             found = super().done(task)
             return None if found is None else replace(found, inputs={})
 
-    def trusting(order: Mapping[str, Wants], output: str, of: Ledger) -> Plan:
-        return plan(order, output, Trusting(of))
+    def trusting(
+        order: Mapping[str, Wants], output: str, of: Ledger, at_hand: Callable[..., Any]
+    ) -> Plan:
+        return plan(order, output, Trusting(of), at_hand)
 
     with mock.patch.object(ledger, "plan", trusting):
         yield
@@ -199,4 +201,10 @@ def events_of_generations_that_are_over_are_lost() -> Iterator[None]:
         self.heard.clear()
 
     with mock.patch.object(Ledger, "drop", careless):
+        yield
+
+
+@_mutant
+def a_value_counts_as_kept_without_what_it_refers_to() -> Iterator[None]:
+    with mock.patch.object(attempts, "LIVE", ledger.INLINE):
         yield

@@ -411,14 +411,14 @@ def test_a_wait_for_a_gang_that_is_over_at_once_ends(
 
     def wait() -> None:
         for _ in range(20_000):
-            SET["engine"]._next_gang()
-            SET["engine"]._gangs.put(1)
-            assert SET["engine"]._next_gang() == 1
+            elsewhere = SET["engine"].elsewhere
+            elsewhere._next_gang(1e-6)
+            elsewhere._gangs.put(1)
+            assert elsewhere._next_gang(1e-6) == 1
         SET["ended"] = True
 
     monkeypatch.setattr(engine.Engine, "__init__", keep)
     run(give.bind(0))
-    monkeypatch.setattr(engine, "_POLL_S", 1e-6)
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     thread.join(60)

@@ -1,0 +1,250 @@
+"""Actors: objects that live on a rank, as a chain of versions.
+
+A version is a value like any other: what `checkpoint` returned, or an older checkpoint and the
+calls since. So a call is a task, from one version to a result and the next one, and all that holds
+of tasks holds of it. That the object itself stays on a rank, and is called where it is, saves
+making it anew; it counts for nothing. A rank finds the object of a version, or makes one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from hopcoll.objects import ObjectRef
+from recovery.workflows import values
+from recovery.workflows.context import TaskContext
+from recovery.workflows.graph import Node, Options, Task, takes_context
+from recovery.workflows.names import Named, find_function, reference_to
+
+__all__ = ["Actor", "ActorClass", "Called", "actor", "actor_of"]
+
+#: Objects that a rank keeps, of all workflows; the oldest goes.
+_LIVE_MAX = 256
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A version of an actor, as a value.
+
+    Attributes
+    ----------
+    kind : tuple
+        Its class, by name.
+    version : int
+        How many calls it has seen.
+    name : str
+        Of this version: the attempt that made it.
+    every : int
+    state : object
+        What `checkpoint` returned, at this version or an earlier one.
+    calls : tuple of (str, tuple, dict)
+        The calls since.
+    """
+
+    kind: tuple[str, str, str | None]
+    version: int
+    name: str
+    every: int
+    state: Any
+    calls: tuple[tuple[str, tuple[Any, ...], dict[str, Any]], ...] = ()
+
+
+class Called(NamedTuple):
+    """What a call of an actor gives: what the method returned, and the actor as it was then."""
+
+    value: Any
+    actor: Actor
+
+
+def actor_of(value: Any) -> Actor | None:
+    """The actor of a value: one itself, or of a call."""
+    one = value.actor if isinstance(value, Called) else value
+    return one if isinstance(one, Actor) else None
+
+
+class _Live:
+    """The objects of this rank, by the version at which they are."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._objects: dict[str, tuple[Any, str | None]] = {}
+
+    def take(self, version: Actor) -> Any:
+        """Return the object of a version, which it has from now on to be kept under another; None
+        where it is not here, or was made by an attempt of which nothing counts."""
+        with self._lock:
+            thing, known = self._objects.pop(version.name, (None, None))
+        return thing if known is not None and known == _digest(version) else None
+
+    def keep(self, version: Actor, thing: Any) -> None:
+        with self._lock:
+            self._objects[version.name] = thing, _digest(version)
+            while len(self._objects) > _LIVE_MAX:
+                del self._objects[next(iter(self._objects))]
+
+
+_LIVE = _Live()
+
+
+def _digest(version: Actor) -> str | None:
+    try:
+        return values.fingerprint((version.state, version.calls))
+    except Exception:
+        return None  # then it is made anew each time
+
+
+def _find(kind: tuple[str, str, str | None]) -> Any:
+    return find_function(kind)
+
+
+def _bring(version: Actor, ctx: TaskContext) -> Any:
+    """Return an object at a version."""
+    thing = _LIVE.take(version)
+    if thing is None:
+        kind = _find(version.kind)
+        thing = kind.__new__(kind)
+        thing.restore(version.state)
+        for method, arguments, keywords in version.calls:
+            _call_method(thing, method, arguments, keywords, ctx)
+    return thing
+
+
+def _call_method(
+    thing: Any, method: str, arguments: Sequence[Any], keywords: Mapping[str, Any], ctx: TaskContext
+) -> Any:
+    """Call a method, with arrays in the place of references."""
+    function = getattr(thing, method)
+    extra = {"ctx": ctx} if takes_context(function) else {}
+    given = [ctx.get(one) if isinstance(one, ObjectRef) else one for one in arguments]
+    named = {k: ctx.get(v) if isinstance(v, ObjectRef) else v for k, v in keywords.items()}
+    return function(*given, **named, **extra)
+
+
+def _name(ctx: TaskContext) -> str:
+    return f"{ctx.uuid}/{ctx.task_id}/{ctx.attempt}"
+
+
+def _spawn(
+    kind: tuple[str, str, str | None],
+    every: int,
+    arguments: Sequence[Any],
+    keywords: Mapping[str, Any],
+    ctx: TaskContext,
+) -> Actor:
+    """Make an actor."""
+    thing = _call_method(_Maker(_find(kind)), "make", arguments, keywords, ctx)
+    version = Actor(kind, 0, _name(ctx), every, thing.checkpoint())
+    _LIVE.keep(version, thing)
+    return version
+
+
+class _Maker:
+    def __init__(self, kind: Any) -> None:
+        self.make = kind
+
+
+def _call(
+    who: Any, method: str, arguments: Sequence[Any], keywords: Mapping[str, Any], ctx: TaskContext
+) -> Called:
+    """Call a method of an actor."""
+    before = actor_of(who)
+    if before is None:
+        raise TypeError(f"{method} is called on {who!r}, which is no actor, and no call of one")
+    thing = _bring(before, ctx)
+    value = _call_method(thing, method, arguments, keywords, ctx)
+    number = before.version + 1
+    after = replace(before, version=number, name=_name(ctx))
+    if number % before.every == 0:
+        after = replace(after, state=thing.checkpoint(), calls=())
+    else:
+        call = (method, tuple(arguments), dict(keywords))
+        after = replace(after, calls=(*before.calls, call))
+    _LIVE.keep(after, thing)
+    return Called(value, after)
+
+
+def actor(kind: Any = None, *, every: int = 1, **options: Any) -> Any:
+    """Make a class one of actors: ``@actor`` or ``@actor(deterministic=True, every=10)``.
+
+    Parameters
+    ----------
+    kind : type
+        Of a module. It has `checkpoint()`, which returns what `restore(state)` makes of an object
+        without `__init__` what this one is. References that a method is given come as arrays; a
+        parameter named ``ctx`` is given a `TaskContext`.
+    every : int, default 1
+        Each so many calls a checkpoint; where the object is lost, the calls since are made again.
+        More than 1 wants ``deterministic=True``.
+    **options
+        Of its tasks, as for `task`: ``deterministic`` (all methods), ``checkpoint``, ``retries``
+        and others. It lives on any rank (``on="any"``), and moves where that is dead.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An option is wrong, or the class lacks a method.
+    """
+    if kind is None:
+        return lambda one: actor(one, every=every, **options)
+    return ActorClass(kind, every, Options(**{"on": "any", **options}))
+
+
+class ActorClass(Named):
+    """A class of actors; made by `actor`."""
+
+    def __init__(self, kind: Any, every: int, options: Options) -> None:
+        if not isinstance(kind, type):
+            raise TypeError(f"actor must be given a class, not {kind!r}")
+        for method in ("checkpoint", "restore"):
+            if not callable(getattr(kind, method, None)):
+                raise TypeError(f"actor {kind.__name__} has no method {method}")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every of actor {kind.__name__} must be 1 or more, not {every!r}")
+        if every > 1 and not options.deterministic:
+            raise ValueError(
+                f"actor {kind.__name__}: every={every} makes lost calls again, which must give the "
+                "same then: annotate it with deterministic=True"
+            )
+        self.function = kind
+        self.every = every
+        self.annotations = options
+
+    def options(self, *, every: int | None = None, **changes: Any) -> ActorClass:
+        """Return the same class with other annotations, for calls of one kind as well."""
+        return ActorClass(
+            self.function, self.every if every is None else every,
+            replace(self.annotations, **changes),
+        )  # fmt: skip
+
+    def bind(self, *arguments: Any, **keywords: Any) -> Node:
+        """Make a node whose value is a new actor, an `Actor`."""
+        kind = self.function
+        task = Task(_spawn, replace(self.annotations, name=kind.__name__))
+        return task.bind(reference_to(kind), self.every, arguments, keywords)
+
+    def call(self, who: Any, method: str, *arguments: Any, **keywords: Any) -> Node:
+        """Make a node that calls a method; its value is `Called`.
+
+        Parameters
+        ----------
+        who : Actor or Called or Node
+            The version that is called: a value, or a node of one, or of a call before.
+        method : str
+
+        Raises
+        ------
+        TypeError
+            The class has no such method, or `who` is none.
+        """
+        kind = self.function
+        if not callable(getattr(kind, method, None)):
+            raise TypeError(f"actor {kind.__name__} has no method {method!r}")
+        if not isinstance(who, Node) and actor_of(who) is None:
+            raise TypeError(f"{kind.__name__}.{method} is called on {who!r}, which is no actor")
+        options = replace(self.annotations, name=f"{kind.__name__}.{method}")
+        if options.on == "any" and not options.external:
+            options = replace(options, on="actor")
+        return Task(_call, options).bind(who, method, arguments, keywords)

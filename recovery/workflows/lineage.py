@@ -1,0 +1,480 @@
+"""Which objects there are behind the refs of values, who made them, and who makes them again.
+
+The leader's knowledge. It is not asked for anywhere: an object counts as being there from the
+record of the task that made it, in this session, until somebody finds it lost. It is deleted when
+no value in memory, and no task that is still to run, has its ref.
+"""
+
+from __future__ import annotations
+
+import collections
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hopcoll.objects import ObjectRef
+from recovery.workflows import values
+from recovery.workflows.board import AVAILABLE, WAITING, Slot
+from recovery.workflows.graph import Task
+from recovery.workflows.ledger import FILE, LIVE, Done
+from recovery.workflows.references import UNKNOWN, Found, key_of, refs_in
+
+if TYPE_CHECKING:
+    from recovery.workflows.engine import Engine
+
+__all__ = ["Lineage"]
+
+#: So often a task begins anew because of an object of which there is nothing.
+_MISSES_MAX = 3
+#: And an object that is lost so often is not made again.
+_LOSSES_MAX = 30
+
+
+@dataclass
+class _Object:
+    """What is known of an object."""
+
+    maker: str
+    ref: ObjectRef | None = None  # None until a value with it was looked at
+    lost: bool = False
+    era: int = 0  # when it was made last
+    holders: set[str] = field(default_factory=set)
+
+
+class Lineage:
+    """The objects of a workflow that runs. Under the engine's lock.
+
+    Parameters
+    ----------
+    engine : Engine
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._objects: dict[str, _Object] = {}
+        self._stored: dict[str, str] = {}  # a task whose file has the bytes
+        self._held: dict[str, list[str]] = {}  # by whom
+        self._waiting: list[tuple[set[str], Callable[[int | None], None]]] = []
+        self._era = 0
+        self._missed: collections.Counter[str] = collections.Counter()
+        self._restoring: set[str] = set()
+        #: Values that the board that comes next may use, with their versions.
+        self.carried: dict[str, tuple[int, Any]] = {}
+
+    # What there is
+
+    def load(self) -> None:
+        """Take in what the journal says: of this session what is live, of any what is stored."""
+        gang = self._engine.gang
+        for task, state in self._engine.ledger.states.items():
+            done = state.done
+            if done is None or not done.head.get("refs"):
+                continue
+            for key, maker, *_ in done.head["refs"]:
+                if done.place == FILE and done.head.get("rf"):
+                    self._stored[key] = task
+                elif gang is not None and done.head.get("ses") == gang.session:
+                    known = self._objects.setdefault(key, _Object(maker))
+                    known.lost |= bool(done.head.get("lost")) and maker == task
+
+    def is_there(self, key: str) -> bool:
+        """Whether an object is there, as far as is known, or can be read back."""
+        known = self._objects.get(key)
+        return key in self._stored or (known is not None and not known.lost)
+
+    def at_hand(self, task: str, done: Done) -> Iterable[str] | None:
+        """As `ledger.plan` wants it."""
+        slot = self._engine.board.slots.get(task)
+        carried = self.carried.get(task, (None, None))[0] == done.attempt
+        if not (carried or (slot is not None and slot.valued) or (done.place == LIVE)):
+            return None
+        makers = []
+        for key, maker, *_ in done.head.get("refs", ()):
+            if self.is_there(key):
+                continue
+            if maker == task or maker not in self._engine.board.slots:
+                return None
+            makers.append(maker)
+        return makers
+
+    def maker_of(self, ref: ObjectRef) -> str | None:
+        """Who has to run for an object to be there; None where it is."""
+        key = key_of(ref)
+        known = self._objects.get(key)
+        return None if known is None or self.is_there(key) else known.maker
+
+    def carries(self, slot: Slot) -> bool:
+        """Whether there are refs in what a task is called with."""
+        if slot.refs or self._engine.gang is None:
+            return bool(slot.refs)
+        with self._engine.lock:
+            inputs = [self._engine.ledger.done(one) for one in self._engine.board.inputs(slot.id)]
+        return any(done is not None and "refs" in done.head for done in inputs)
+
+    def known(self, slot: Slot) -> tuple[bool, int]:
+        """The same, and how old they may be."""
+        carries = self.carries(slot)
+        with self._engine.lock:
+            return carries, self._era
+
+    def head_of(self, slot: Slot, found: Found) -> dict[str, Any]:
+        """What the record of a value says of its refs."""
+        gang = self._engine.gang
+        if gang is None or not (found.refs or found.firsts):
+            return {}
+        head: dict[str, Any] = {}
+        with self._engine.lock:
+            if found.firsts:
+                head["k"] = [
+                    [self._named(given), self._named(taken)] for given, taken in found.firsts
+                ]
+            if found.refs:
+                head["ses"] = gang.session
+                head["refs"] = [
+                    [key, self._maker(slot.id, key, found)] for key in map(key_of, found.refs)
+                ]
+        return head
+
+    def _maker(self, task: str, key: str, found: Found) -> str:
+        known = self._objects.get(key)
+        return task if known is None or key in found.made else known.maker
+
+    def _named(self, keys: Sequence[str]) -> list[str]:
+        """Who made these, for people: the keys where that is not known."""
+        return [self._objects[key].maker if key in self._objects else key for key in keys]
+
+    # Who has refs
+
+    def note(self, slot: Slot, head: dict[str, Any], refs: Sequence[ObjectRef]) -> None:
+        """A value with refs is there. Locked."""
+        self._era += 1
+        made = {key: maker for key, maker, *_ in head.get("refs", ())}
+        for ref in refs:
+            key = key_of(ref)
+            known = self._objects.setdefault(key, _Object(made[key]))
+            known.ref = ref
+            if made[key] == slot.id:
+                known.lost, known.era = False, self._era
+            if head["st"] == FILE:
+                self._stored[key] = slot.id
+        before = self._held.pop(slot.id, [])
+        self.hold(slot.id, refs)
+        self._let_go(slot.id, [key for key in before if key not in made])
+        self._tell_those_who_wait()
+
+    def kept(self, task: str) -> None:
+        """The value of a task is in a file. Locked."""
+        done = self._engine.ledger.done(task)
+        if done is not None and done.place == FILE:
+            for key, *_ in done.head.get("refs", ()):
+                self._stored[key] = task
+
+    def hold(self, holder: str, refs: Iterable[ObjectRef]) -> None:
+        """Keep objects for a value, or a task that is to run. Locked."""
+        for ref in refs:
+            key = key_of(ref)
+            known = self._objects.get(key)
+            if known is not None:
+                known.ref = known.ref or ref
+                known.holders.add(holder)
+                self._held.setdefault(holder, []).append(key)
+
+    def release(self, holder: str) -> None:
+        """Delete what nobody else has. Locked."""
+        self._let_go(holder, self._held.pop(holder, ()))
+
+    def _let_go(self, holder: str, keys: Iterable[str]) -> None:
+        for key in keys:
+            known = self._objects.get(key)
+            if known is None:
+                continue
+            known.holders.discard(holder)
+            if not known.holders and not known.lost:
+                self._delete(key)
+
+    def _delete(self, key: str) -> None:
+        known = self._objects.pop(key)
+        if known.ref is not None and self._engine.gang is not None:
+            self._engine.gang.delete(known.ref)
+
+    def prune(self) -> None:
+        """Let go of what tasks held that are no more. Locked."""
+        slots = self._engine.board.slots
+        for holder in list(self._held):
+            if not holder.startswith("file of ") and holder.removeprefix("call of ") not in slots:
+                self.release(holder)
+
+    def end(self, output: Any) -> None:
+        """Delete all that the output has not."""
+        with self._engine.lock:
+            kept = {key_of(ref) for ref in refs_in(output)} if self._objects else set()
+            for key in [key for key in self._objects if key not in kept]:
+                self._delete(key)
+
+    # What is lost
+
+    def rebuild(self, keys: list[str], era: int) -> int | None:
+        """Have lost objects made again, and wait for that; None where they will be others."""
+        box: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        engine = self._engine
+        with engine.lock:
+            engine.workers += 1  # another thread takes the place of this one
+            self.report(keys, era, box.put)
+            engine.employ()
+        try:
+            return box.get()
+        finally:
+            with engine.lock:
+                engine.workers -= 1
+
+    def report(
+        self,
+        keys: Sequence[str],
+        era: int | None = None,
+        tell: Callable[[int | None], None] = lambda era: None,
+    ) -> None:
+        """Somebody found objects lost, who knew what there was at `era`."""
+        engine = self._engine
+        with engine.lock:
+            if engine.is_ending:
+                tell(None)
+                return
+            waiting: set[str] = set()
+            lost: set[str] = set()
+            for key in keys:
+                known = self._objects.get(key)
+                if known is not None and not known.lost and era is not None and known.era > era:
+                    continue  # it was made again since
+                waiting.add(key)
+                if known is None and key in self._stored:
+                    known = self._objects[key] = _Object(self._stored[key])
+                if known is None:
+                    self._miss(key, tell)
+                    return
+                if not (known.lost and self._is_being_made(key, known)):
+                    known.lost = True
+                    lost.add(key)
+                    self._missed[key] += 1
+                    if self._missed[key] > _LOSSES_MAX:
+                        tell(UNKNOWN)
+                        return
+            if not waiting:
+                tell(self._era)
+                return
+            self._waiting.append((waiting, tell))
+            again = {key for key in lost if key not in self._stored}
+            self._restoring |= lost - again
+            for task in {self._stored[key] for key in lost - again}:
+                threading.Thread(target=self._restore, args=(task,), daemon=True).start()
+            makers = self._makers(again)
+            for task in makers:
+                done = engine.ledger.done(task)
+                if done is not None:
+                    engine.append("lost", {"t": task, "a": done.attempt})
+            if again:
+                self._make_again(makers)
+
+    def _is_being_made(self, key: str, known: _Object) -> bool:
+        slot = self._engine.board.slots.get(known.maker)
+        return key in self._restoring or (slot is not None and slot.phase != AVAILABLE)
+
+    def _miss(self, key: str, tell: Callable[[int | None], None]) -> None:
+        """An object of which there is nothing. Locked.
+
+        Where some value has its ref, nobody seemed to want it any more; now somebody does.
+        """
+        self._missed[key] += 1
+        known = self._missed[key] <= _MISSES_MAX and any(
+            state.done is not None and any(one[0] == key for one in state.done.head.get("refs", ()))
+            for state in self._engine.ledger.states.values()
+        )
+        tell(None if known else UNKNOWN)
+        if known:
+            self._engine.begin_anew()
+
+    def _makers(self, keys: Iterable[str]) -> set[str]:
+        """Who has to run again: who made them, or if those are no more, who has them in a value."""
+        found = set()
+        for key in keys:
+            maker = self._objects[key].maker
+            if maker in self._engine.board.slots:
+                found.add(maker)
+                continue
+            for task, state in self._engine.ledger.states.items():
+                refs = () if state.done is None else state.done.head.get("refs", ())
+                if state.done is not None and "o" not in state.done.head and any(
+                    key == one[0] for one in refs
+                ):
+                    found.add(task)
+        return found
+
+    def _make_again(self, makers: set[str]) -> None:
+        """Let run what has to, because of a loss. Locked.
+
+        If only values come of it that were there before, it runs beside all else. If one will be
+        another, what was made from that is void, and may be running: all that runs ends first.
+        """
+        engine, board = self._engine, self._engine.board
+        plan = board.plan_now()
+        again = [
+            board.slots[task] for task in plan.run
+            if task in board.slots
+            and board.slots[task].phase == AVAILABLE
+            and task not in board.alias
+        ]  # fmt: skip
+        if not all(self._is_simple(slot, plan.renewed) for slot in again) or not makers <= set(
+            plan.run
+        ):
+            engine.begin_anew()
+            return
+        board.plan = plan
+        self._run_again(again)
+
+    def _run_again(self, slots: list[Slot]) -> None:
+        """Tasks that have ended run once more, beside all others, for the same values. Locked."""
+        engine, board = self._engine, self._engine.board
+        for slot in slots:
+            slot.phase, slot.missing, slot.uses = WAITING, 0, slot.vertex.inputs
+            slot.reason = board.plan.run[slot.id]
+            board.stale.add(slot.id)
+        for slot in slots:
+            for user in slot.users:
+                if user.phase == WAITING and user not in slots:
+                    user.missing += 1
+            for name in slot.uses:
+                other = board.slots[name]
+                other.users_left += 1
+                slot.missing += other.phase != AVAILABLE
+        engine.left += len(slots)
+        for slot in slots:
+            if slot.missing == 0:
+                engine.make_ready(slot)
+        engine.employ()
+
+    def _is_simple(self, slot: Slot, renewed: set[str]) -> bool:
+        """Whether a task gives the same again, to nobody but those who use its value."""
+        done, task = self._engine.ledger.done(slot.id), slot.vertex.node.task
+        return (
+            done is not None
+            and done.deterministic
+            and slot.id not in renewed
+            and "o" not in done.head
+            and isinstance(task, Task)
+            and task.annotations.ranks is None  # its thread may be one that waits
+            and slot.number is None
+            and slot.alias_of is None
+        )
+
+    def give_up_lost(self, tasks: Iterable[str]) -> bool:
+        """Take values that were to become durable, and were lost before, for never made. Locked.
+
+        Nobody who runs needs them, or they would have been made again. But an effect waits for them
+        to last, and none that was made from them can have been released.
+        """
+        found = False
+        for task in tasks:
+            done = self._engine.ledger.done(task)
+            if done is not None and done.head.get("lost"):
+                self._engine.append("anew", {"t": task})
+                found = True
+        if found:
+            self._engine.begin_anew()
+        return found
+
+    def _restore(self, task: str) -> None:
+        """Put what a file has into memory again; in a thread of its own."""
+        engine = self._engine
+        try:
+            with engine.lock:
+                done = engine.ledger.done(task)
+            assert done is not None
+            engine.folder.read_value(done.head, done.body, task, self.put_again)
+            with engine.lock:
+                self._era += 1
+                for key, *_ in done.head["refs"]:
+                    known = self._objects.get(key)
+                    self._restoring.discard(key)
+                    if known is not None and known.lost:
+                        known.lost, known.era = False, self._era
+                self._tell_those_who_wait()
+        except BaseException as error:
+            engine.stop(error)
+
+    def put_again(self, ref: ObjectRef, array: np.ndarray) -> None:
+        """Have the bytes of a stored ref in some memory."""
+        gang = self._engine.gang
+        assert gang is not None
+        gang.put_again(ref, array)
+        with self._engine.lock:
+            known = self._objects.setdefault(key_of(ref), _Object(""))
+            known.ref = known.ref or ref
+
+    def _tell_those_who_wait(self) -> None:
+        for entry in list(self._waiting):
+            keys, tell = entry
+            for key in list(keys):
+                known = self._objects.get(key)
+                if known is not None and not known.lost:
+                    keys.discard(key)
+            if not keys:
+                self._waiting.remove(entry)
+                tell(self._era)
+
+    def give_up(self) -> None:
+        """Nobody who waits gets what it waits for. Locked."""
+        waiting, self._waiting = self._waiting, []
+        for _, tell in waiting:
+            tell(None)
+
+    def carry(self) -> None:
+        """Keep what is in memory for the board that comes next. Locked."""
+        for task, slot in self._engine.board.slots.items():
+            done = self._engine.ledger.done(task)
+            if slot.valued and done is not None:
+                self.carried[task] = (done.attempt, slot.value)
+
+    def settle(self) -> None:
+        """The board is up: give it the values that are in memory, and see who has which refs.
+        Locked."""
+        board = self._engine.board
+        self._held.clear()
+        for known in self._objects.values():
+            known.holders.clear()
+        for task, slot in board.slots.items():
+            done = self._engine.ledger.done(task)
+            if slot.phase == AVAILABLE and done is not None:
+                attempt, value = self.carried.get(task, (None, None))
+                if attempt == done.attempt:
+                    slot.value, slot.valued = value, True
+                if done.head.get("refs") and (slot.users_left or board.is_output(slot)):
+                    self._hold_all(task, done)
+            elif slot.refs:
+                self.hold(f"call of {task}", slot.refs)
+        self.carried.clear()
+        for key in [key for key, one in self._objects.items() if not one.holders and not one.lost]:
+            self._delete(key)
+
+    def _hold_all(self, task: str, done: Done) -> None:
+        for key, maker, *_ in done.head["refs"]:
+            known = self._objects.setdefault(key, _Object(maker, lost=key not in self._stored))
+            known.holders.add(task)
+            self._held.setdefault(task, []).append(key)
+
+    # Files
+
+    def with_objects(self, packed: values.Packed) -> values.Packed:
+        """Return a value that is to be written with the objects behind its refs.
+
+        Raises
+        ------
+        ObjectLostError, ObjectDeletedError
+            One is gone.
+        """
+        gang = self._engine.gang
+        assert gang is not None
+        arrays = [gang.objects.get(ref) for ref in packed.refs]
+        return values.with_objects(packed, arrays)

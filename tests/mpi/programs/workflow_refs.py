@@ -1,0 +1,199 @@
+"""Workflows over objects in the ranks' memory: ``-m tests.mpi.programs.workflow_refs SCENE STORE``.
+
+Each rank prints a line of JSON at its end. ``--die task:rank`` is the rank that kills itself in
+that task, when it runs for the first time in this store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import hopcoll
+from recovery.workflows import Node, TaskContext, Workflow, task
+
+COUNT = 4_000_000
+WORDS = argparse.ArgumentParser()
+WORDS.add_argument("scene")
+WORDS.add_argument("store", type=Path)
+WORDS.add_argument("--die", action="append", default=[])
+SCENES: dict[str, Callable[[], Node]] = {}
+RANK = [-1]
+
+
+def scene(make: Callable[[], Node]) -> Callable[[], Node]:
+    SCENES[make.__name__] = make
+    return make
+
+
+def once(name: str) -> bool:
+    """Whether nothing of this name has happened in this store."""
+    try:
+        (WORDS.parse_args().store.parent / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def die_once(name: str) -> None:
+    if f"{name}:{RANK[0]}" in WORDS.parse_args().die and once(f"died-{name}-{RANK[0]}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def note(what: str) -> None:
+    """Write down, for the test, that something ran, and where."""
+    with (WORDS.parse_args().store.parent / "ran.txt").open("a") as file:
+        file.write(f"{what} {RANK[0]}\n")
+
+
+def _made(number: int) -> np.ndarray:
+    return np.arange(COUNT, dtype=np.float64) + number
+
+
+@task(deterministic=True, checkpoint="none")
+def make(number: int, ctx: TaskContext) -> Any:
+    note(f"make {number}")
+    die_once(f"make {number}")
+    return ctx.put(_made(number))
+
+
+@task(checkpoint="none", name="make")
+def draw(number: int, ctx: TaskContext) -> Any:
+    """As `make`, but never the same again."""
+    note(f"draw {number}")
+    return ctx.put(_made(number) + 1000 * ctx.attempt)
+
+
+@task(deterministic=True, checkpoint="none")
+def passes(ref: Any, ctx: TaskContext) -> Any:
+    note("passes")
+    return {"ref": ref}
+
+
+@task(deterministic=True, checkpoint="none")
+def adds(*refs: Any, ctx: TaskContext) -> Any:
+    """A reduction of all, during which a rank that has an input may die."""
+    note("adds")
+    (WORDS.parse_args().store.parent / "adding").touch()
+    ref = ctx.reduce(refs)
+    return float(ctx.get(ref).sum())
+
+
+def die_when_it_gives(objects: hopcoll.objects.Objects) -> None:
+    """Die when the reduction has taken the first chunk from here."""
+    folder = WORDS.parse_args().store.parent
+    while not (folder / "adding").exists():
+        threading.Event().wait(0.001)
+    die_once("at once")
+    if "later" in str(WORDS.parse_args().die):
+        threading.Event().wait(0.3)  # what the journal has is durable after 50 ms
+        die_once("later")
+    before = objects.stats()["bytes_sent"]
+    while objects.stats()["bytes_sent"] == before:
+        pass
+    die_once("giving")
+
+
+@task(deterministic=True, checkpoint="none")
+def total(value: Any, ctx: TaskContext) -> Any:
+    note("total")
+    return float(ctx.get(value["ref"]).sum())
+
+
+@task(checkpoint="none")
+def firsts(*refs: Any, ctx: TaskContext) -> Any:
+    note("firsts")
+    return ctx.reduce(refs, count=2)
+
+
+@task(checkpoint="none")
+def look(ref: Any, ctx: TaskContext) -> Any:
+    note("look")
+    return float(ctx.get(ref).sum())
+
+
+@task(checkpoint="none", on=1)
+def late(ref: Any, *before: Any, ctx: TaskContext) -> Any:
+    """Comes when the rank that has the object is dead."""
+    note("late")
+    folder = WORDS.parse_args().store.parent
+    (folder / "adding").touch()
+    while not list(folder.glob("died-*")):
+        threading.Event().wait(0.001)
+    return float(ctx.get(ref).sum())
+
+
+@task(deterministic=True)
+def both(*values: Any) -> Any:
+    return list(values)
+
+
+@scene
+def passing() -> Node:
+    """Made on rank 1, used on rank 2 and at the leader."""
+    ref = make.options(on=1).bind(1)
+    value = passes.options(on=2).bind(ref)
+    return both.bind(total.options(on=2).bind(value), total.bind(value))
+
+
+@scene
+def reduction() -> Node:
+    """Inputs on all ranks; one dies while they are added up."""
+    refs = [make.options(on=rank).bind(rank) for rank in range(1, 4)]
+    return both.bind(adds.options(on=1).bind(*refs))
+
+
+@scene
+def first_k() -> Node:
+    refs = [make.options(on=rank).bind(rank) for rank in range(1, 4)]
+    return both.bind(look.bind(firsts.options(on=1).bind(*refs)))
+
+
+@scene
+def void() -> Node:
+    """An object that is never the same again, used before and after its rank dies."""
+    ref = draw.options(on=3).bind(1)
+    other = make.options(on=2).bind(5)
+    early = look.options(on=3).bind(ref)  # else another rank has a copy
+    return both.bind(early, late.bind(ref, early), look.bind(other))
+
+
+@scene
+def succession() -> Node:
+    """Objects of all ranks, used when the one that led is dead."""
+    refs = [make.options(on=rank).bind(rank) for rank in range(1, 4)]
+    return both.bind(*(late.bind(ref) for ref in refs))
+
+
+@scene
+def stored() -> Node:
+    """The output refers to objects."""
+    return both.options(checkpoint="none").bind(make.options(on=1).bind(1), draw.bind(2))
+
+
+def main() -> None:
+    words = WORDS.parse_args()
+    comm = hopcoll.init()
+    RANK[0] = comm.rank
+    if {f"{when}:{comm.rank}" for when in ("at once", "later", "giving")} & set(words.die):
+        threading.Thread(target=die_when_it_gives, args=(comm.objects,), daemon=True).start()
+    with Workflow("refs", words.store, comm=comm) as workflow:
+        value = workflow.run(SCENES[words.scene]())
+        if words.scene == "stored":
+            value = [float(comm.objects.get(ref, timeout_s=20).sum()) for ref in value]
+        comm.barrier()
+        told = {"rank": comm.rank, "value": value, "ran": workflow.ran}
+        print(json.dumps(told), flush=True)
+    comm.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Workflows over objects in the ranks' memory, on real ranks, which die with what they have."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recovery.workflows import Workflow
+from tests import launch
+from tests.mpi.programs.workflow_refs import COUNT
+
+PROGRAM = "tests.mpi.programs.workflow_refs"
+
+
+def total(number: float) -> float:
+    return COUNT * (COUNT - 1) / 2 + COUNT * number
+
+
+def play(
+    scene: str, store: Path, *deaths: str, ranks: int = 4, dead: tuple[int, ...] = (), code: int = 0
+) -> Any:
+    words = [word for death in deaths for word in ("--die", death)]
+    ended = launch.run(ranks, "-m", PROGRAM, scene, store, *words)
+    assert ended.code == code, str(ended)
+    for death in deaths:
+        name, rank = death.rsplit(":", 1)
+        assert (store.parent / f"died-{name}-{rank}").exists(), f"{death} did not happen"
+    if code:
+        return None
+    said = {line["rank"]: line["value"] for line in ended.said}
+    assert sorted(said) == [rank for rank in range(ranks) if rank not in dead], str(ended)
+    values = list(said.values())
+    assert all(value == values[0] for value in values), said
+    return values[0]
+
+
+def ran(store: Path) -> collections.Counter[str]:
+    """How often each task ran, wherever."""
+    lines = (store.parent / "ran.txt").read_text().splitlines()
+    return collections.Counter(line.rpartition(" ")[0] for line in lines)
+
+
+def ledger_of(store: Path) -> Any:
+    ledger, _ = Workflow("refs", store)._folder.look()
+    return ledger
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def test_a_reference_is_passed_and_nothing_goes_to_the_disk(store: Path) -> None:
+    assert play("passing", store) == [total(1), total(1)]
+    assert ran(store) == {"make 1": 1, "passes": 1, "total": 2}
+    assert not (store / "refs" / "values").exists()
+    journal = sum(path.stat().st_blocks * 512 for path in (store / "refs" / "journal").iterdir())
+    assert journal < 4 << 20
+
+
+@pytest.mark.parametrize("victim", [2, 3])
+def test_the_rank_that_has_an_input_of_a_running_reduction_is_killed(
+    store: Path, victim: int
+) -> None:
+    value = play("reduction", store, f"giving:{victim}", dead=(victim,))
+    assert value == [total(1) + total(2) + total(3)]
+    again = {f"make {number}": 1 + (number == victim) for number in (1, 2, 3)}
+    assert ran(store) == {**again, "adds": 1}
+    why = {one: state.done.head.get("why", "") for one, state in ledger_of(store).states.items()}
+    assert sum("references were lost" in text for text in why.values()) == 1
+
+
+def test_the_rank_that_makes_an_object_is_killed(store: Path) -> None:
+    assert play("passing", store, "make 1:1", dead=(1,)) == [total(1), total(1)]
+    assert ran(store) == {"make 1": 2, "passes": 1, "total": 2}
+
+
+def test_what_was_made_from_a_lost_object_that_is_another_now_runs_again(store: Path) -> None:
+    early, late, other = play("void", store, "at once:3", dead=(3,))
+    assert early == late == total(1 + 2000) and other == total(5)
+    assert ran(store) == {"draw 1": 2, "make 5": 1, "look": 3, "late": 2}
+
+
+def test_who_leads_is_killed_and_the_objects_of_others_stay(store: Path) -> None:
+    """The next one knows of them from the journal."""
+    assert play("succession", store, "later:0", dead=(0,)) == [total(1), total(2), total(3)]
+    counts = ran(store)
+    assert [counts[f"make {number}"] for number in (1, 2, 3)] == [1, 1, 1]
+    assert counts["late"] == 6
+
+
+def test_first_k_are_recorded(store: Path) -> None:
+    (value,) = play("first_k", store)
+    ((given, taken),) = ledger_of(store).done("firsts").head["k"]
+    assert given == ["make", "make~2", "make~3"] and len(taken) == 2 and set(taken) < set(given)
+    assert value == sum(total(given.index(name) + 1) for name in taken)
+
+
+def test_a_reference_that_outlives_its_workflow_is_stored(store: Path) -> None:
+    want = [total(1), total(2 + 1000)]
+    assert play("stored", store) == want
+    counts = ran(store)
+    # In another job its objects are put again, and without ranks arrays stand in their place.
+    assert play("stored", store, ranks=2) == want and ran(store) == counts
+    arrays = Workflow("refs", store).output()
+    assert [type(one) for one in arrays] == [np.ndarray] * 2
+    assert [float(one.sum()) for one in arrays] == want

@@ -1,0 +1,157 @@
+"""Actors as chains of versions, without ranks; and what is refused of them and of references."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hopcoll.errors import TaskFailedError, WorkflowError
+from hopcoll.objects import ObjectRef
+from recovery.workflows import Called, Node, TaskContext, Workflow, actor, actors, task
+from recovery.workflows.references import arrays_for, key_of, refs_in
+
+MADE: list[str] = []
+BROKEN: set[int] = set()
+
+
+@actor
+class Adder:
+    """Adds up."""
+
+    def __init__(self, total: int) -> None:
+        MADE.append("made")
+        self.total = total
+
+    def checkpoint(self) -> int:
+        return self.total
+
+    def restore(self, state: int) -> None:
+        MADE.append("restored")
+        self.total = state
+
+    def add(self, number: int) -> int:
+        self.total += number
+        if number in BROKEN:
+            raise ArithmeticError("broken")
+        MADE.append(f"added {number}")
+        return self.total
+
+
+Rare = Adder.options(every=3, deterministic=True)
+
+
+@task
+def values(*called: Called) -> list[Any]:
+    return [(one.value, one.actor.version) for one in called]
+
+
+@task
+def puts(ctx: TaskContext) -> Any:
+    return ctx.put([1.0])
+
+
+def chain(kind: Any, *numbers: int) -> list[Node]:
+    nodes = [kind.bind(100)]
+    for number in numbers:
+        nodes.append(kind.call(nodes[-1], "add", number))
+    return nodes[1:]
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> None:
+    MADE.clear()
+    BROKEN.clear()
+    actors._LIVE._objects.clear()
+
+
+@pytest.mark.parametrize("kind", [Adder, Rare])
+def test_calls_form_a_chain_and_the_object_stays(tmp_path: Path, kind: Any) -> None:
+    found = Workflow("w", tmp_path).run(values.bind(*chain(kind, 1, 2, 3, 4)))
+    assert found == [(101, 1), (103, 2), (106, 3), (110, 4)]
+    assert MADE == ["made", "added 1", "added 2", "added 3", "added 4"]
+
+
+def test_a_call_that_failed_begins_again_from_the_version_before(tmp_path: Path) -> None:
+    BROKEN.add(4)
+    with pytest.raises(TaskFailedError, match=r"Adder.add~4 failed: ArithmeticError"):
+        Workflow("w", tmp_path).run(values.bind(*chain(Rare, 1, 2, 3, 4, 5)))
+    BROKEN.clear()
+    MADE.clear()
+    found = Workflow("w", tmp_path).run(values.bind(*chain(Rare, 1, 2, 3, 4, 5)))
+    assert found[-1] == (115, 5)
+    assert MADE[-3:] == ["restored", "added 4", "added 5"]
+
+
+def test_calls_since_the_checkpoint_are_made_again(tmp_path: Path) -> None:
+    nodes = chain(Rare, 1, 2)
+    with Workflow("w", tmp_path) as workflow:
+        version = workflow.run(nodes[-1]).actor
+    assert version.version == 2 and version.state == 100
+    assert version.calls == (("add", (1,), {}), ("add", (2,), {}))
+    actors._LIVE._objects.clear()
+    MADE.clear()
+    assert Workflow("more", tmp_path).run(Rare.call(version, "add", 3)).value == 106
+    assert MADE == ["restored", "added 1", "added 2", "added 3"]
+
+
+def test_a_version_may_be_called_twice(tmp_path: Path) -> None:
+    """Each call goes on from it, and knows nothing of the other."""
+    (first,) = chain(Adder, 1)
+    found = values.bind(Adder.call(first, "add", 10), Adder.call(first, "add", 20))
+    assert Workflow("w", tmp_path).run(found) == [(111, 2), (121, 2)]
+
+
+def test_an_object_of_an_attempt_that_does_not_count_is_not_used(tmp_path: Path) -> None:
+    version = Workflow("w", tmp_path).run(Adder.bind(5))
+    thing, known = actors._LIVE._objects[version.name]
+    thing.total = 7
+    actors._LIVE._objects[version.name] = thing, "another"
+    assert Workflow("more", tmp_path).run(Adder.call(version, "add", 1)).value == 6
+    assert known != "another"
+
+
+def test_what_is_refused_of_actors() -> None:
+    with pytest.raises(TypeError, match="actor must be given a class, not 3"):
+        actor(3)
+    with pytest.raises(TypeError, match="actor Path has no method checkpoint"):
+        actor(Path)
+    with pytest.raises(ValueError, match="every of actor Adder must be 1 or more, not 0"):
+        Adder.options(every=0)
+    with pytest.raises(ValueError, match="annotate it with deterministic=True"):
+        Adder.options(every=2)
+    with pytest.raises(TypeError, match="actor Adder has no method 'take'"):
+        Adder.call(Adder.bind(1), "take")
+    with pytest.raises(TypeError, match=r"Adder\.add is called on 7, which is no actor"):
+        Adder.call(7, "add", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"on": -1}, "on of task must be 'any' or a rank, not -1"),
+        ({"on": True}, "on of task must be 'any' or a rank, not True"),
+        ({"on": 1, "ranks": "all"}, "ranks contradicts on=1"),
+        ({"on": 1, "external": True}, "external contradicts on=1"),
+        ({"on": "any", "rollback": print}, "rollback contradicts on='any'"),
+        ({"on": 1, "timeout_s": 1.0}, "timeout_s contradicts on=1"),
+    ],
+)
+def test_what_is_refused_of_places(options: dict[str, Any], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        task(**options)
+
+
+def test_references_want_ranks(tmp_path: Path) -> None:
+    with pytest.raises(TaskFailedError, match="give Workflow a communicator") as caught:
+        Workflow("w", tmp_path).run(puts.bind())
+    assert isinstance(caught.value.__cause__, WorkflowError)
+
+
+def test_refs_are_found_in_what_pickle_goes_through() -> None:
+    one, two = ObjectRef("one"), ObjectRef("two")
+    version = actors.Actor(("m", "n", None), 0, "x", 1, {"in": [one]})
+    assert refs_in(Called([two], version)) == [two, one]
+    assert refs_in([one, one]) == [one] and refs_in(3) == [] and refs_in(lambda: one) == []
+    assert arrays_for({"a": [one, (two,)]}, {key_of(one): 1}) == {"a": [1, (two,)]}  # type: ignore
