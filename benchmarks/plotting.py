@@ -27,6 +27,8 @@ _PEERS = {
     "gloo": ("#2563eb", "v"),
     "ray": ("#7c3aed", "D"),
 }
+#: Below that the ratio to S/B says nothing.
+_PEERS_BOUND_S = 1e-3
 
 
 def plot_collectives(report: dict[str, Any], path: Path) -> None:
@@ -208,7 +210,7 @@ def plot_workflows(report: dict[str, Any], path: Path) -> None:
 
 
 def plot_peers(report: dict[str, Any], path: Path) -> None:
-    """Draw a report of `benchmarks.lab.peers`: time over size, a panel for each operation.
+    """Draw a report of `benchmarks.lab.peers`: times, and where the wire counts the ratio to S/B.
 
     Parameters
     ----------
@@ -217,63 +219,38 @@ def plot_peers(report: dict[str, Any], path: Path) -> None:
     path : Path
         The PNG file; its folder is made.
     """
-    from benchmarks.collectives import size_name  # which imports this module
-
-    kinds = list(dict.fromkeys((row["step_s"] > 0, row["operation"]) for row in report["rows"]))
-    names = list(dict.fromkeys(name for _, name in kinds))
-    rows_of = sorted({staggered for staggered, _ in kinds})
+    names = list(dict.fromkeys(row["operation"] for row in report["rows"]))
+    large = [row for row in report["rows"] if row["bound_s"] >= _PEERS_BOUND_S]
+    bars = [is_staggered for is_staggered in (False, True) if _peers_rows(large, is_staggered)]
     figure, axes = pyplot.subplots(
-        len(rows_of),
+        1 + len(bars),
         len(names),
-        figsize=(4 * len(names), 3.6 * len(rows_of) + 1),
-        sharex="row",
-        sharey="row",
+        figsize=(4.6 * len(names), 3.4 * (1 + len(bars)) + 0.8),
         squeeze=False,
+        sharey="row",
         layout="constrained",
     )
-    for line, staggered in enumerate(rows_of):
-        for column, name in enumerate(names):
-            axis = axes[line][column]
-            if (staggered, name) not in kinds:
+    for column, name in enumerate(names):
+        rows = _peers_rows(report["rows"], False, name)
+        _plot_peer_times(axes[0][column], rows, report["systems"])
+        axes[0][column].set_title(name)
+        for axis, is_staggered in zip(axes[1:, column], bars, strict=True):
+            rows = _peers_rows(large, is_staggered, name)
+            if rows:
+                _plot_peer_ratios(axis, rows, report["systems"])
+                axis.set_title(f"{name}, ranks {'one by one' if is_staggered else 'at once'}")
+            else:
                 axis.set_axis_off()
-                continue
-            rows = [
-                row
-                for row in report["rows"]
-                if row["operation"] == name and (row["step_s"] > 0) == staggered
-            ]
-            sizes = [row["nbytes"] for row in rows]
-            bounds = [(row["nbytes"], 1e3 * row["bound_s"]) for row in rows]
-            axis.plot(*zip(*bounds, strict=True), "--", color="#111827", lw=1, label="S/B")
-            for system, label in report["systems"].items():
-                points = [
-                    (row["nbytes"], 1e3 * median(chain.from_iterable(row["times_s"][system])))
-                    for row in rows
-                    if system in row["times_s"]
-                ]
-                if points:
-                    colour, marker = _PEERS[system]
-                    axis.plot(
-                        *zip(*points, strict=True), marker=marker, color=colour, label=label,
-                        lw=2 if label.startswith("hopcoll") else 1.3, markersize=6,
-                    )  # fmt: skip
-            axis.set_title(f"{name}{', one by one' if staggered else ''}")
-            axis.set_xscale("log", base=2)
-            axis.set_yscale("log")
-            axis.set_xticks(sizes, [size_name(nbytes) for nbytes in sizes], rotation=30)
-            axis.minorticks_off()
-            axis.grid(alpha=0.3)
-            if column == 0:
-                axis.set_ylabel("ms")
-    handles = {
-        label: handle
-        for axis in figure.axes
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
-    figure.suptitle(f"{report['hosts']} hosts at {report['rate']}, medians")
+    axes[0][0].set_ylabel("ms a call")
+    for axis in axes[1:, 0]:
+        axis.set_ylabel("over S/B")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
+    figure.suptitle(
+        f"{report['hosts']} hosts at {report['rate']}: medians; hollow or hatched: over the limit"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
@@ -327,3 +304,79 @@ def plot_references(report: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def _peers_rows(
+    rows: list[dict[str, Any]], is_staggered: bool, name: str | None = None
+) -> list[dict[str, Any]]:
+    chosen = [
+        row
+        for row in rows
+        if (row["step_s"] > 0) == is_staggered and name in (None, row["operation"])
+    ]
+    return sorted(chosen, key=lambda row: row["nbytes"])
+
+
+def _peer_time(row: dict[str, Any], system: str) -> tuple[float, bool] | None:
+    """The time of a cell in seconds, and whether that is only the limit."""
+    cell = row["cells"].get(system, {"runs": []})
+    if "over_s" in cell:
+        return cell["over_s"], True
+    times_s = list(chain.from_iterable(run["seconds"] for run in cell["runs"]))
+    return (median(times_s), False) if times_s else None
+
+
+def _plot_peer_times(axis: Any, rows: list[dict[str, Any]], systems: dict[str, str]) -> None:
+    from benchmarks.collectives import size_name  # which imports this module
+
+    sizes = [row["nbytes"] for row in rows]
+    axis.plot(
+        sizes, [1e3 * row["bound_s"] for row in rows], "--", color="#111827", lw=1, label="S/B"
+    )
+    for system, label in systems.items():
+        found = [(row["nbytes"], _peer_time(row, system)) for row in rows]
+        points = [(nbytes, 1e3 * time[0], time[1]) for nbytes, time in found if time]
+        colour, marker = _PEERS[system]
+        axis.plot(
+            [nbytes for nbytes, *_ in points],
+            [ms for _, ms, _ in points],
+            marker=marker,
+            color=colour,
+            label=label,
+            lw=2.2 if label.startswith("hopcoll") else 1.2,
+            markersize=6,
+        )
+        over = [(nbytes, ms) for nbytes, ms, is_over in points if is_over]
+        if over:
+            axis.plot(*zip(*over, strict=True), marker, mfc="white", mec=colour, ms=9, ls="none")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.set_xticks(sizes, [size_name(nbytes) for nbytes in sizes], rotation=30)
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+
+
+def _plot_peer_ratios(axis: Any, rows: list[dict[str, Any]], systems: dict[str, str]) -> None:
+    from benchmarks.collectives import size_name
+
+    width = 0.86 / len(systems)
+    for place, system in enumerate(systems):
+        for group, row in enumerate(rows):
+            time = _peer_time(row, system)
+            if time is None:
+                continue
+            ratio = time[0] / row["bound_s"]
+            at = group + (place - (len(systems) - 1) / 2) * width
+            hatch = "////" if time[1] else None
+            colour = _PEERS[system][0]
+            axis.bar(at, ratio, 0.92 * width, color="white" if hatch else colour, ec=colour,
+                     hatch=hatch)  # fmt: skip
+            axis.annotate(
+                f"{'>' * time[1]}{ratio:.1f}" if ratio < 10 else f"{'>' * time[1]}{ratio:.0f}",
+                (at, ratio), (0, 2), textcoords="offset points", ha="center", fontsize=7,
+            )  # fmt: skip
+    axis.axhline(1, color="#111827", lw=1, ls="--")
+    axis.set_xticks(range(len(rows)), [size_name(row["nbytes"]) for row in rows])
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)

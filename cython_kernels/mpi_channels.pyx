@@ -36,6 +36,20 @@ from cython_kernels.transport cimport (
 cdef extern from "sched.h" nogil:
     int sched_yield()
 
+cdef extern from "stdlib.h" nogil:
+    int posix_memalign(void** memory, size_t alignment, size_t nbytes)
+
+cdef extern from *:
+    """
+    #include <sys/mman.h>
+    #ifdef MADV_HUGEPAGE
+    #define hopcoll_ask_huge(memory, nbytes) madvise(memory, nbytes, MADV_HUGEPAGE)
+    #else
+    #define hopcoll_ask_huge(memory, nbytes) 0
+    #endif
+    """
+    int hopcoll_ask_huge(void* memory, size_t nbytes) nogil
+
 cdef enum:
     # Control receives that stay posted to each peer.  More messages than that between two polls are
     # safe; MPI buffers them.
@@ -45,6 +59,7 @@ cdef enum:
     ZEROED_BYTES_MAX = 65536
     SPARE_BYTES_MAX = 128 << 20       # of large blocks that are kept for the next
     BLOCK_HEAD = 64
+    HUGE_BYTES = 2 << 20              # a page of the other size, where the system has them
     # Of what waits in shared memory MPI takes in 31 fragments at a time.
     ROUNDS_AFTER_A_PAUSE = 32
     PAUSE_NS = 10000000
@@ -446,6 +461,17 @@ cdef int mpi_poll(void* self, Event* event) noexcept nogil:
     return 1
 
 
+cdef unsigned char* take_block(int64_t nbytes) noexcept nogil:
+    """Fresh memory.  In pages of 4 KiB the first touch of 32 MiB took 26 ms, in huge ones 4."""
+    cdef void* block = NULL
+    if nbytes < 2 * HUGE_BYTES:
+        return <unsigned char*>malloc(nbytes)
+    if posix_memalign(&block, HUGE_BYTES, nbytes):
+        return NULL
+    hopcoll_ask_huge(block, nbytes)
+    return <unsigned char*>block
+
+
 cdef void* mpi_allocate(void* self, int64_t nbytes) noexcept nogil:
     """A block behind a head that says how long it is.  Large ones are left as they are (clearing
     them would cost as much as filling them), and serve again: the pages of fresh memory cost more
@@ -468,10 +494,10 @@ cdef void* mpi_allocate(void* self, int64_t nbytes) noexcept nogil:
             world.spare_bytes -= best.nbytes
             best.block = NULL
             return block + BLOCK_HEAD
-        block = <unsigned char*>malloc(BLOCK_HEAD + nbytes)
+        block = take_block(BLOCK_HEAD + nbytes)
         if block == NULL and world.spare_bytes:
             free_spares(world)
-            block = <unsigned char*>malloc(BLOCK_HEAD + nbytes)
+            block = take_block(BLOCK_HEAD + nbytes)
     if block == NULL:
         return NULL
     (<int64_t*>block)[0] = nbytes

@@ -6,7 +6,8 @@ The package, from the top down; each line uses only those below it:
   each a class on top of the one before: _calls.py, _copies.py, _gathers.py, _reductions.py,
   _shares.py, _objects.py, _groups.py.
   `Outcome`, `Request` (outcome.py): what they get back.
-- objects.py: `Communicator.objects`, the store of objects; _keeper.pyx: it on MPI.
+- objects.py: `Communicator.objects`, the store of objects; _keeper.pyx: it on MPI; _scratch.py: its
+  files.
 - buffers.py, ops.py, config.py, errors.py: buffers to addresses, operations, settings, exceptions;
   _life.py: fork, uncaught exceptions and the end of the process.
 - _runtime.pyx: the engine of one rank over MPI, with its progress thread.

@@ -16,7 +16,7 @@ from cython_kernels.transport cimport Event
 from hopcoll._engine cimport engine_event, engine_tick
 from hopcoll._contexts cimport context_wake, hub_event, hub_follow, hub_store, hub_tick
 from hopcoll._faults cimport check_timed_faults
-from hopcoll._store cimport store_moves
+from hopcoll._store cimport store_look, store_moves
 from hopcoll._trace cimport trace_event, trace_tick
 
 cdef extern from "<signal.h>" nogil:
@@ -117,6 +117,8 @@ cdef int turn(Runtime* caller) noexcept nogil:
                 trace_event(rt.trace, &event)
             engine_event(rt.engine, &event)
         count += 1
+    if rt.hub.store_used:
+        store_look(hub_store(&rt.hub))
     now = clock_us()
     if count:
         rt.last_event_us = now

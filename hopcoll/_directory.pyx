@@ -266,6 +266,8 @@ cdef void seal(Store* store, Entry* entry) noexcept nogil:
     cdef Holder* holder = entry.holders
     entry.unsealed = 0
     store.counters.sealed += 1
+    if store.audit_seal != NULL:
+        store.audit_seal(store.audit_context, entry)
     while holder != NULL:
         if holder.stamp == entry.stamp:
             tell(store, entry, holder.rank, LETTER_SEALED, entry.stamp)
@@ -371,7 +373,9 @@ cdef void decide(Store* store, Entry* entry) noexcept nogil:
         elif entry.state == ENTRY_LOST:
             tell_waiters(store, entry, LETTER_LOST, entry.stamp)
         elif entry.state == ENTRY_FAILED:
-            tell_waiters(store, entry, LETTER_FAILED, entry.stamp)
+            # Its caller has to forget it first, or would have a new owner try once more.
+            if not entry.caller or store.settings.sabotage & BREAK_FAILED:
+                tell_waiters(store, entry, LETTER_FAILED, entry.stamp)
         elif (entry.waiters == NULL and entry.recipe == NULL and not entry.noted
               and not entry.caller):
             free_entry(store, entry)

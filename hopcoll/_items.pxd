@@ -7,7 +7,7 @@ cdef Item* find_item(Store* store, const Key* key) noexcept nogil
 cdef Item* make_item(Store* store, const Key* key) noexcept nogil
 cdef void settle_item(Store* store, Item* item) noexcept nogil
 cdef void fill_item(Store* store, Item* item, int state, int64_t stamp, Copy* copy,
-                    const unsigned char* meta, int meta_bytes) noexcept nogil
+                    int64_t nbytes, const unsigned char* meta, int meta_bytes) noexcept nogil
 cdef void drop_copy(Store* store, Item* item) noexcept nogil
 cdef void finish(Store* store, Item* item, Ask* ask, int status, int64_t stamp) noexcept nogil
 cdef void finish_kind(Store* store, Item* item, int kind, int status,

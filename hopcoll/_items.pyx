@@ -5,6 +5,7 @@ from libc.string cimport memcpy
 from cython_kernels.stream cimport make_grid
 from hopcoll._letters cimport copy_let_go, give_memory, take_memory
 from hopcoll._pulls cimport pull_cut, serves_close
+from hopcoll._room cimport forget_file, touch, unlist
 from hopcoll._store_state cimport *
 
 
@@ -80,13 +81,13 @@ cdef void settle_item(Store* store, Item* item) noexcept nogil:
 
 
 cdef void fill_item(Store* store, Item* item, int state, int64_t stamp, Copy* copy,
-                    const unsigned char* meta, int meta_bytes) noexcept nogil:
-    """The item gets a copy; it keeps the reference."""
+                    int64_t nbytes, const unsigned char* meta, int meta_bytes) noexcept nogil:
+    """The item gets a copy; it keeps the reference.  A partial one may wait for its memory."""
     item.state = state
     item.stamp = stamp
     item.copy = copy
-    item.nbytes = copy.nbytes
-    item.grid = make_grid(copy.nbytes, store.settings.chunk_bytes)
+    item.nbytes = nbytes
+    item.grid = make_grid(nbytes, store.settings.chunk_bytes)
     item.have = 0 if state == ITEM_PARTIAL else item.grid.chunks
     item.source = -1
     item.orphaned = 0
@@ -99,8 +100,14 @@ cdef void drop_copy(Store* store, Item* item) noexcept nogil:
     """What is under way from the copy and to it ends."""
     if item.state == ITEM_NONE:
         return
+    if item.state == ITEM_OFFERED:
+        store.putting -= 1
     serves_close(store, item, True)
+    if item.copy == NULL:
+        serves_close(store, item, False)   # those that wait for it to come back
     pull_cut(store, item)
+    unlist(store, item)
+    forget_file(store, item)
     copy_let_go(store, item.copy)
     item.copy = NULL
     item.state = ITEM_NONE
@@ -178,7 +185,10 @@ cdef void finish_answered(Store* store, Item* item, int status, int64_t stamp,
 
 cdef void finish_complete(Store* store, Item* item) noexcept nogil:
     """The copy is complete, and accepted."""
+    if item.state == ITEM_OFFERED:
+        store.putting -= 1
     item.state = ITEM_COMPLETE
+    touch(store, item)
     item.source = -1
     item.orphaned = 0
     item.asked = 0

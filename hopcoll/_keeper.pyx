@@ -3,7 +3,9 @@
 
 It runs under the lock, and by the thread, of its root engine.  Python lets go of copies and of
 what it waits for when it likes, also where it may not wait for the lock: both are then put aside,
-and the next call gives them back.
+and the next call gives them back; so are objects to which no ref is left.  Its files are the
+business of a thread of their own (`hopcoll._scratch`), which has the lock only while it takes a job
+and tells its end.
 """
 import os
 
@@ -11,15 +13,20 @@ from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 cimport cython
-from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE, PyBuffer_FillInfo
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from hopcoll._contexts cimport hub_store
 from hopcoll._crank cimport WAIT_DONE, clock_us, lock, turn, unlock, wait_for
 from hopcoll._runtime cimport Engine_
 from hopcoll._recipes cimport inputs_max
 from hopcoll._store cimport (
-    store_ask, store_let_go, store_ping, store_put, store_reduce, store_reserve, store_withdraw)
+    store_ask, store_end_job, store_let_go, store_look, store_ping, store_put, store_reduce,
+    store_reserve, store_take_job, store_withdraw)
+from hopcoll._state cimport Result
 from hopcoll._store_state cimport *
+
+from hopcoll import _scratch
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t write(int, const void*, size_t)
@@ -31,6 +38,7 @@ cdef enum:
     LARGE_MIN = 1 << 20       # a get of less says little about the bandwidth
     RATES = 16
     RATES_MIN = 3
+    ENDING_S = 5              # how long the end waits for the disk
     STARTING_NS = 200000      # what a busy start may make of the latency, at most
     UNKNOWN_NS = 50000        # before anything is measured: 50 us, and
     UNKNOWN_BYTES_PER_MS = 1250000    # ... 10 Gbit/s
@@ -48,6 +56,7 @@ META_BYTES_MAX = META_MAX
 
 cdef struct Bells:
     int fds[BELLS_MAX]        # -1: free
+    int disk                  # wakes who does jobs; -1: nobody
     Store* store              # whose network is measured
     int peer
     int away                  # a ping is
@@ -91,6 +100,11 @@ cdef void ring(void* context) noexcept nogil:
     for i in range(BELLS_MAX):
         if bells.fds[i] >= 0:
             write(bells.fds[i], &one, sizeof(one))
+
+
+cdef void on_job(void* context) noexcept nogil:
+    """There is something to do with a file.  If the pipe is full, it was rung often enough."""
+    write((<Bells*>context).disk, b"j", 1)
 
 
 @cython.final
@@ -165,29 +179,42 @@ cdef class Keeper:
     ----------
     engine : hopcoll._runtime.Engine
         The root's.
+    scratch : hopcoll._scratch.Scratch or None
+        Where what has no room in memory goes; None: nowhere.
     """
+    cdef object __weakref__
+    cdef readonly object scratch
+    cdef object worker
     cdef Engine_ engine
     cdef Store* store
     cdef list copies_left
     cdef list asks_left
+    cdef readonly list refs_left      # keys
     cdef Bells* bells
 
-    def __cinit__(self, Engine_ engine not None):
+    def __cinit__(self, Engine_ engine not None, scratch):
         cdef int i
         self.engine = engine
+        self.scratch = scratch
         self.copies_left = []
         self.asks_left = []
+        self.refs_left = []
         self.store = hub_store(&engine.rt.hub)
         self.bells = <Bells*>calloc(1, sizeof(Bells))
         if self.bells == NULL:
             raise MemoryError("objects: out of memory")
         for i in range(BELLS_MAX):
             self.bells.fds[i] = -1
+        self.bells.disk = -1
+        if scratch is not None:
+            self.worker, self.bells.disk = _scratch.start(self, scratch)
         with nogil:
             lock(&engine.rt)
             engine.rt.hub.store_used = 1       # now it follows the root
             self.store.notify_context = self.bells
             self.store.notify = ring
+            if self.bells.disk >= 0:
+                self.store.disk = on_job
             self.store.settings.latency_ns = UNKNOWN_NS
             self.store.settings.bytes_per_ms = UNKNOWN_BYTES_PER_MS
             self.measure()
@@ -226,10 +253,62 @@ cdef class Keeper:
             with nogil:
                 lock(&self.engine.rt)
                 self.store.notify = NULL
+                self.store.disk = NULL
                 self.store.pong = NULL
                 unlock(&self.engine.rt)
+            self.refs_left.clear()             # what would ask for them needs us alive
             self.reap()
+        if self.bells != NULL and self.bells.disk >= 0:
+            os.close(self.bells.disk)
         free(self.bells)
+
+    def close(self):
+        """After the store has left: ends the thread, if the disk does not hang, and removes the
+        files."""
+        if self.worker is None:
+            return
+        with nogil:
+            lock(&self.engine.rt)
+            self.store.disk = NULL
+            unlock(&self.engine.rt)
+        os.close(self.bells.disk)
+        self.bells.disk = -1
+        self.worker.join(ENDING_S)
+        if not self.worker.is_alive():
+            self.worker = None
+            with nogil:
+                lock(&self.engine.rt)
+                store_look(self.store)
+                unlock(&self.engine.rt)
+            self.scratch.close()
+
+    def take_job(self):
+        """The next job of the thread for files: (which, kind, number, memory, checksum)."""
+        cdef Job* job
+        if self.engine.abandoned or self.bells.disk < 0:
+            return None
+        with nogil:
+            lock(&self.engine.rt)
+            job = store_take_job(self.store)
+            unlock(&self.engine.rt)
+        if job == NULL:
+            return None
+        if job.kind == JOB_REMOVE:
+            return <uintptr_t>job, "remove", job.file, None, 0
+        data = PyMemoryView_FromMemory(<char*>job.copy.data, job.nbytes,
+                                       PyBUF_READ if job.kind == JOB_WRITE else PyBUF_WRITE)
+        return (<uintptr_t>job, "write" if job.kind == JOB_WRITE else "read", job.file, data,
+                job.checksum)
+
+    def end_job(self, uintptr_t which, uint64_t checksum, bint failed):
+        """Its end.  What follows, who turns the crank next sees to: this thread may not send."""
+        cdef Job* job = <Job*>which
+        job.failed = failed
+        job.checksum = checksum
+        with nogil:
+            lock(&self.engine.rt)
+            store_end_job(self.store, job)
+            unlock(&self.engine.rt)
 
     cdef int reap(self) except -1:
         """Gives back what Python let go of."""
@@ -249,6 +328,17 @@ cdef class Keeper:
                 store_let_go(self.store, ask.copy)
                 unlock(&self.engine.rt)
             free(ask)
+        while self.refs_left:
+            self.begin(self.new_ask(ASK_DELETE, self.refs_left.pop()))
+        return 0
+
+    cdef int begin(self, Waiting waiting) except -1:
+        """Of a deletion nobody has to wait for the end."""
+        with nogil:
+            lock(&self.engine.rt)
+            self.ping_again()
+            store_ask(self.store, waiting.ask)
+            unlock(&self.engine.rt)
         return 0
 
     cdef int check(self) except -1:
@@ -272,8 +362,9 @@ cdef class Keeper:
         memcpy(&waiting.ask.key, raw, sizeof(Key))
         return waiting
 
-    def put(self, bytes key, const unsigned char[::1] data, bytes meta):
-        """Starts a put; None when the object does not fit."""
+    def put(self, bytes key, const unsigned char[::1] data, bytes meta, timeout_s):
+        """Starts a put, when there is room for it.  It is answered by FULL when there will be
+        none, and by nothing when the time is over."""
         cdef Waiting waiting
         cdef Copy* copy
         cdef int64_t nbytes = data.shape[0]
@@ -286,16 +377,23 @@ cdef class Keeper:
         memcpy(waiting.ask.meta, raw, len(meta))
         with nogil:
             lock(&self.engine.rt)
-            copy = store_reserve(self.store, nbytes)
+            store_reserve(self.store, waiting.ask, nbytes)
             unlock(&self.engine.rt)
+        if not self.turn_until(&waiting.ask.want.result, timeout_s):
+            return waiting
+        copy = waiting.ask.copy
+        if copy == NULL:
+            waiting.ask.status = ASK_FULL
+            waiting.ask.result.complete = 1
+        with nogil:
             if copy != NULL and nbytes:
                 memcpy(copy.data, &data[0], nbytes)
             if copy != NULL:
                 lock(&self.engine.rt)
                 self.ping_again()
-                store_put(self.store, copy, waiting.ask)
+                store_put(self.store, waiting.ask)
                 unlock(&self.engine.rt)
-        return None if copy == NULL else waiting
+        return waiting
 
     @property
     def inputs_max(self):
@@ -330,34 +428,35 @@ cdef class Keeper:
         self.check()
         waiting = self.new_ask(kind, key)
         waiting.ask.stamp = known
-        with nogil:
-            lock(&self.engine.rt)
-            self.ping_again()
-            store_ask(self.store, waiting.ask)
-            unlock(&self.engine.rt)
+        self.begin(waiting)
         return waiting
 
     def wait(self, Waiting waiting not None, timeout_s):
         """Turns the crank until it is answered; False when the time is over."""
-        cdef int64_t limit = -1, until, begin = clock_us()
-        cdef int64_t before = self.store.counters.bytes_received
+        cdef int64_t begin = clock_us(), before = self.store.counters.bytes_received
+        if not self.turn_until(&waiting.ask.result, timeout_s):
+            return False
+        self.learn(waiting.ask, self.store.counters.bytes_received - before, clock_us() - begin)
+        return True
+
+    cdef int turn_until(self, const Result* result, timeout_s) except -1:
+        cdef int64_t limit = -1, until
         cdef int code
         if timeout_s is not None:
             limit = clock_us() + <int64_t>(min(timeout_s, 1e9) * 1e6)
-        while not waiting.ask.result.complete:
+        while not result.complete:
             self.check()
             until = clock_us() + 20000
             if limit >= 0 and until > limit:
                 until = limit
             with nogil:
-                code = wait_for(&self.engine.rt, &waiting.ask.result, until)
+                code = wait_for(&self.engine.rt, result, until)
             if code == WAIT_DONE:
                 break
             self.engine.check_transport()
             if limit >= 0 and clock_us() >= limit:
-                return bool(waiting.ask.result.complete)
+                return result.complete != 0
             PyErr_CheckSignals()
-        self.learn(waiting.ask, self.store.counters.bytes_received - before, clock_us() - begin)
         return True
 
     cdef void learn(self, const Ask* ask, int64_t came, int64_t took_us) noexcept:
@@ -437,6 +536,8 @@ cdef class Keeper:
         out = dict(self.store.counters)
         out["used_bytes"] = self.store.used_bytes
         out["limit_bytes"] = self.store.settings.limit_bytes
+        out["scratch_bytes"] = self.store.filed_bytes
+        out["scratch_limit_bytes"] = self.store.settings.scratch_bytes
         out["inline_bytes"] = self.store.settings.inline_bytes
         out["objects"] = self.store.items_count
         out["streams"] = self.store.streams_used

@@ -6,6 +6,7 @@ from hopcoll._store_state cimport *
 cdef void* take_memory(Store* store, int64_t nbytes) noexcept nogil
 cdef void give_memory(Store* store, void* memory) noexcept nogil
 cdef Copy* copy_new(Store* store, int64_t nbytes) noexcept nogil
+cdef Copy* copy_force(Store* store, int64_t nbytes) noexcept nogil
 cdef void copy_let_go(Store* store, Copy* copy) noexcept nogil
 cdef Letter letter_of(int type, const Key* key, int64_t stamp) noexcept nogil
 cdef void post(Store* store, int dest, const void* head, int64_t head_bytes, const void* body,

@@ -24,10 +24,14 @@ cdef void give_memory(Store* store, void* memory) noexcept nogil:
 
 cdef Copy* copy_new(Store* store, int64_t nbytes) noexcept nogil:
     """Room for an object; NULL when it would be more than the limit, or there is no memory."""
-    cdef Copy* copy
     if nbytes < 0 or nbytes > store.settings.limit_bytes - store.used_bytes:
         return NULL
-    copy = <Copy*>store.transport.allocate(store.transport.self, sizeof(Copy))
+    return copy_force(store, nbytes)
+
+
+cdef Copy* copy_force(Store* store, int64_t nbytes) noexcept nogil:
+    """Over the limit, if it has to be; NULL: there is no memory."""
+    cdef Copy* copy = <Copy*>store.transport.allocate(store.transport.self, sizeof(Copy))
     if copy == NULL:
         return NULL
     copy.data = <unsigned char*>store.transport.allocate(store.transport.self,

@@ -11,4 +11,8 @@ cdef void places_advance(Store* store) noexcept nogil
 cdef void places_of_gone(Store* store, int rank, bint lost) noexcept nogil
 cdef void places_sweep(Store* store) noexcept nogil
 cdef void places_release(Store* store) noexcept nogil
+cdef void place_roomed(Store* store, Place* place) noexcept nogil
+cdef void place_refused(Store* store, Place* place) noexcept nogil
+cdef void places_refused(Store* store, const Item* item) noexcept nogil
+cdef bint place_waits_for(Store* store, const Item* item) noexcept nogil
 cdef void places_free(Store* store) noexcept nogil

@@ -8,7 +8,8 @@ good when it is sealed.  The owner of the result orders all of this (`hopcoll._r
 lives until the owner says that the attempt is over, or is gone.
 
 A parent may be faster than the owner's letter to the child: its grant makes a place that has
-nothing yet, and waits there.
+nothing yet, and waits there.  So does one whose input is in a file, or for whose sums there is no
+room yet.
 """
 from libc.stdint cimport int64_t, int32_t
 from libc.string cimport memcpy, memset
@@ -22,6 +23,7 @@ from hopcoll._items cimport drop_copy, fill_item, find_item, make_item, settle_i
 from hopcoll._letters cimport (
     copy_let_go, copy_new, give_memory, letter_of, send_letter, take_memory)
 from hopcoll._pulls cimport serves_close, serves_feed, serves_push, stream_free, stream_new
+from hopcoll._room cimport has_room, need_back, touch, unwant, want_room
 from hopcoll._store_state cimport *
 
 
@@ -76,6 +78,7 @@ cdef void free_place(Store* store, Place* place) noexcept nogil:
     serves_close(store, &place.out, False)
     for i in range(place.feeds_count):
         cut_feed(store, &place.feeds[i])
+    unwant(store, &place.out.want)
     copy_let_go(store, place.out.copy)
     copy_let_go(store, place.input)
     copy_let_go(store, place.slots)
@@ -255,11 +258,14 @@ cdef void add_chunk(Store* store, Place* place, int64_t chunk) noexcept nogil:
 
 cdef bint advance(Store* store, Place* place) noexcept nogil:
     """Adds all that has come; whether that was something."""
-    cdef int64_t before = place.out.have, have = input_has(store, place)
+    cdef int64_t before = place.out.have, have
     cdef Item* item
     cdef int i
+    if place.filled and place.out.state == ITEM_NONE:
+        open_place(store, place)
     if place.failed or place.out.state == ITEM_NONE:
         return False
+    have = input_has(store, place)
     if have < 0:
         fail_place(store, place, WHY_LOST)
         return False
@@ -309,6 +315,9 @@ cdef void fail_place(Store* store, Place* place, int reason) noexcept nogil:
     """It stays, with nothing, until the owner says that the attempt is over."""
     cdef Letter letter = letter_of(LETTER_UNPLACED, &place.out.key, place.out.stamp)
     place.failed = 1
+    unwant(store, &place.out.want)
+    copy_let_go(store, place.input)
+    place.input = NULL
     letter.rank = place.index
     letter.first = reason
     send_letter(store, rank_of(place.out.stamp), &letter)
@@ -337,25 +346,99 @@ cdef void fill_place(Store* store, Place* place, const Letter* letter,
     for i in range(place.feeds_count):
         place.feeds[i].rank = -1
         place.feeds[i].slot = i - 1
-    item = find_item(store, &place.input_key)
+    open_place(store, place)
+
+
+cdef int64_t slots_bytes(Store* store, const Place* place) noexcept nogil:
+    return ((place.feeds_count - 1) * store.settings.window * store.settings.chunk_bytes
+            if place.feeds_count > 1 else 0)
+
+
+cdef void open_place(Store* store, Place* place) noexcept nogil:
+    """It begins, if its input is in memory and there is room for its sums."""
+    cdef Item* item = find_item(store, &place.input_key)
+    if place.failed:
+        return
     if item == NULL or item.state == ITEM_NONE or item.stamp != place.input_stamp:
         fail_place(store, place, WHY_LOST)
         return
-    place.input = item.copy
-    place.input.refs += 1
+    if place.input == NULL:
+        if item.copy == NULL:
+            need_back(store, item)
+            return
+        if item == store.rescue:
+            fail_place(store, place, WHY_FULL)
+            return
+        place.input = item.copy
+        place.input.refs += 1
+        if item.listed:
+            touch(store, item)
     if place.feeds_count == 0:
-        place.out.copy = item.copy
-        item.copy.refs += 1
-    else:
-        place.out.copy = copy_new(store, letter.nbytes)
-        if place.out.copy != NULL and place.feeds_count > 1:
-            place.slots = copy_new(store, (place.feeds_count - 1) * store.settings.window
-                                   * store.settings.chunk_bytes)
-    if place.out.copy == NULL or (place.feeds_count > 1 and place.slots == NULL):
-        fail_place(store, place, WHY_FULL)
+        place.out.copy = place.input
+        place.input.refs += 1
+    elif place.out.want.kind:
         return
+    elif not has_room(store, place.out.nbytes + slots_bytes(store, place)):
+        want_room(store, &place.out.want, WANT_SUMS, place,
+                  place.out.nbytes + slots_bytes(store, place))
+        return
+    else:
+        place_roomed(store, place)
+        return
+    begin_place(store, place)
+
+
+cdef void begin_place(Store* store, Place* place) noexcept nogil:
+    """Its parent, those who pull the result and its children have waited for it."""
+    cdef Item* item = find_item(store, &place.out.key)
+    cdef int i
     place.out.state = ITEM_PARTIAL
     serves_feed(store, &place.out)
+    for i in range(place.feeds_count):
+        if place.feeds[i].rank >= 0:
+            start_feed(store, place, &place.feeds[i])
+    if (item != NULL and place.is_root and item.state == ITEM_PARTIAL and item.copy == NULL
+            and item.stamp == place.out.stamp):
+        item.copy = place.out.copy
+        item.copy.refs += 1
+        serves_feed(store, item)
+
+
+cdef void place_roomed(Store* store, Place* place) noexcept nogil:
+    """There is room for its sums."""
+    place.out.copy = copy_new(store, place.out.nbytes)
+    if place.feeds_count > 1 and place.out.copy != NULL:
+        place.slots = copy_new(store, slots_bytes(store, place))
+    if place.out.copy == NULL or (place.feeds_count > 1 and place.slots == NULL):
+        fail_place(store, place, WHY_FULL)
+    else:
+        begin_place(store, place)
+
+
+cdef void place_refused(Store* store, Place* place) noexcept nogil:
+    fail_place(store, place, WHY_FULL)
+
+
+cdef bint waits_for(const Place* place, const Item* item) noexcept nogil:
+    return (place.filled and not place.failed and place.input == NULL
+            and place.input_stamp == item.stamp and key_equal(&place.input_key, &item.key))
+
+
+cdef bint place_waits_for(Store* store, const Item* item) noexcept nogil:
+    """Whether the copy is the input of a place that has not begun."""
+    cdef const Place* place = store.places
+    while place != NULL and not waits_for(place, item):
+        place = place.next
+    return place != NULL
+
+
+cdef void places_refused(Store* store, const Item* item) noexcept nogil:
+    """There is no room for their input."""
+    cdef Place* place = store.places
+    while place != NULL:
+        if waits_for(place, item):
+            fail_place(store, place, WHY_FULL)
+        place = place.next
 
 
 cdef void on_root(Store* store, Place* place, const Letter* letter,
@@ -369,8 +452,10 @@ cdef void on_root(Store* store, Place* place, const Letter* letter,
     elif item.state != ITEM_NONE:          # we have put one, which will be refused
         fail_place(store, place, WHY_LOST)
         return
-    place.out.copy.refs += 1
-    fill_item(store, item, ITEM_PARTIAL, letter.stamp, place.out.copy, meta, letter.meta_bytes)
+    if place.out.copy != NULL:
+        place.out.copy.refs += 1
+    fill_item(store, item, ITEM_PARTIAL, letter.stamp, place.out.copy, place.out.nbytes, meta,
+              letter.meta_bytes)
     item.reduced = item.unsealed = 1
     item.have = place.out.have
     item.asked = 0
@@ -410,7 +495,8 @@ cdef void on_place_letter(Store* store, const Letter* letter,
         if letter.type == LETTER_FEED:
             place.feeds[letter.first].rank = <int32_t>letter.limit
             place.feeds[letter.first].index = letter.tag
-            start_feed(store, place, &place.feeds[letter.first])
+            if place.out.state != ITEM_NONE:
+                start_feed(store, place, &place.feeds[letter.first])
         else:
             on_root(store, place, letter, body)
     places_advance(store)

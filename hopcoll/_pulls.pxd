@@ -20,6 +20,7 @@ cdef void serve_end(Store* store, int dest, const Letter* letter) noexcept nogil
 cdef void serves_push(Store* store, Item* item) noexcept nogil
 cdef void serves_feed(Store* store, Item* item) noexcept nogil
 cdef void serves_close(Store* store, Item* item, bint fed) noexcept nogil
+cdef bint serves_wait(const Item* item) noexcept nogil
 cdef void serves_of_gone(Store* store, int dest) noexcept nogil
 cdef Stream* stream_new(Store* store, Item* item, int64_t stamp, bint is_pull) noexcept nogil
 cdef void stream_free(Store* store, Stream* stream) noexcept nogil

@@ -7,7 +7,8 @@ ends with voids for what was granted and will not come.  A pull that got a void 
 posted (END), so that each receive is matched.
 
 A serve may be asked for before the item has its bytes: the owner of the key named us to another,
-and that one was faster than the owner's letter to us.  It waits without a copy.
+and that one was faster than the owner's letter to us; or they are in a file, or what is to be
+pulled waits for room.  It waits without a copy.
 """
 from libc.stdint cimport int64_t, int32_t
 from libc.string cimport memcpy, memset
@@ -16,6 +17,7 @@ from cython_kernels.stream cimport (
     spring_push)
 from cython_kernels.transport cimport Event, EVENT_LOST
 from hopcoll._letters cimport copy_let_go, give_memory, letter_of, send_letter, take_memory
+from hopcoll._room cimport need_back, touch
 from hopcoll._state cimport TOKEN_IGNORED
 from hopcoll._store_state cimport *
 
@@ -241,6 +243,10 @@ cdef void serve_start(Store* store, Item* item, int dest, const Letter* letter) 
         stream_has(stream, item)
         stream.spring.end = item.grid.chunks
         push(store, stream)
+        if item.listed:
+            touch(store, item)
+    elif item.state == ITEM_COMPLETE:
+        need_back(store, item)
     else:
         store.counters.early += 1
 
@@ -265,9 +271,10 @@ cdef void serves_feed(Store* store, Item* item) noexcept nogil:
         next = stream.next
         if stream.copy == NULL:
             if stream.stamp == item.stamp:
-                stream_has(stream, item)
-                stream.spring.end = item.grid.chunks
-                push(store, stream)
+                if item.copy != NULL:
+                    stream_has(stream, item)
+                    stream.spring.end = item.grid.chunks
+                    push(store, stream)
             else:
                 close(store, stream)
         stream = next
@@ -282,6 +289,14 @@ cdef void serves_close(Store* store, Item* item, bint fed) noexcept nogil:
         if (stream.copy != NULL) == fed:
             close(store, stream)
         stream = next
+
+
+cdef bint serves_wait(const Item* item) noexcept nogil:
+    """Whether any waits for its bytes."""
+    cdef const Stream* stream = item.serves
+    while stream != NULL and stream.copy != NULL:
+        stream = stream.next
+    return stream != NULL
 
 
 cdef void serves_of_gone(Store* store, int dest) noexcept nogil:

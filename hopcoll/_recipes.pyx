@@ -18,7 +18,7 @@ from cython_kernels.reduction cimport supported
 from hopcoll._asks cimport tell_owner, wait_anew
 from hopcoll._directory cimport decide, retry
 from hopcoll._entries cimport (
-    enter_state, find_holder, has_ended, make_entry, make_holder, tell, tell_waiters)
+    enter_state, find_holder, has_ended, make_entry, make_holder, tell)
 from hopcoll._items cimport find_item, finish, finish_scouts, has_ask, make_item, settle_item
 from hopcoll._letters cimport (
     give_memory, letter_of, post, send_letter, send_object, take_memory)
@@ -125,7 +125,7 @@ cdef void take_recipe(Store* store, Entry* entry, int caller, const Letter* lett
     cdef int m = <int>letter.first, k = <int>letter.limit, i
     cdef Recipe* recipe = <Recipe*>take_memory(
         store, sizeof(Recipe) + m * (sizeof(Input) + sizeof(int32_t))
-        + 3 * k * sizeof(int32_t))
+        + 4 * k * sizeof(int32_t))
     if recipe == NULL:
         return
     recipe.entry = entry
@@ -138,6 +138,7 @@ cdef void take_recipe(Store* store, Entry* entry, int caller, const Letter* lett
     recipe.parent = recipe.order + m
     recipe.feeds = recipe.parent + k
     recipe.slot = recipe.feeds + k
+    recipe.filled = recipe.slot + k
     for i in range(m):
         memcpy(&recipe.inputs[i].ask.key, body, sizeof(Key))
         memcpy(&recipe.inputs[i].known, body + sizeof(Key), sizeof(int64_t))
@@ -318,7 +319,6 @@ cdef void fail(Store* store, Recipe* recipe, int reason, const Key* input,
     memcpy(entry.meta, &why, sizeof(Why))
     entry.meta_bytes = sizeof(Why)
     enter_state(store, entry, ENTRY_FAILED)
-    tell_waiters(store, entry, LETTER_FAILED, 0)
 
 
 cdef bint hear_scouts(Store* store, Recipe* recipe) noexcept nogil:
@@ -403,19 +403,20 @@ cdef void abandon(Store* store, Recipe* recipe, int place) noexcept nogil:
 
 
 cdef Input* input_at(Recipe* recipe, int place) noexcept nogil:
-    cdef int i
-    for i in range(recipe.inputs_count):
-        if recipe.inputs[i].place == place:
-            return &recipe.inputs[i]
-    return NULL
+    return NULL if recipe.filled[place] < 0 else &recipe.inputs[recipe.filled[place]]
 
 
 cdef void begin_attempt(Store* store, Recipe* recipe) noexcept nogil:
     cdef Input* first = &recipe.inputs[recipe.order[0]]
+    cdef int i
     recipe.stamp = new_stamp(store, recipe.entry.serial)
     recipe.entry.serial = serial_of(recipe.stamp)
     store.counters.attempts += 1
-    grow(recipe, 0, recipe.count, degree_for(store, recipe.count, first.ask.nbytes), -1, 0)
+    recipe.next_place = 0
+    for i in range(recipe.count):
+        recipe.filled[i] = -1
+    recipe.root = grow(recipe, 0, recipe.count,
+                       degree_for(store, recipe.count, first.ask.nbytes), -1, 0)
 
 
 cdef void link_child(Store* store, Recipe* recipe, int child) noexcept nogil:
@@ -435,14 +436,13 @@ cdef void link_child(Store* store, Recipe* recipe, int child) noexcept nogil:
 cdef int place_for(Recipe* recipe, const Input* input) noexcept nogil:
     """The next one; but the root is for the caller, who is likely to want the result: elsewhere
     its link would carry all of it in a second time."""
-    cdef int root = 0, place = 0
-    while recipe.parent[root] >= 0:
-        root += 1
-    if input.ask.rank == recipe.caller and input_at(recipe, root) == NULL:
-        return root
-    while place < recipe.count and (place == root or input_at(recipe, place) != NULL):
-        place += 1
-    return place if place < recipe.count else root
+    if input.ask.rank == recipe.caller and input_at(recipe, recipe.root) == NULL:
+        return recipe.root
+    recipe.next_place += recipe.next_place == recipe.root
+    if recipe.next_place == recipe.count:
+        return recipe.root
+    recipe.next_place += 1
+    return recipe.next_place - 1
 
 
 cdef void fill(Store* store, Recipe* recipe, Input* input) noexcept nogil:
@@ -450,6 +450,7 @@ cdef void fill(Store* store, Recipe* recipe, Input* input) noexcept nogil:
     cdef Letter letter = letter_of(LETTER_PLACE, &recipe.entry.key, recipe.stamp)
     cdef int place = place_for(recipe, input), i
     input.place = place
+    recipe.filled[place] = <int32_t>(input - recipe.inputs)
     recipe.placed += 1
     letter.rank = place
     letter.nbytes = input.ask.nbytes
@@ -469,30 +470,28 @@ cdef void name_root(Store* store, Recipe* recipe) noexcept nogil:
     which inputs."""
     cdef Entry* entry = recipe.entry
     cdef Letter letter = letter_of(LETTER_ROOT, &entry.key, recipe.stamp)
+    cdef const Ask* root = &input_at(recipe, recipe.root).ask
     cdef Holder* holder
-    cdef int root = 0, i
-    while recipe.parent[root] >= 0:
-        root += 1
-    letter.rank = root
-    letter.nbytes = input_at(recipe, root).ask.nbytes
+    cdef int i
+    letter.rank = recipe.root
+    letter.nbytes = root.nbytes
     enter_state(store, entry, ENTRY_PRESENT)
     entry.stamp = recipe.stamp
     entry.nbytes = letter.nbytes
     entry.reduced = entry.unsealed = 1
-    entry.meta_bytes = prefix_of(&input_at(recipe, root).ask)
-    memcpy(entry.meta, input_at(recipe, root).ask.meta, entry.meta_bytes)
+    entry.meta_bytes = prefix_of(root)
+    memcpy(entry.meta, root.meta, entry.meta_bytes)
     memset(entry.meta + entry.meta_bytes, 0, (recipe.inputs_count + 7) // 8)
     for i in range(recipe.inputs_count):
         if recipe.inputs[i].place >= 0:
             entry.meta[entry.meta_bytes + i // 8] |= 1 << i % 8
     entry.meta_bytes += (recipe.inputs_count + 7) // 8
-    holder = make_holder(store, entry, input_at(recipe, root).ask.rank, recipe.stamp)
+    holder = make_holder(store, entry, root.rank, recipe.stamp)
     if holder != NULL:
         holder.fed = 1
     if store.audit != NULL:
         store.audit(store.audit_context, recipe)
-    send_object(store, input_at(recipe, root).ask.rank, &letter, entry.meta, entry.meta_bytes,
-                NULL)
+    send_object(store, root.rank, &letter, entry.meta, entry.meta_bytes, NULL)
     decide(store, entry)
 
 

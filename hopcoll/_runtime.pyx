@@ -25,7 +25,7 @@ from hopcoll._late cimport awaited_of
 from hopcoll._lookout cimport close_lookout, flight_of, give_stack, late_report, look_out
 from hopcoll._operation cimport start_operation
 from hopcoll._store cimport store_free, store_leave
-from hopcoll._store_state cimport StoreSettings
+from hopcoll._store_state cimport META_MAX, Letter, StoreSettings
 from hopcoll._texts cimport kind_name, mismatch_text, ranks_of
 from hopcoll._faults cimport plant_faults
 from hopcoll._trace cimport (
@@ -72,7 +72,6 @@ cdef int call_function(void* context, const Operation* op, void* dest, const voi
 _faults_planted = False
 
 cdef enum:
-    INLINE_BYTES = 16384      # objects up to here travel in messages, if these are long enough
     ENDED_MAX = 1024          # deleted and lost objects that an owner remembers
 
 
@@ -167,7 +166,9 @@ cdef class Engine_:
         bell = b"" if self.doorbell is None else self.doorbell.host
         name = self.doorbell.name if threaded and bell else b""
         self.transport = MpiTransport(
-            comm, control_bytes_of(&settings, size) + sizeof(ContextHead),
+            comm, max(control_bytes_of(&settings, size),
+                      <int64_t>sizeof(Letter) + META_MAX + config.inline_bytes
+                      ) + sizeof(ContextHead),
             config.connect_timeout_s,
             b"\n".join([ours, bell, name, self.fence.hello, b"beats" if threaded else b"",
                          socket.gethostname().encode()]))
@@ -175,7 +176,7 @@ cdef class Engine_:
         differ = [(rank, hello[0]) for rank, hello in enumerate(hellos) if hello[0] != ours]
         if differ:
             raise ValueError("settings differ between ranks: (chunk_bytes, window_chunks, "
-                             f"eager_bytes, detect_s) is {ours.decode()} at rank "
+                             f"eager_bytes, inline_bytes, detect_s) is {ours.decode()} at rank "
                              f"{comm.Get_rank()} but "
                              f"{differ[0][1].decode()} at rank {differ[0][0]}")
         if bell and all(hello[1] == bell for hello in hellos):
@@ -229,8 +230,9 @@ cdef class Engine_:
         memset(&settings, 0, sizeof(settings))
         settings.chunk_bytes = self.config.chunk_bytes
         settings.window = self.config.window_chunks
-        settings.inline_bytes = INLINE_BYTES
+        settings.inline_bytes = self.config.inline_bytes
         settings.limit_bytes = self.config.object_bytes
+        settings.scratch_bytes = self.config.object_scratch_bytes
         settings.ended_max = ENDED_MAX
         if hub_open_store(&self.rt.hub, &settings, self.rt.engine.host) == NULL:
             raise MemoryError("objects: out of memory")

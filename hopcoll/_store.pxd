@@ -16,8 +16,11 @@ cdef void store_event(Store* store, const Event* event) noexcept nogil
 cdef void store_gone(Store* store, int rank, int going) noexcept nogil
 cdef void store_leave(Store* store) noexcept nogil
 cdef bint store_moves(const Store* store) noexcept nogil
-cdef Copy* store_reserve(Store* store, int64_t nbytes) noexcept nogil
-cdef void store_put(Store* store, Copy* copy, Ask* ask) noexcept nogil
+cdef void store_reserve(Store* store, Ask* ask, int64_t nbytes) noexcept nogil
+cdef void store_put(Store* store, Ask* ask) noexcept nogil
+cdef Job* store_take_job(Store* store) noexcept nogil
+cdef void store_end_job(Store* store, Job* job) noexcept nogil
+cdef void store_look(Store* store) noexcept nogil
 cdef void store_reduce(Store* store, Ask* ask, const Ask* inputs, int inputs_count, int count,
                        int op) noexcept nogil
 cdef void store_ask(Store* store, Ask* ask) noexcept nogil

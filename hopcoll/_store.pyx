@@ -19,18 +19,21 @@ from hopcoll._items cimport (
     drop_copy, fill_item, find_item, finish, finish_answered, finish_complete, finish_kind,
     has_ask, make_item, settle_item, unsay_after)
 from hopcoll._letters cimport (
-    copy_let_go, copy_new, give_memory, letter_of, parcel_of, post, send_letter, send_object,
-    send_sync, take_memory)
+    copy_force, copy_let_go, copy_new, give_memory, letter_of, parcel_of, post, send_letter,
+    send_object, send_sync, take_memory)
 from hopcoll._pulls cimport (
-    MOVED_ALL, MOVED_NO_MORE, answer_voids, pull_abandon, pull_cut, pull_event, pull_start,
-    serve_credit, serve_end, serve_event, serve_start, serves_close, serves_feed, serves_of_gone,
-    serves_push, stream_at)
+    MOVED_ALL, MOVED_NO_MORE, answer_voids, pull_abandon, pull_event, serve_credit, serve_end,
+    serve_event, serve_start, serves_close, serves_feed, serves_of_gone, serves_push, serves_wait,
+    stream_at)
 from hopcoll._places cimport (
     feed_event, item_of_place, on_place_letter, places_advance, places_free, places_of_gone,
     places_release, places_sweep)
 from hopcoll._recipes cimport (
     on_recipe_letter, on_scouted, recipe_call, recipe_made, recipe_taken, recipes_free,
     recipes_register, recipes_step)
+from hopcoll._room cimport has_room, need_back, touch, unwant, want_room
+from hopcoll._spills cimport (
+    begin_pull, job_ended, jobs_free, may_hope, no_room, room_due, room_step, wants_end)
 from hopcoll._state cimport TOKEN_IGNORED
 from hopcoll._store_state cimport *
 
@@ -44,45 +47,41 @@ cdef void refuse_put(Store* store, Item* item) noexcept nogil:
     wait_anew(store, item)
 
 
-cdef void no_room(Store* store, Item* item, int64_t stamp) noexcept nogil:
-    item.asked = 0
-    finish_kind(store, item, ASK_GET, ASK_FULL, stamp)
-    tell_owner(store, item, LETTER_DROPPED, stamp, -1)
+cdef bint is_unwanted(const Item* item) noexcept nogil:
+    """We have put another one meanwhile, and what waits here waits for what becomes of that; or
+    nobody waits any more, nor pulls from what was to come."""
+    return item.state == ITEM_OFFERED or (item.state == ITEM_NONE and not serves_wait(item)
+                                          and not has_ask(item, ASK_GET))
 
 
 cdef void decline(Store* store, Item* item, int64_t stamp) noexcept nogil:
-    """We have put another one meanwhile: what waits here waits for what becomes of that."""
     item.asked = 0
     serves_close(store, item, False)
     tell_owner(store, item, LETTER_DROPPED, stamp, -1)
 
 
-cdef void begin_pull(Store* store, Item* item, int source) noexcept nogil:
-    item.orphaned = 0
-    if item.grid.chunks == 0:
-        copy_arrived(store, item)
-    elif mask_has(&store.gone, source) or not pull_start(store, item, source):
-        tell_orphan(store, item, source)
-
-
 cdef void on_name(Store* store, Item* item, const Letter* letter,
                   const unsigned char* meta) noexcept nogil:
-    """The owner says from where to pull."""
-    cdef Copy* copy
-    if item.state == ITEM_OFFERED:
+    """The owner says from where to pull.  Without room the item is a partial copy, with nothing
+    yet, until there is some, or none to come."""
+    cdef Copy* copy = NULL
+    if is_unwanted(item):
         decline(store, item, letter.stamp)
         return
     if item.state == ITEM_NONE:
-        copy = copy_new(store, letter.nbytes)
-        if copy == NULL:
-            no_room(store, item, letter.stamp)
-            return
-        fill_item(store, item, ITEM_PARTIAL, letter.stamp, copy, meta, letter.meta_bytes)
+        if letter.serial == 0 and not store.settings.sabotage & BREAK_STALE:
+            return                         # we had a part, and have told that it is dropped
+        if has_room(store, letter.nbytes):
+            copy = copy_new(store, letter.nbytes)
+        fill_item(store, item, ITEM_PARTIAL, letter.stamp, copy, letter.nbytes, meta,
+                  letter.meta_bytes)
         item.reduced = letter.flags & LETTER_IS_REDUCED
         item.unsealed = letter.flags & LETTER_IS_UNSEALED
         unsay_after(item, letter.serial)
         item.asked = 0
         serves_feed(store, item)
+        if copy == NULL:
+            want_room(store, &item.want, WANT_PULL, item, item.nbytes)
     elif (item.state != ITEM_PARTIAL or item.stamp != letter.stamp
           or not item.orphaned):
         return
@@ -91,21 +90,31 @@ cdef void on_name(Store* store, Item* item, const Letter* letter,
 
 cdef void on_have(Store* store, Item* item, const Letter* letter,
                   const unsigned char* meta) noexcept nogil:
-    """The owner sends the bytes."""
-    cdef Copy* copy
-    if item.state == ITEM_OFFERED:
+    """The owner sends the bytes.  They are here already: where files can make room, they take it
+    before these have."""
+    cdef Copy* copy = NULL
+    cdef bint is_new = item.state == ITEM_NONE
+    if is_unwanted(item):
         decline(store, item, letter.stamp)
         return
-    if item.state == ITEM_NONE:
-        copy = copy_new(store, letter.nbytes)
+    if is_new and letter.serial == 0 and not store.settings.sabotage & BREAK_STALE:
+        return
+    if not is_new and (item.state != ITEM_PARTIAL or item.stamp != letter.stamp
+                       or item.pull != NULL):
+        return
+    if is_new or item.copy == NULL:
+        if has_room(store, letter.nbytes) or may_hope(store, letter.nbytes):
+            copy = copy_force(store, letter.nbytes)
         if copy == NULL:
             no_room(store, item, letter.stamp)
             return
-        fill_item(store, item, ITEM_COMPLETE, letter.stamp, copy, meta, letter.meta_bytes)
+    if is_new:
+        fill_item(store, item, ITEM_COMPLETE, letter.stamp, copy, letter.nbytes, meta,
+                  letter.meta_bytes)
         item.reduced = letter.flags & LETTER_IS_REDUCED
-    elif (item.state != ITEM_PARTIAL or item.stamp != letter.stamp
-          or item.pull != NULL):
-        return
+    elif item.copy == NULL:
+        unwant(store, &item.want)
+        item.copy = copy
     store.counters.inlined += 1
     memcpy(item.copy.data, meta + letter.meta_bytes, letter.nbytes)
     item.have = item.grid.chunks
@@ -135,7 +144,8 @@ cdef void on_end(Store* store, Item* item, const Letter* letter) noexcept nogil:
             item.scouted = 0
         if item.asked <= letter.serial:
             item.asked = 0
-            serves_close(store, item, False)
+            if item.copy != NULL:
+                serves_close(store, item, False)
 
 
 cdef void on_looked(Store* store, Item* item, const Letter* letter,
@@ -224,12 +234,13 @@ cdef void keep_bytes(Store* store, const Letter* letter, const unsigned char* me
     item = make_item(store, &letter.key)
     if item == NULL or item.state != ITEM_NONE:
         return
-    copy = copy_new(store, letter.nbytes)
+    copy = copy_new(store, letter.nbytes) if has_room(store, letter.nbytes) else NULL
     if copy == NULL:
         settle_item(store, item)
         return
     memcpy(copy.data, meta + letter.meta_bytes, letter.nbytes)
-    fill_item(store, item, ITEM_COMPLETE, letter.stamp, copy, meta, letter.meta_bytes)
+    fill_item(store, item, ITEM_COMPLETE, letter.stamp, copy, letter.nbytes, meta,
+              letter.meta_bytes)
     finish_complete(store, item)
     serves_feed(store, item)
     tell_hold(store, item)
@@ -318,16 +329,22 @@ cdef void settle_letters(Store* store) noexcept nogil:
     read_inbox(store)
 
 
-cdef void settle_store(Store* store) noexcept nogil:
-    """After anything that happened."""
-    if store.places != NULL:
-        places_advance(store)
-    settle_letters(store)
-    while store.recipes_dirty or store.inbox != NULL:
+cdef void settle_rest(Store* store) noexcept nogil:
+    """What letters tell may be what a place waited for, so places come last."""
+    cdef bint again = True
+    while again:
+        settle_letters(store)
         recipes_step(store)
         if store.places != NULL:
             places_advance(store)
-        settle_letters(store)
+        again = (store.recipes_dirty or store.inbox != NULL) and not store.broken
+
+
+cdef void settle_store(Store* store) noexcept nogil:
+    """After anything that happened."""
+    settle_rest(store)
+    while room_due(store) and room_step(store):
+        settle_rest(store)
     forget_oldest(store)
 
 
@@ -377,14 +394,16 @@ cdef void register_all(Store* store, int rank, const Mask* before, int going) no
     """A rank is gone: what it gave us, and what it owned."""
     cdef Item* item
     cdef int32_t i
-    cdef bint owned, fed
+    cdef bint owned, fed, waits
     for i in range(store.item_buckets):
         item = store.items[i]
         while item != NULL:
             owned = owner_of(store, &item.key, before) == rank
             fed = going == GOING_LOST and item.pull != NULL and item.pull.sink.source == rank
+            waits = item.want.kind == WANT_PULL and item.source == rank
             if fed:
                 pull_abandon(store, item)
+            if fed or waits:
                 if owned:
                     item.orphaned = 1
                     item.source = -1
@@ -430,9 +449,40 @@ cdef void store_gone(Store* store, int rank, int going) noexcept nogil:
 
 # ---- calls --------------------------------------------------------------------------------
 
-cdef Copy* store_reserve(Store* store, int64_t nbytes) noexcept nogil:
-    """Room for what is to be put; NULL: there is none."""
-    return copy_new(store, nbytes)
+cdef void store_reserve(Store* store, Ask* ask, int64_t nbytes) noexcept nogil:
+    """Room for what is to be put, as the copy of the ask.  It is there, or will never be, when
+    the ask's want is complete."""
+    ask.want.result.complete = 1
+    if has_room(store, nbytes):
+        ask.copy = copy_new(store, nbytes)
+        store.putting += ask.copy != NULL
+    elif not store.left and nbytes <= store.settings.limit_bytes:
+        want_room(store, &ask.want, WANT_PUT, ask, nbytes)
+        settle_store(store)
+
+
+cdef Job* store_take_job(Store* store) noexcept nogil:
+    """What is to be done with a file, by who has a disk; NULL: nothing."""
+    cdef Job* job = store.jobs
+    if job != NULL:
+        store.jobs = job.next
+    return job
+
+
+cdef void store_end_job(Store* store, Job* job) noexcept nogil:
+    """It is done, or has failed.  Nothing is sent before somebody looks who may."""
+    job.next = store.ended
+    store.ended = job
+
+
+cdef void store_look(Store* store) noexcept nogil:
+    """What follows from jobs that have ended."""
+    cdef Job* job
+    while store.ended != NULL:
+        job = store.ended
+        store.ended = job.next
+        job_ended(store, job)
+        settle_store(store)
 
 
 cdef void store_ping(Store* store, int peer, int64_t serial, int64_t nbytes) noexcept nogil:
@@ -450,20 +500,25 @@ cdef void store_ping(Store* store, int peer, int64_t serial, int64_t nbytes) noe
 
 cdef void store_let_go(Store* store, Copy* copy) noexcept nogil:
     copy_let_go(store, copy)
+    if room_due(store):
+        settle_store(store)
 
 
-cdef void store_put(Store* store, Copy* copy, Ask* ask) noexcept nogil:
+cdef void store_put(Store* store, Ask* ask) noexcept nogil:
     """The copy, with all its bytes, becomes the object of `ask.key`; its meta is the ask's."""
     cdef Item* item = NULL if store.left else make_item(store, &ask.key)
+    cdef Copy* copy = ask.copy
+    ask.copy = NULL
     use(store)
     store.counters.puts += 1
     if item == NULL or item.state != ITEM_NONE:
-        copy_let_go(store, copy)
+        store.putting -= 1
         finish(store, item, ask, ASK_CLOSED if item == NULL else ASK_EXISTS, 0)
+        store_let_go(store, copy)
         return
     store.serial += 1
     ask.stamp = (<int64_t>store.rank + 1) << 40 | store.serial
-    fill_item(store, item, ITEM_OFFERED, ask.stamp, copy, ask.meta, ask.meta_bytes)
+    fill_item(store, item, ITEM_OFFERED, ask.stamp, copy, copy.nbytes, ask.meta, ask.meta_bytes)
     ask.next = item.asks
     item.asks = ask
     tell_put(store, item)
@@ -496,22 +551,32 @@ cdef void store_ask(Store* store, Ask* ask) noexcept nogil:
         add_ask(item, ask)
         if not item.deleting:
             delete_at_owner(store, item)
-    elif item.state == ITEM_COMPLETE:
-        finish(store, item, ask, ASK_OK, item.stamp)
+    elif item.state == ITEM_COMPLETE and (item.copy != NULL or ask.kind != ASK_GET):
+        if item.listed:
+            touch(store, item)
+        finish(store, item, ask, ASK_FULL if item == store.rescue and ask.kind == ASK_GET
+               else ASK_OK, item.stamp)
     else:
         ask.serial = 0
         add_ask(item, ask)
         if item.state == ITEM_NONE:
             wait_anew(store, item)
+        need_back(store, item)
     store.counters.gets += ask.kind == ASK_GET
     settle_store(store)
 
 
 cdef void store_withdraw(Store* store, Ask* ask) noexcept nogil:
-    """The program waits for it no more.  Of a get the owner is not told: it may have named us to
-    another already, so that what was asked for comes."""
+    """The program waits for it no more.  Of a get the owner is not told: it may have named us
+    already.  What then has not begun to come is declined, unless another counts on it."""
     cdef Item* item = find_item(store, &ask.key)
     cdef Ask** link
+    unwant(store, &ask.want)
+    if ask.kind == ASK_PUT and ask.copy != NULL:
+        store.putting -= 1                 # there was room, and it is not used
+        store_let_go(store, ask.copy)
+        ask.copy = NULL
+        return
     if item == NULL or ask.result.complete:
         return
     link = &item.asks
@@ -576,6 +641,7 @@ cdef void store_leave(Store* store) noexcept nogil:
         return                 # the engine's good-bye is enough
     recipes_free(store)
     places_free(store)
+    wants_end(store)
     for i in range(store.item_buckets):
         while store.items[i] != NULL:
             item = store.items[i]
@@ -601,7 +667,7 @@ cdef void store_leave(Store* store) noexcept nogil:
 
 cdef bint store_moves(const Store* store) noexcept nogil:
     """Whether something is under way that should be looked after at once."""
-    return store.streams_used > 0
+    return store.streams_used > 0 or store.writing_bytes > 0 or store.reading > 0
 
 
 cdef void store_free(Store* store) noexcept nogil:
@@ -611,6 +677,7 @@ cdef void store_free(Store* store) noexcept nogil:
     recipes_free(store)
     places_release(store)
     free_entries(store)
+    jobs_free(store)
     for i in range(store.item_buckets):
         while store.items[i] != NULL:
             item = store.items[i]

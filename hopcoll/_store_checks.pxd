@@ -2,6 +2,7 @@
 """A random world of stores, and what is checked in it; see _store_world.pyx."""
 from libc.stdint cimport int64_t, int32_t, uint64_t
 from hopcoll._network cimport Network, next_random
+from hopcoll._store_disk cimport Disk
 from hopcoll._store_state cimport *
 
 cdef enum:
@@ -30,6 +31,7 @@ cdef enum Violation:
     LIVELOCK = 10
     BROKEN = 11
     SPLIT = 12
+    OVER_LIMIT = 13
 
 cdef enum Fate:
     HERE = 0
@@ -43,6 +45,8 @@ cdef struct Note:             # something that a rank has called
     int32_t key
     int32_t seen              # its answer was checked
     int32_t kept              # the program still looks at the copy
+    int32_t drops             # ... and will let go of it
+    int32_t waits             # a put has no room yet
     int64_t known             # what its ref knew
     int64_t stamps_before     # of a deletion: stamps of that key that were accepted by then
 
@@ -50,7 +54,7 @@ cdef struct Reduction:
     int32_t caller
     int32_t count
     int32_t inputs_count
-    int32_t pad
+    int32_t ended             # somebody was told that there will be no result
     int32_t inputs[INPUTS]    # their keys
     int64_t known             # what its ref knows, once it is taken
     int64_t read              # the attempt that was read first
@@ -60,7 +64,10 @@ cdef struct Attempt:          # of which all inputs were known
     int64_t nbytes
     int32_t key
     int32_t count
+    int32_t sealed
+    int32_t pad
     int64_t bits
+    uint64_t knowers          # ranks that know that it was sealed, or have all of it, by bits
     int64_t inputs[INPUTS]    # stamps
 
 cdef struct StoreWorld:
@@ -94,6 +101,9 @@ cdef struct StoreWorld:
     Attempt attempts[ATTEMPTS]
     int64_t answers[7]
     int64_t letters           # sent before all was deleted at the end
+    int32_t with_disk
+    int32_t no_gets
+    Disk disk
     Note notes[NOTES]
 
 
@@ -102,6 +112,7 @@ cdef Key key_of(int k) noexcept nogil
 cdef unsigned char byte_of(int64_t stamp, int64_t i) noexcept nogil
 cdef int64_t length_of(const StoreWorld* world, int64_t stamp) noexcept nogil
 cdef void note_attempt(void* context, const Recipe* recipe) noexcept nogil
+cdef void note_seal(void* context, const Entry* entry) noexcept nogil
 cdef void check_world(StoreWorld* world) noexcept nogil
 cdef void check_end(StoreWorld* world) noexcept nogil
 cdef void check_memory(StoreWorld* world) noexcept nogil

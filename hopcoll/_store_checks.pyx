@@ -3,9 +3,11 @@
 from libc.stdint cimport int64_t, int32_t, uint64_t
 from libc.string cimport memset
 from cython_kernels.reduction cimport UINT8
+from hopcoll._entries cimport find_entry
 from hopcoll._items cimport find_item
 from hopcoll._network cimport NETWORK_FINE
 from hopcoll._store cimport store_let_go
+from hopcoll._store_disk cimport disk_files
 from hopcoll._store_state cimport *
 
 
@@ -89,11 +91,57 @@ cdef unsigned char value_of(const StoreWorld* world, int64_t stamp, int64_t i) n
     return value
 
 
-cdef int disturbances(const StoreWorld* world) noexcept nogil:
-    cdef int r, count = 0
+cdef uint64_t knowers_of(StoreWorld* world, const Attempt* attempt) noexcept nogil:
+    """The ranks by which the outcome outlives others, the dead ones among them; who has left may
+    have known it."""
+    cdef Key key = key_of(attempt.key)
+    cdef uint64_t knowers = 0
+    cdef Item* item
+    cdef Entry* entry
+    cdef int r
+    cdef bint knows
     for r in range(world.size):
-        count += world.fate[r] != HERE
-    return count
+        item = find_item(world.stores[r], &key)
+        entry = find_entry(world.stores[r], &key)
+        knows = world.stores[r].left or (
+            item != NULL and item.stamp == attempt.stamp and item.have == item.grid.chunks)
+        knows = knows or (entry != NULL and (
+            entry.noted == attempt.stamp
+            or (entry.stamp == attempt.stamp and entry.state == ENTRY_PRESENT
+                and not entry.unsealed)))
+        knowers |= <uint64_t>knows << r
+    return knowers
+
+
+cdef bint somebody_knows(const StoreWorld* world, const Attempt* attempt) noexcept nogil:
+    cdef int r
+    for r in range(world.size):
+        if attempt.knowers >> r & 1 and counts(world, r):
+            return True
+    return False
+
+
+cdef void note_seal(void* context, const Entry* entry) noexcept nogil:
+    """From now on the outcome is told: two ranks must know it, if there are two.  Results that are
+    inputs of it were final before."""
+    cdef StoreWorld* world = <StoreWorld*>context
+    cdef Attempt* attempt = <Attempt*>find_attempt(world, entry.stamp)
+    cdef const Attempt* input
+    cdef int r, owner = -1, here = 0
+    if attempt == NULL:
+        return
+    attempt.sealed = 1
+    for r in range(attempt.count):
+        input = find_attempt(world, attempt.inputs[r])
+        if input != NULL and not input.sealed:
+            blame(world, SPLIT, rank_of(entry.stamp), input.key)
+    attempt.knowers = knowers_of(world, attempt)
+    for r in range(world.size):
+        here += counts(world, r)
+        if find_entry(world.stores[r], &entry.key) == entry:
+            owner = r
+    if here > 1 and popcount(attempt.knowers) < 2 and counts(world, owner):
+        blame(world, SPLIT, owner, attempt.key)
 
 
 cdef bint is_right(StoreWorld* world, Note* note) noexcept nogil:
@@ -116,33 +164,60 @@ cdef bint is_right(StoreWorld* world, Note* note) noexcept nogil:
 
 
 cdef void check_read(StoreWorld* world, Note* note, int64_t stamp) noexcept nogil:
-    """Whoever reads a result reads the same, also as a part of another.  An outcome is known at
-    two ranks before anybody reads it: it takes the reader and these to make another."""
-    cdef const Attempt* attempt = find_attempt(world, stamp)
+    """Whoever reads a result reads the same, also as a part of another, as long as one of those
+    lives who knew which it was."""
+    cdef Attempt* attempt = <Attempt*>find_attempt(world, stamp)
     cdef Reduction* reduction
     cdef int i
     if attempt == NULL or not counts(world, note.rank):
         return
+    attempt.knowers |= knowers_of(world, attempt)
     reduction = &world.reductions[attempt.key - KEYS]
     if reduction.read == 0:
         reduction.read = stamp
-    elif reduction.read != stamp and disturbances(world) < 3:
+    if ((reduction.ended and attempt.key == note.key)
+            or (reduction.read != stamp
+                and somebody_knows(world, find_attempt(world, reduction.read)))):
         blame(world, SPLIT, note.rank, attempt.key)
     for i in range(attempt.count):
         check_read(world, note, attempt.inputs[i])
+
+
+cdef void check_ended(StoreWorld* world, const Note* note) noexcept nogil:
+    """There is no result: nobody may read one later, nor have read one that somebody still has,
+    nor would have it made after another death."""
+    cdef Reduction* reduction
+    cdef const Called* called
+    cdef int r
+    if note.key < KEYS or not counts(world, note.rank) or note.ask.kind == ASK_DELETE:
+        return
+    reduction = &world.reductions[note.key - KEYS]
+    reduction.ended = 1
+    if note.ask.status == ASK_FAILED and reduction.read and somebody_knows(
+            world, find_attempt(world, reduction.read)):
+        blame(world, SPLIT, note.rank, note.key)
+    for r in range(world.size if note.ask.status == ASK_FAILED else 0):
+        called = world.stores[r].called if counts(world, r) else NULL
+        while called != NULL:
+            if key_equal(&called.key, &note.ask.key):
+                blame(world, SPLIT, note.rank, note.key)
+            called = called.next
 
 
 cdef void check_failed(StoreWorld* world, Note* note) noexcept nogil:
     cdef const Why* why = <const Why*>note.ask.meta
     cdef const Reduction* reduction = &world.reductions[note.key - KEYS]
     cdef bint fine = note.key >= KEYS and note.ask.meta_bytes == sizeof(Why)
-    cdef int i
+    cdef bint disturbed = False
+    cdef int i, r
     if fine and why.reason == WHY_DELETED:
         fine = False
         for i in range(reduction.inputs_count):
             fine = fine or world.deletes[reduction.inputs[i]] > 0
     elif fine and why.reason == WHY_LOST:
-        fine = disturbances(world) > 0
+        for r in range(world.size):
+            disturbed = disturbed or not counts(world, r)
+        fine = disturbed or world.disk.failures > 0
     elif fine and why.reason == WHY_FULL:
         fine = world.stores[note.rank].settings.limit_bytes != LIMIT_BYTES
     elif fine:
@@ -191,6 +266,8 @@ cdef void check_answer(StoreWorld* world, Note* note) noexcept nogil:
     cdef int r
     note.seen = 1
     world.answers[ask.status] += 1
+    if ask.status == ASK_LOST or ask.status == ASK_FAILED:
+        check_ended(world, note)
     if ask.status == ASK_CLOSED:
         if counts(world, note.rank):
             blame(world, WRONG_ANSWER, note.rank, note.key)
@@ -220,10 +297,10 @@ cdef void check_answer(StoreWorld* world, Note* note) noexcept nogil:
             blame(world, WRONG_BYTES, note.rank, note.key)
             return
         check_read(world, note, ask.stamp)
-        if below(world, 4):
+        note.drops = below(world, 4) != 0
+        note.kept = not note.drops or world.with_disk
+        if not note.kept:
             store_let_go(world.stores[note.rank], ask.copy)
-        else:
-            note.kept = 1
     elif ask.status == ASK_OK and ask.kind == ASK_DELETE and counts(world, note.rank):
         for r in range(world.size):
             item = find_item(world.stores[r], &key) if counts(world, r) else NULL
@@ -279,6 +356,14 @@ cdef void check_pulls(StoreWorld* world) noexcept nogil:
                 blame(world, CIRCLE, r, k)
 
 
+cdef int64_t limit_of(const StoreWorld* world, int rank) noexcept nogil:
+    """One copy may be over it, for others who wait; and small ones that came in messages."""
+    cdef const StoreSettings* settings = &world.stores[rank].settings
+    return (settings.limit_bytes if not world.with_disk
+            else settings.limit_bytes + world.bytes_max if settings.inline_bytes == 0
+            else LIMIT_BYTES)
+
+
 cdef void check_world(StoreWorld* world) noexcept nogil:
     cdef int i, r
     for i in range(world.notes_count):
@@ -289,6 +374,10 @@ cdef void check_world(StoreWorld* world) noexcept nogil:
     for r in range(world.size):
         if acts(world, r) and world.stores[r].broken:
             blame(world, BROKEN, r, -1)
+        if acts(world, r) and world.stores[r].used_bytes > limit_of(world, r):
+            blame(world, OVER_LIMIT, r, -1)
+    if world.disk.strange:
+        blame(world, BROKEN, world.disk.strange - 1, -2)
     if world.network.error != NETWORK_FINE:
         blame(world, NETWORK, -1, world.network.error)
 
@@ -331,5 +420,9 @@ cdef void check_memory(StoreWorld* world) noexcept nogil:
             continue
         if (store.used_bytes or store.items_count or store.streams_used
                 or store.entries_count != store.ended_count or store.early != NULL
+                or store.wants != NULL or store.jobs != NULL or store.filed_bytes
+                or store.writing_bytes or store.reading or store.putting
+                or store.rescue != NULL or store.oldest != NULL
+                or disk_files(&world.disk, r)
                 or store.places != NULL or store.recipes != NULL or store.called != NULL):
             blame(world, LEAK, r, -1)

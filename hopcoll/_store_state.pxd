@@ -134,8 +134,23 @@ cdef struct Why:
     Key input
     Key other                 # of two that differ
 
+cdef enum WantKind:
+    WANT_PUT = 1              # room for what the program puts
+    WANT_PULL = 2             # ... for what an item is about to pull
+    WANT_BACK = 3             # ... for a copy that is in a file alone
+    WANT_SUMS = 4             # ... for the partial sums of a place
+
+cdef struct Want:             # memory that something waits for, in the order of the store's list
+    Want* next
+    void* whose               # an Item, a Place or, of a put, an Ask
+    int64_t nbytes
+    int32_t kind              # 0: it waits for none
+    int32_t pad
+    Result result             # of a put: complete, when there is room, or will be none
+
 cdef struct Ask:              # what the program waits for; in its memory
     Result result             # complete, once the status is there
+    Want want                 # of a put, before it begins
     Ask* next                 # of its item
     int32_t kind
     int32_t status
@@ -143,7 +158,7 @@ cdef struct Ask:              # what the program waits for; in its memory
     int64_t stamp             # of what it is about; of a get or wait: what its ref knows, then got
     int64_t nbytes
     int64_t serial            # the letter of its item that speaks for it; 0: none does
-    Copy* copy                # what a get got
+    Copy* copy                # what a get got; the room of a put
     int32_t rank              # of a scout: who has it, or a part
     int32_t patient           # ... which waits for another object after one was lost
     int32_t meta_bytes
@@ -195,8 +210,33 @@ cdef struct Item:             # what this rank has to do with a key
     int32_t bad_gone          # ... since it is gone
     int32_t pad
     int64_t bad_stamp         # ... this
+    Want want
+    Item* older               # of the copies in memory that are complete, by their last use
+    Item* newer
+    int32_t listed
+    int32_t touched           # it was used since a file of it was begun
+    Job* job                  # under way for it
+    int64_t file              # which has the bytes, too; without a copy, alone.  0: none
+    uint64_t checksum         # ... of it
     int32_t meta_bytes
     unsigned char meta[META_MAX]
+
+cdef enum JobKind:
+    JOB_WRITE = 1             # the bytes of a copy become a file
+    JOB_READ = 2              # ... and come back
+    JOB_REMOVE = 3            # the file goes
+
+cdef struct Job:              # for the thread that looks after files; the store has no disk
+    Job* next
+    int32_t kind
+    int32_t failed
+    int32_t dropped           # its item has no use for it any more
+    int32_t pad
+    Key key
+    int64_t file
+    int64_t nbytes
+    uint64_t checksum
+    Copy* copy
 
 cdef struct Feed:             # a child of a place
     int32_t rank              # -1: not known yet
@@ -315,6 +355,9 @@ cdef struct Recipe:           # how an object is to be made, at its owner
     int32_t* parent           # of each place
     int32_t* feeds            # ... how many children it has
     int32_t* slot             # ... which child of its parent it is
+    int32_t* filled           # ... by which input; -1: none yet
+    int32_t root
+    int32_t next_place        # those before it are filled, but for the root
     Input* inputs
 
 cdef struct Called:           # at the caller of a reduction; its letter comes behind it
@@ -327,6 +370,7 @@ cdef struct StoreSettings:
     int64_t chunk_bytes
     int64_t inline_bytes
     int64_t limit_bytes
+    int64_t scratch_bytes     # of all files
     int32_t window
     int32_t ended_max         # how many deleted or lost keys an owner remembers
     int32_t degree            # of the trees of reductions; 0: what costs the least time
@@ -348,6 +392,10 @@ cdef enum StoreSabotage:
     BREAK_ATTEMPT = 2048      # what is there of an attempt that came to nothing is kept
     BREAK_HELD = 4096         # an input that may come to nothing is used up to its end
     BREAK_CALLER = 8192       # a new owner is not told of reductions
+    BREAK_FAILED = 16384      # a reduction is said to have failed while its caller would repeat it
+    BREAK_FILE = 32768        # a file is taken for the bytes of whatever its key has by then
+    BREAK_UNREAD = 65536      # of a file that cannot be read the owner is not told
+    BREAK_STALE = 131072      # who has dropped its part takes what a holder is told
 
 cdef struct StoreCounters:
     int64_t puts
@@ -371,6 +419,11 @@ cdef struct StoreCounters:
     int64_t attempts          # of reductions that are ours
     int64_t sealed
     int64_t early             # streams that were asked for before we had been told the object
+    int64_t waited            # times that something waited for room
+    int64_t spilled           # copies that went to files
+    int64_t restored          # ... and came back
+    int64_t unread            # ... or could not be read
+    int64_t unwritten         # files that could not be written
 
 cdef struct Store:
     Transport* transport
@@ -393,6 +446,20 @@ cdef struct Store:
     Entry* ended_first        # of the keys that were deleted or lost
     Entry* ended_last
     int64_t used_bytes        # of all copies
+    int64_t filed_bytes       # of all files
+    int64_t writing_bytes     # of copies whose files are being written
+    int64_t files             # numbers given
+    int32_t reading           # copies that come back
+    int32_t putting           # copies that are being put: they can go when they are accepted
+    int32_t disk_fails        # a file could not be written, for what waits now
+    int32_t pad2
+    Item* rescue              # whose copy came back over the limit, to be sent to others
+    Want* wants
+    Item* oldest              # used least recently
+    Item* newest
+    Job* jobs
+    Job* jobs_last
+    Job* ended                # whose end was told, and not looked at yet
     Stream** streams
     Stream* stream_free
     Item** items
@@ -416,8 +483,10 @@ cdef struct Store:
     StoreCounters counters
     void (*notify)(void* context) noexcept nogil      # an ask was answered
     void* notify_context
+    void (*disk)(void* context) noexcept nogil        # there is a job; NULL: there are no files
     void (*pong)(void* context, int64_t serial) noexcept nogil           # a ping came back
     void (*audit)(void* context, const Recipe* recipe) noexcept nogil    # a root is known
+    void (*audit_seal)(void* context, const Entry* entry) noexcept nogil  # it can be read now
     void* audit_context
 
 cdef inline bint key_equal(const Key* a, const Key* b) noexcept nogil:

@@ -13,19 +13,23 @@ from cython_kernels.transport cimport Event
 from cython_kernels.reduction cimport SUM, UINT8
 from hopcoll._network cimport *
 from hopcoll._store cimport *
+from hopcoll._items cimport find_item
+from hopcoll._spills cimport may_go, spill
 from hopcoll._store_checks cimport *
+from hopcoll._store_disk cimport disk_clear, disk_has, disk_rings, disk_step
 from hopcoll._store_state cimport *
 
 VIOLATIONS = {
     FINE: None, HANG: "hang", WRONG_BYTES: "wrong bytes", LOST_TOO_EARLY: "lost too early",
     WRONG_ANSWER: "wrong answer", CIRCLE: "circle", TWO_RECEIVERS: "two receivers",
     NOT_DELETED: "not deleted", LEAK: "leak", NETWORK: "network", LIVELOCK: "livelock",
-    BROKEN: "broken", SPLIT: "split"}
+    BROKEN: "broken", SPLIT: "split", OVER_LIMIT: "over the limit"}
 SABOTAGES = {
     "roots": BREAK_ROOTS, "settled": BREAK_SETTLED, "register": BREAK_REGISTER,
     "offset": BREAK_OFFSET, "reach": BREAK_REACH, "void": BREAK_VOID,
     "transit": BREAK_TRANSIT, "waiters": BREAK_WAITERS, "alone": BREAK_ALONE,
-    "seal": BREAK_SEAL, "attempt": BREAK_ATTEMPT, "held": BREAK_HELD, "caller": BREAK_CALLER}
+    "seal": BREAK_SEAL, "attempt": BREAK_ATTEMPT, "held": BREAK_HELD, "caller": BREAK_CALLER,
+    "failed": BREAK_FAILED, "file": BREAK_FILE, "unread": BREAK_UNREAD, "stale": BREAK_STALE}
 
 cdef struct Option:
     int32_t what
@@ -39,6 +43,7 @@ cdef enum What:
     DO_LATE = 2
     DO_DETECT = 3
     DO_LOSE = 4
+    DO_DISK = 5
 
 
 # ---- steps --------------------------------------------------------------------------------
@@ -72,11 +77,74 @@ cdef void begin_step(StoreWorld* world) noexcept nogil:
         world.network.send_budget = <int32_t>below(world, 6)
 
 
+cdef void go_on(StoreWorld* world, Note* note) noexcept nogil:
+    """A put of which is known whether there is room: how long it is, its stamp says, which it has
+    only now."""
+    cdef Store* store = world.stores[note.rank]
+    cdef int64_t stamp = (<int64_t>note.rank + 1) << 40 | (store.serial + 1), i
+    cdef Ask* ask = &note.ask
+    note.waits = 0
+    if ask.copy != NULL and ask.copy.nbytes != length_of(world, stamp):
+        store_withdraw(store, ask)
+        reserve(world, note)
+        return
+    if ask.copy == NULL:
+        ask.result.complete = 1
+        ask.status = ASK_CLOSED if store.left else ASK_FULL
+        return
+    for i in range(ask.copy.nbytes):
+        ask.copy.data[i] = byte_of(stamp, i)
+    ask.meta[0] = UINT8
+    ask.meta[1] = 2
+    memcpy(ask.meta + 2, &stamp, 8)
+    ask.meta_bytes = 10
+    store_put(store, ask)
+
+
+cdef void reserve(StoreWorld* world, Note* note) noexcept nogil:
+    cdef Store* store = world.stores[note.rank]
+    store_reserve(store, &note.ask,
+                  length_of(world, (<int64_t>note.rank + 1) << 40 | (store.serial + 1)))
+    note.waits = 1
+    if note.ask.want.result.complete:
+        go_on(world, note)
+
+
+cdef bint move_program(StoreWorld* world) noexcept nogil:
+    """One put that waited for room goes on, or a view is let go of; whether any was."""
+    cdef Note* note
+    cdef int i
+    for i in range(world.notes_count):
+        note = &world.notes[i]
+        if not acts(world, note.rank):
+            continue
+        if note.waits and note.ask.want.result.complete:
+            begin_step(world)
+            go_on(world, note)
+        elif note.kept and note.drops and below(world, 2):
+            begin_step(world)
+            note.kept = 0
+            store_let_go(world.stores[note.rank], note.ask.copy)
+        else:
+            continue
+        drain(world, note.rank)
+        return True
+    return False
+
+
+cdef void spill_something(StoreWorld* world) noexcept nogil:
+    """A copy goes to a file, with need or without."""
+    cdef int rank = <int>below(world, world.size)
+    cdef int k = <int>below(world, world.keys + world.reductions_count)
+    cdef Key key = key_of(k if k < world.keys else KEYS + k - world.keys)
+    cdef Item* item = find_item(world.stores[rank], &key) if acts(world, rank) else NULL
+    if item != NULL and may_go(world.stores[rank], item):
+        spill(world.stores[rank], item)
+
+
 cdef void call(StoreWorld* world, int rank, int kind, int k) noexcept nogil:
     cdef Note* note = &world.notes[world.notes_count]
     cdef Store* store = world.stores[rank]
-    cdef Copy* copy
-    cdef int64_t stamp, i
     if world.notes_count == NOTES or (k >= KEYS and not world.reductions[k - KEYS].known
                                       and kind != ASK_DELETE):
         return                 # nobody has its ref yet
@@ -87,19 +155,7 @@ cdef void call(StoreWorld* world, int rank, int kind, int k) noexcept nogil:
     note.ask.key = key_of(k)
     world.notes_count += 1
     if kind == ASK_PUT:
-        stamp = (<int64_t>rank + 1) << 40 | (store.serial + 1)
-        copy = store_reserve(store, length_of(world, stamp))
-        if copy == NULL:
-            note.ask.result.complete = 1
-            note.ask.status = ASK_FULL
-            return
-        for i in range(copy.nbytes):
-            copy.data[i] = byte_of(stamp, i)
-        note.ask.meta[0] = UINT8
-        note.ask.meta[1] = 2
-        memcpy(note.ask.meta + 2, &stamp, 8)
-        note.ask.meta_bytes = 10
-        store_put(store, copy, &note.ask)
+        reserve(world, note)
     else:
         if kind == ASK_DELETE:
             world.deletes[k] += 1
@@ -159,7 +215,8 @@ cdef void withdraw_something(StoreWorld* world) noexcept nogil:
     if world.notes_count == 0:
         return
     note = &world.notes[below(world, world.notes_count)]
-    if (note.ask.result.complete or not counts(world, note.rank) or note.ask.kind == ASK_PUT
+    if (note.ask.result.complete or not counts(world, note.rank) or (note.ask.kind == ASK_PUT
+                                                                        and not note.waits)
             or note.ask.kind == ASK_REDUCE):
         return
     begin_step(world)
@@ -190,6 +247,8 @@ cdef void call_something(StoreWorld* world) noexcept nogil:
         what = 6                           # results are not put
     if what >= 14 and not world.deletes_too:
         what = 6
+    if 6 <= what < 13 and world.no_gets:
+        what = 0
     call(world, rank, ASK_PUT if what < 6 else ASK_GET if what < 13 else ASK_LOOK if what < 14
          else ASK_DELETE, k)
     drain(world, rank)
@@ -230,6 +289,10 @@ cdef int list_options(StoreWorld* world, Option* options) noexcept nogil:
                     and channel_of(&world.network, b, a).used == 0):
                 options[count].what, options[count].a, options[count].b = DO_LOSE, a, b
                 count += 1
+        if (world.with_disk and acts(world, a) and count < CHOICES
+                and disk_has(&world.disk, world.stores[a], a)):
+            options[count].what, options[count].a = DO_DISK, a
+            count += 1
         if world.fate[a] == LOST and not world.told_lost[a][a]:
             options[count].what, options[count].a, options[count].b = DO_LOSE, a, a
             count += 1
@@ -248,6 +311,8 @@ cdef void take(StoreWorld* world, const Option* option) noexcept nogil:
         deliver_data(&world.network, option.a, option.b, option.c)
     elif option.what == DO_LATE:
         deliver_late(&world.network, option.a, option.c)
+    elif option.what == DO_DISK:
+        disk_step(&world.disk, world.stores[actor], actor, next_random(&world.network))
     elif option.what == DO_DETECT:
         detect_death(&world.network, option.a, option.b)
     else:
@@ -283,6 +348,18 @@ cdef void disturb(StoreWorld* world) noexcept nogil:
         world.fate[rank] = LOST
 
 
+cdef bint must_move(StoreWorld* world) noexcept nogil:
+    """Whether the program still has something to do."""
+    cdef const Note* note
+    cdef int i
+    for i in range(world.notes_count):
+        note = &world.notes[i]
+        if acts(world, note.rank) and ((note.waits and note.ask.want.result.complete)
+                                       or (note.kept and note.drops)):
+            return True
+    return False
+
+
 cdef void run(StoreWorld* world, Option* options) noexcept nogil:
     """Until nothing can happen any more."""
     cdef int count
@@ -294,11 +371,19 @@ cdef void run(StoreWorld* world, Option* options) noexcept nogil:
             return
         world.steps += 1
         disturb(world)
+        if world.with_disk:
+            if world.calls_left and below(world, 6) == 0:
+                spill_something(world)
+            if below(world, 4) == 0 and move_program(world):
+                check_world(world)
+                continue
         count = list_options(world, options)
         if world.calls_left and (count == 0 or below(world, 8) == 0):
             call_something(world)
         elif count:
             take(world, &options[below(world, count)])
+        elif world.with_disk and must_move(world):
+            pass
         else:
             check_world(world)
             return
@@ -311,8 +396,10 @@ cdef void clean(StoreWorld* world, Option* options) noexcept nogil:
     world.deaths_left = world.leaves_left = world.losses_left = world.calls_left = 0
     for i in range(world.notes_count):
         if world.notes[i].kept and acts(world, world.notes[i].rank):
+            begin_step(world)
             store_let_go(world.stores[world.notes[i].rank], world.notes[i].ask.copy)
             world.notes[i].kept = 0
+            drain(world, world.notes[i].rank)
     for k in range(KEYS + RESULTS):
         if world.keys <= k < KEYS or k >= KEYS + world.reductions_count:
             continue
@@ -328,7 +415,8 @@ cdef void clean(StoreWorld* world, Option* options) noexcept nogil:
 def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, int leaves=0,
                    int losses=0, int64_t bytes_max=160, int64_t inline_bytes=24, int window=2,
                    int64_t limit_bytes=LIMIT_BYTES, int reduces=0, int degree=0,
-                   bint deletes=True, hosts=(),
+                   bint deletes=True, int64_t scratch_bytes=-1, int disk_fails=0,
+                   bint gets=True, hosts=(),
                    sabotage=()):
     """Runs one random world of stores.
 
@@ -353,6 +441,10 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
         which degree the trees are; 0: by what it costs.
     deletes : bool
         Whether objects are deleted before the end.
+    scratch_bytes, disk_fails : int
+        Of all files of a rank; -1: it has no disk. One in so many reads and writes fails; 0: none.
+    gets : bool
+        Whether there are any.
     hosts : sequence of int
         The host of each rank; all on one without it.
     sabotage : sequence of str
@@ -381,6 +473,7 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
     settings.chunk_bytes = CHUNK
     settings.inline_bytes = inline_bytes
     settings.limit_bytes = limit_bytes
+    settings.scratch_bytes = scratch_bytes
     settings.window = window
     settings.ended_max = 64
     settings.degree = degree
@@ -407,10 +500,16 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
         world.reduces_left = reduces
         world.deletes_too = deletes
         world.uniform = reduces > 0
+        world.with_disk = scratch_bytes >= 0
+        world.disk.fails = disk_fails
+        world.no_gets = not gets
         for r in range(size):
             world.stores[r] = store_new(&world.network.ports[r].table, &settings,
                                         &world.tags[r], host)
+            if world.with_disk:
+                world.stores[r].disk = disk_rings
             world.stores[r].audit = note_attempt
+            world.stores[r].audit_seal = note_seal
             world.stores[r].audit_context = world
         with nogil:
             run(world, options)
@@ -443,6 +542,7 @@ def simulate_store(int size, seed, *, int calls=24, int keys=3, int deaths=2, in
         return out
     finally:
         network_clear(&world.network)
+        disk_clear(&world.disk)
         free(memory)
         free(options)
         free(world)

@@ -64,6 +64,13 @@ class Communicator(Groups):
         `hopcoll.config.Config`).
     object_bytes : int, optional
         Memory for the objects that this rank holds (2 GiB by default; see `objects`).
+    object_scratch : str or os.PathLike, optional
+        Where the files are made of those that have no room there (see `hopcoll.config.Config`).
+    object_scratch_bytes : int, optional
+        How long these may be together (16 GiB by default; 0: there are none).
+    inline_bytes : int, optional
+        Up to which size objects travel in the directory's messages (32 KiB by default); alike at
+        all ranks.
     trace : str or os.PathLike, optional
         A folder into which each rank writes what its engine is told and what it does, for
         ``hopcoll replay``. Without it nothing is written, and nothing is paid.
@@ -119,6 +126,9 @@ class Communicator(Groups):
         detect_s: float | None = None,
         late_bytes: int | None = None,
         object_bytes: int | None = None,
+        object_scratch: str | os.PathLike[str] | None = None,
+        object_scratch_bytes: int | None = None,
+        inline_bytes: int | None = None,
         trace: str | os.PathLike[str] | None = None,
         trace_bytes: int | None = None,
         connect_timeout_s: float | None = None,
@@ -133,6 +143,9 @@ class Communicator(Groups):
             detect_s=detect_s,
             late_bytes=late_bytes,
             object_bytes=object_bytes,
+            object_scratch=object_scratch,
+            object_scratch_bytes=object_scratch_bytes,
+            inline_bytes=inline_bytes,
             trace=trace,
             trace_bytes=trace_bytes,
             connect_timeout_s=connect_timeout_s,
@@ -207,9 +220,12 @@ class Communicator(Groups):
         root = self._root
         if root._store is None:
             from hopcoll._keeper import Keeper  # late: it starts MPI
+            from hopcoll._scratch import Scratch
             from hopcoll.objects import Objects
 
-            root._store = Objects(Keeper(root._open_engine()))
+            config, engine = root.config, root._open_engine()
+            scratch = Scratch(config.object_scratch, root.rank)
+            root._store = Objects(Keeper(engine, scratch if config.object_scratch_bytes else None))
         return root._store
 
     def Get_rank(self) -> int:
@@ -294,7 +310,11 @@ class Communicator(Groups):
             self._branches.clear()
         elif self in self._root._branches:
             self._root._branches.remove(self)
-        return bool(self._engine.finalize(timeout_s))
+        try:
+            return bool(self._engine.finalize(timeout_s))
+        finally:
+            if self._store is not None:
+                self._store._close()
 
     def _orphan(self) -> None:
         """Let go of the engine, in the child of a fork."""

@@ -22,6 +22,9 @@ _CHUNK_BYTES_MAX = 1 << 30
 _WINDOW_CHUNKS_MAX = 1024
 #: A contribution and its header fit into one message below the transport's eager limit.
 _EAGER_BYTES_MAX = 32768
+#: The fastest way to learn a bandwidth at the start is a message of so many bytes.
+_INLINE_BYTES_MIN = 512
+_INLINE_BYTES_MAX = 65536
 _PROGRESS = ("thread", "inline")
 #: A rank that only waits for its turn on a crowded machine should not be taken for lost.
 _DETECT_S_MIN = 0.2
@@ -66,8 +69,19 @@ class Config:
         call returns when all ranks have it. Environment: ``HOPCOLL_LATE_BYTES``.
     object_bytes : int, default 2147483648
         Memory for the objects that this rank holds (`Communicator.objects`), in bytes; 0 or more.
-        What does not fit is refused with an `ObjectStoreFullError`. Environment:
-        ``HOPCOLL_OBJECT_BYTES``.
+        Beyond it, copies that nothing uses go to files. Environment: ``HOPCOLL_OBJECT_BYTES``.
+    object_scratch : str or None, default None
+        The directory under which these files are made, in one of the job's; None is the one for
+        temporary files (``SLURM_TMPDIR``, ``TMPDIR``). They go when the communicator closes, and
+        those of a rank that was killed when ``hopcoll run`` ends. Environment:
+        ``HOPCOLL_OBJECT_SCRATCH``.
+    object_scratch_bytes : int, default 17179869184
+        How long a rank's files may be together, in bytes; 0: there are none. What then does not fit
+        is refused with an `ObjectStoreFullError`. Environment: ``HOPCOLL_OBJECT_SCRATCH_BYTES``.
+    inline_bytes : int, default 32768
+        Objects of at most so many bytes travel in the messages of the directory, larger ones are
+        pulled from a rank that has them; 512 to 65536. Each rank has room for a message of this
+        length from each other one. Environment: ``HOPCOLL_INLINE_BYTES``.
     trace : str or None, default None
         A folder into which each rank writes what its engine is told and what it does, for
         ``hopcoll replay``: ``rank-3.trace``. It is made if it is missing; a trace that is there
@@ -93,6 +107,9 @@ class Config:
     detect_s: float | None = 30.0
     late_bytes: int = 64 << 20
     object_bytes: int = 2 << 30
+    object_scratch: str | None = None
+    object_scratch_bytes: int = 16 << 30
+    inline_bytes: int = 32768
     trace: str | None = None
     trace_bytes: int = 256 << 20
     connect_timeout_s: float = 60.0
@@ -131,6 +148,19 @@ class Config:
         if not 0 <= object_bytes < 1 << 62:
             raise ValueError(f"object_bytes must be 0 or more, not {object_bytes}")
         set_field(self, "object_bytes", object_bytes)
+        if self.object_scratch is not None:
+            set_field(self, "object_scratch", os.path.abspath(os.fspath(self.object_scratch)))
+        scratch_bytes = _integer("object_scratch_bytes", self.object_scratch_bytes)
+        if not 0 <= scratch_bytes < 1 << 62:
+            raise ValueError(f"object_scratch_bytes must be 0 or more, not {scratch_bytes}")
+        set_field(self, "object_scratch_bytes", scratch_bytes)
+        inline_bytes = _integer("inline_bytes", self.inline_bytes)
+        if not _INLINE_BYTES_MIN <= inline_bytes <= _INLINE_BYTES_MAX:
+            raise ValueError(
+                f"inline_bytes must be from {_INLINE_BYTES_MIN} to {_INLINE_BYTES_MAX}, "
+                f"not {inline_bytes}"
+            )
+        set_field(self, "inline_bytes", inline_bytes)
         if self.trace is not None:
             set_field(self, "trace", os.path.abspath(os.fspath(self.trace)))
         trace_bytes = _integer("trace_bytes", self.trace_bytes)
@@ -199,9 +229,10 @@ class Config:
         Returns
         -------
         tuple of numbers
-            ``(chunk_bytes, window_chunks, eager_bytes, detect_s)``; no limit is 0.
+            ``(chunk_bytes, window_chunks, eager_bytes, inline_bytes, detect_s)``; no limit is 0.
         """
-        return self.chunk_bytes, self.window_chunks, self.eager_bytes, self.detect_s or 0.0
+        bytes_agreed = self.chunk_bytes, self.window_chunks, self.eager_bytes, self.inline_bytes
+        return *bytes_agreed, self.detect_s or 0.0
 
 
 _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
@@ -213,6 +244,9 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "detect_s": ("HOPCOLL_DETECT_S", float),
     "late_bytes": ("HOPCOLL_LATE_BYTES", int),
     "object_bytes": ("HOPCOLL_OBJECT_BYTES", int),
+    "object_scratch": ("HOPCOLL_OBJECT_SCRATCH", str),
+    "object_scratch_bytes": ("HOPCOLL_OBJECT_SCRATCH_BYTES", int),
+    "inline_bytes": ("HOPCOLL_INLINE_BYTES", int),
     "trace": ("HOPCOLL_TRACE", str),
     "trace_bytes": ("HOPCOLL_TRACE_BYTES", int),
     "connect_timeout_s": ("HOPCOLL_CONNECT_TIMEOUT_S", float),

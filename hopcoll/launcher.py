@@ -36,6 +36,7 @@ from typing import IO
 
 from hopcoll._orphans import Orphans, forget_session, kill_descendants
 from hopcoll._rank import BEGIN_MARK, END_MARK
+from hopcoll._scratch import JOB_VARIABLE, job_folder
 
 __all__ = [
     "EAGER_LIMIT_BYTES",
@@ -462,6 +463,8 @@ def attend(job: Plan, ending: Ending) -> Ended:
     # Ranks whose mpirun was killed become children of this process, which can end them.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     launcher = os.getpid()
+    name = f"{launcher}-{time.time_ns():x}"
+    environment = {**os.environ, **job.environment, JOB_VARIABLE: name}
 
     def before_exec() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -473,7 +476,7 @@ def attend(job: Plan, ending: Ending) -> Ended:
         job.command,
         stderr=subprocess.PIPE,
         bufsize=0,  # what has come is passed on at once
-        env={**os.environ, **job.environment},
+        env=environment,
         # Ctrl-C in a terminal must reach mpirun once, from here: two of them make it flee and
         # leave its ranks behind.
         start_new_session=True,
@@ -491,6 +494,9 @@ def attend(job: Plan, ending: Ending) -> Ended:
     ending.watch(None)
     kill_descendants()
     forget_session(mpirun.pid)
+    # What is left there is of ranks that were killed; on other hosts the next rank removes it.
+    left = job_folder(environment.get("HOPCOLL_OBJECT_SCRATCH"), environment)
+    shutil.rmtree(left, ignore_errors=True)
     # A process that hides from us may hold the other end open for ever.
     deadline_s = time.monotonic() + GRACE_S
     while relay.is_open and time.monotonic() < deadline_s:

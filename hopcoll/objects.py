@@ -14,14 +14,15 @@ only when no rank that lives has all of it.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hopcoll._metas import array_of, bits_of, into, meta_of, view_of
+from hopcoll._refs import ObjectRef, check_ref, ref_of
 from hopcoll.config import seconds
 from hopcoll.errors import (
     ClosedError,
@@ -39,90 +40,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectRef", "Objects"]
 
-_KEY_BYTES = 16
-
-
-class ObjectRef:
-    """The name of an object, which may exist, or not yet, or no more. Immutable and hashable.
-
-    It can be pickled and sent to any rank. Two refs are equal when they name the same object.
-
-    Parameters
-    ----------
-    name : str, optional
-        What all ranks know it by: refs of the same name are equal. Without a name it is a new one,
-        equal to no other.
-    """
-
-    __slots__ = ("_inputs", "_key", "_name", "_stamp")
-
-    _inputs: tuple[ObjectRef, ...]
-    _key: bytes
-    _name: str | None
-    _stamp: int
-
-    def __init__(self, name: str | None = None) -> None:
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a str, not {type(name).__name__}")
-        if name is None:
-            key = os.urandom(_KEY_BYTES)
-        else:
-            key = hashlib.blake2b(name.encode(), digest_size=_KEY_BYTES).digest()
-        self._fill(key, name, 0)
-
-    def _fill(
-        self, key: bytes, name: str | None, stamp: int, inputs: tuple[ObjectRef, ...] = ()
-    ) -> ObjectRef:
-        store = object.__setattr__
-        store(self, "_inputs", inputs)
-        store(self, "_key", key)
-        store(self, "_name", name)
-        store(self, "_stamp", stamp)
-        return self
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"ObjectRef is immutable: {name} cannot be set")
-
-    @property
-    def name(self) -> str | None:
-        """The name that it was made with."""
-        return self._name
-
-    @property
-    def inputs(self) -> tuple[ObjectRef, ...]:
-        """Of which objects `Objects.reduce` makes it; empty for all others."""
-        return self._inputs
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ObjectRef) and other._key == self._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __repr__(self) -> str:
-        return f"<ObjectRef {self._key.hex()[:12] if self._name is None else repr(self._name)}>"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _ref_of, (self._key, self._name, self._stamp, self._inputs)
-
-    def _put(self, stamp: int, inputs: tuple[ObjectRef, ...] = ()) -> ObjectRef:
-        """The same ref, which says that there was such an object."""
-        return _ref_of(self._key, self._name, stamp, inputs)
-
-
-def _ref_of(
-    key: bytes, name: str | None, stamp: int, inputs: tuple[ObjectRef, ...] = ()
-) -> ObjectRef:
-    return ObjectRef.__new__(ObjectRef)._fill(key, name, stamp, inputs)
-
 
 class Objects:
     """The store of objects of a job, as one rank sees it; `Communicator.objects` gives it.
 
     Every call is local to its rank: nobody else has to call anything, or to be in a call. Any
     thread may call. A rank holds what it put, what it got, and at times small objects of others,
-    in at most ``object_bytes`` (a setting of the communicator) of memory, until the object is
-    deleted. Faults: any number of deaths, at any time.
+    until the object is deleted: in at most ``object_bytes`` of memory, and beyond that in files, at
+    most ``object_scratch_bytes`` of them (settings of the communicator). What the program has a
+    view of stays in memory. Faults: any number of deaths, at any time.
     """
 
     def __init__(self, keeper: Keeper) -> None:
@@ -135,7 +61,8 @@ class Objects:
         """Put a copy of an array into the store. Local, blocks for one round trip.
 
         The object is sealed: nobody can change it any more. Time: a copy of the bytes, and a small
-        message to the rank that keeps the key and back.
+        message to the rank that keeps the key and back; without room in memory also what it takes
+        to write others to files.
 
         Parameters
         ----------
@@ -159,7 +86,8 @@ class Objects:
         ObjectExistsError
             There is an object of this ref already, which was not deleted. Nothing was put.
         ObjectStoreFullError
-            It does not fit into this rank's memory for objects. Nothing was put.
+            It does not fit into this rank's memory for objects, and no other can go to a file:
+            all are looked at, or the files have no room, or cannot be written. Nothing was put.
         TransferTimeoutError
             It was not accepted in time; it may still be.
         ClosedError, StaleEpochError, MinorityError, MpiError
@@ -167,13 +95,17 @@ class Objects:
         """
         from hopcoll import _keeper  # late: it starts MPI
 
-        ref = ObjectRef() if id is None else _check_ref("id", id)
+        ref = ObjectRef() if id is None else check_ref("id", id)
         array = array_of(value)
         data = np.frombuffer(array.tobytes() if array.size == 0 else array, np.uint8)
-        waiting = self._keeper.put(ref._key, data, meta_of(array))
-        if waiting is None:
+        limit_s, begin_s = seconds("timeout_s", timeout_s), time.monotonic()
+        ref._held_by(self._keeper)
+        waiting = self._keeper.put(ref._key, data, meta_of(array), limit_s)
+        if waiting.complete and waiting.status == _keeper.FULL:
             raise self._full_error(ref, array.nbytes)
-        self._wait(waiting, ref, "put", timeout_s)
+        left_s = None if limit_s is None else max(0.0, limit_s - time.monotonic() + begin_s)
+        if not self._keeper.wait(waiting, left_s):
+            raise self._late(ref, "put", limit_s)
         self._check_end(waiting, ref, "put")
         return ref._put(waiting.stamp)
 
@@ -211,9 +143,11 @@ class Objects:
         ObjectDeletedError
             Somebody has deleted it, and nobody put it again.
         ObjectStoreFullError
-            It does not fit into this rank's memory for objects. Others are not disturbed.
+            It does not fit into this rank's memory for objects, as for `put`. Others are not
+            disturbed.
         TransferTimeoutError
-            It did not come in time. It is not called off: if the object comes, this rank gets it.
+            It did not come in time. What has begun to come, comes, for the next call; else this
+            rank gets no copy.
         TypeError, ValueError
             `ref` is no ref, or `out` has another dtype or shape (the object is here then).
         ClosedError, StaleEpochError, MinorityError, MpiError
@@ -221,7 +155,7 @@ class Objects:
         """
         from hopcoll import _keeper
 
-        known = _check_ref("ref", ref)
+        known = check_ref("ref", ref)
         waiting = self._keeper.ask(_keeper.GET, known._key, known._stamp)
         self._wait(waiting, known, "get", timeout_s)
         return into(self._taken(waiting, known), out)
@@ -275,7 +209,7 @@ class Objects:
             By `get`: inputs differ in dtype or shape, or `op` is not for the dtype; fewer inputs
             than `count` are left; a rank has no room for partial sums.
         """
-        inputs = tuple(_check_ref("refs", ref)._put(_check_ref("refs", ref)._stamp) for ref in refs)
+        inputs = tuple(check_ref("refs", ref)._put(check_ref("refs", ref)._stamp) for ref in refs)
         code = _check_op(op)
         taken = len(inputs) if count is None else count
         if not isinstance(taken, int) or isinstance(taken, bool):
@@ -291,6 +225,7 @@ class Objects:
                 f"{self._keeper.inputs_max}; reduce the results of parts"
             )
         ref = ObjectRef()
+        ref._held_by(self._keeper)
         names = [(one._key, one._stamp) for one in inputs]
         waiting = self._keeper.reduce(ref._key, names, taken, code)
         self._wait(waiting, ref, "reduce", timeout_s)
@@ -327,7 +262,7 @@ class Objects:
         """
         from hopcoll import _keeper
 
-        known = _check_ref("ref", ref)
+        known = check_ref("ref", ref)
         if not known.inputs:
             raise ValueError(f"ref must be one that reduce returned, not {ref!r}")
         waiting = self._keeper.ask(_keeper.LOOK, known._key, known._stamp)
@@ -360,7 +295,7 @@ class Objects:
         """
         from hopcoll import _keeper
 
-        known = _check_ref("ref", ref)
+        known = check_ref("ref", ref)
         waiting = self._keeper.ask(_keeper.GET, known._key, known._stamp)
         if not waiting.complete:
             loop = asyncio.get_running_loop()
@@ -403,7 +338,7 @@ class Objects:
         """
         from hopcoll import _keeper
 
-        known = [_check_ref("refs", ref) for ref in refs]
+        known = [check_ref("refs", ref) for ref in refs]
         enough = len(known) if count is None else count
         if not isinstance(enough, int) or isinstance(enough, bool):
             raise TypeError(f"count must be an integer, not {type(count).__name__}")
@@ -443,10 +378,11 @@ class Objects:
         """
         from hopcoll import _keeper
 
-        known = _check_ref("ref", ref)
+        known = check_ref("ref", ref)
         waiting = self._keeper.ask(_keeper.DELETE, known._key, 0)
         self._wait(waiting, known, "delete", timeout_s)
         self._check_end(waiting, known, "delete")
+        known._held_by(None)
 
     def network(self) -> dict[str, float]:
         """Return what this rank has measured of the network. Local.
@@ -490,7 +426,10 @@ class Objects:
     def _wait(self, waiting: Any, ref: ObjectRef, what: str, timeout_s: float | None) -> None:
         limit_s = seconds("timeout_s", timeout_s)
         if not self._keeper.wait(waiting, limit_s):
-            raise TransferTimeoutError(f"{what} of {ref!r} had no end within {limit_s:g} s")
+            raise self._late(ref, what, limit_s)
+
+    def _late(self, ref: ObjectRef, what: str, limit_s: float | None) -> TransferTimeoutError:
+        return TransferTimeoutError(f"{what} of {ref!r} had no end within {limit_s:g} s")
 
     def _taken(self, waiting: Any, ref: ObjectRef) -> np.ndarray:
         self._check_end(waiting, ref, "get")
@@ -498,13 +437,28 @@ class Objects:
         return view_of(meta, sealed)
 
     def _full_error(self, ref: ObjectRef, nbytes: int | None) -> ObjectStoreFullError:
-        stats = self._keeper.stats()
+        stats, scratch = self._keeper.stats(), self._keeper.scratch
         what = "" if nbytes is None else f" of {nbytes} bytes"
-        return ObjectStoreFullError(
+        why = (
             f"{ref!r}{what} does not fit: {stats['used_bytes']} of {stats['limit_bytes']} bytes "
-            "are used at this rank (object_bytes, HOPCOLL_OBJECT_BYTES: the limit)",
+            "are used at this rank (object_bytes, HOPCOLL_OBJECT_BYTES: the limit)"
+        )
+        if scratch is None:
+            return ObjectStoreFullError(f"{why}, and object_scratch_bytes is 0: no files", ref)
+        why += (
+            f"; {stats['scratch_bytes']} of {stats['scratch_limit_bytes']} bytes are in files in "
+            f"{scratch.path} (object_scratch_bytes: the limit)"
+        )
+        if scratch.error:
+            why += f", where something failed: {scratch.error}"
+        return ObjectStoreFullError(
+            f"{why}. What a program looks at stays in memory: let go of arrays that get "
+            "returned, delete objects, or raise a limit",
             ref,
         )
+
+    def _close(self) -> None:
+        self._keeper.close()
 
     def _check_end(self, waiting: Any, ref: ObjectRef, what: str) -> None:
         from hopcoll import _keeper
@@ -517,7 +471,7 @@ class Objects:
     def _reduction_error(self, ref: ObjectRef, reason: str, *keys: bytes) -> Exception:
         """Why a result cannot be: `hopcoll._recipes` says so in a word and the keys of inputs."""
         names = {one._key: one for one in ref.inputs}
-        first, other = [names.get(key) or _ref_of(key, None, 0) for key in keys]
+        first, other = [names.get(key) or ref_of(key, None, 0) for key in keys]
         whose = f"{ref!r} cannot be made: its input {first!r}"
         if reason == "lost":
             return ObjectLostError(f"{whose} is lost, and too few others are left", ref=ref)
@@ -604,14 +558,6 @@ class _Bridge:
             self.timer.cancel()
         self.objects._keeper.drop_bell(self.bell)
         del self.objects._loops[self.loop]
-
-
-def _check_ref(noun: str, ref: Any) -> ObjectRef:
-    if isinstance(ref, str):
-        return ObjectRef(ref)
-    if not isinstance(ref, ObjectRef):
-        raise TypeError(f"{noun} must be an ObjectRef or a name, not {type(ref).__name__}")
-    return ref
 
 
 def _check_op(op: Any) -> int:

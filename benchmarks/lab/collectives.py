@@ -23,9 +23,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,8 +37,19 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.collectives import cpu_name, size_name
+from benchmarks.collectives import size_name
 from benchmarks.lab.cluster import Lab, exits_when_told
+from benchmarks.lab.jobs import (
+    GOODPUT,
+    agreed_start,
+    bound_s,
+    busy_share,
+    machine,
+    markdown,
+    run_job,
+    sizes_of,
+    where,
+)
 from benchmarks.lab.network import LabError, bits_per_s
 from hopcoll.config import Config
 from hopcoll.launcher import find_mpirun
@@ -49,11 +57,6 @@ from hopcoll.launcher import find_mpirun
 _MODULE = "benchmarks.lab.collectives"
 COLLECTIVES = ("bcast", "reduce", "allreduce")
 KILL_BYTES = 1 << 25
-#: What a link carries of a message, behind the headers of packets of 9000 bytes.
-GOODPUT = 0.992
-#: How far ahead the start of a call is agreed on: until then every rank knows it.
-_HEADSTART_S = 0.03
-_JOB_S = 300.0
 #: The columns: a key of the times, and what people read.
 SERIES = {
     "hopcoll": "hopcoll",
@@ -63,23 +66,6 @@ SERIES = {
 }
 _CHAIN_CHUNK_BYTES = 65000  # with its header below Open MPI's own eager limit
 _CHAIN_WINDOW = 16
-
-
-def bound_s(collective: str, nbytes: int, ranks: int, bits: int) -> float:
-    """Return the least time that a collective can take, by bandwidth alone."""
-    whole = nbytes / (GOODPUT * bits / 8)
-    return 2 * whole * (ranks - 1) / ranks if collective == "allreduce" else whole
-
-
-def sizes_of(_: object, __: object, text: str) -> list[int]:
-    sizes = []
-    for word in text.split(","):
-        match = re.fullmatch(r"(\d+)\s*(B|KiB|MiB)?", word.strip())
-        nbytes = int(match[1]) * {"KiB": 1 << 10, "MiB": 1 << 20}.get(match[2], 1) if match else 0
-        if nbytes < 4 or nbytes % 4:
-            raise click.BadParameter(f"{word!r} is no whole number of float32 items, as 1MiB is")
-        sizes.append(nbytes)
-    return sizes
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -135,13 +121,7 @@ def measure(
         "dtype": "float32",
         "turns": turns,
         "rows": [],
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": len(os.sched_getaffinity(0)),
-            "python": platform.python_version(),
-            "mpi": f"{mpirun.vendor} {mpirun.version}",
-            "busy_before": busy_share(),
-        },
+        "machine": {**machine(), "mpi": f"{mpirun.vendor} {mpirun.version}"},
     }
     with Lab(hosts, rate, name=name) as lab, tempfile.TemporaryDirectory() as folder:
         todo = tqdm(total=2 * len(sizes) + kills, unit="job", leave=False)
@@ -161,7 +141,7 @@ def measure(
             deaths.append(_kill(lab, victims[number % hosts], Path(folder, f"kill{number}"), turns))
             todo.update()
         todo.close()
-        report["machine"]["busy_after"] = busy_share()
+        report["machine"]["busy"].append(busy_share())
     if kills:
         report["kill"] = {
             "nbytes": KILL_BYTES,
@@ -169,72 +149,6 @@ def measure(
             "deaths": deaths,
         }
     return report
-
-
-def busy_share(within_s: float = 1.0) -> float:
-    """The share of its time that this machine is busy with other work; blocks so long."""
-
-    def ticks() -> np.ndarray:
-        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-        counted = np.array(words, float)
-        return np.array([counted.sum() - counted[3:5].sum(), counted.sum()])
-
-    before = ticks()
-    time.sleep(within_s)
-    busy, total = ticks() - before
-    return float(busy / max(total, 1.0))
-
-
-def run_job(
-    lab: Lab,
-    module: str,
-    words: Sequence[str],
-    *,
-    plain: bool = False,
-    limit_s: float = _JOB_S,
-    **settings: str,
-) -> None:
-    """Run a module as a job, by hopcoll or by a plain mpirun, with ``--rank`` before the words.
-
-    Raises
-    ------
-    LabError
-        It failed, or hung.
-    """
-    program = ["-m", module, "--rank", *words]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HOPCOLL_")}
-    root = str(Path(__file__).parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
-    command = _plain(lab, program) if plain else lab.command(program)
-    job = subprocess.Popen(
-        command,
-        env={**environment, **settings},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said = job.communicate(timeout=limit_s)[1]
-    except subprocess.TimeoutExpired as error:
-        raise LabError(f"a job hung: {' '.join(words)}, {limit_s:.0f} s") from error
-    finally:
-        if job.poll() is None:
-            job.kill()
-            job.communicate()
-    if job.returncode:
-        raise LabError(f"a job ended with code {job.returncode}: {' '.join(words)}\n{said}")
-
-
-def _plain(lab: Lab, program: Sequence[str]) -> list[str]:
-    """Open MPI as it comes; only what makes so many ranks on so few cores bearable is added."""
-    ranks = len(lab.hosts)
-    hosts, words = lab.mpirun_words(ranks)
-    command = [find_mpirun().path, "-n", str(ranks), "--host", hosts, "--allow-run-as-root"]
-    command += ["--bind-to", "none", "--mca", "mpi_yield_when_idle", "1", *words]
-    return lab.inside(1, *command, sys.executable, *program)
 
 
 def _rows(times: dict[str, Any], nbytes: int, ranks: int, bits: int) -> list[dict[str, Any]]:
@@ -290,20 +204,16 @@ def _kill(lab: Lab, victim: int, folder: Path, turns: int) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """Return the figures of a report as Markdown."""
     rows = [["times over the bound", "size", "bound ms", *SERIES.values()]]
-    rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
     for row in report["rows"]:
         figures = [f"{row['over_bound'].get(key, float('nan')):.2f}" for key in SERIES]
         figures = ["" if figure == "nan" else figure for figure in figures]
         size = size_name(row["nbytes"])
         rows.append([row["collective"].capitalize(), size, f"{row['bound_s'] * 1e3:.1f}", *figures])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    machine = report["machine"]
-    lines += [
+    lines = [
+        *markdown(rows),
         "",
-        f"{report['hosts']} hosts at {report['rate']} ({report['bandwidth_mb_s']:.0f} MB/s), "
-        f"a rank each, on {machine['cores']} cores ({machine['cpu']}), which other work kept "
-        f"{100 * machine['busy_before']:.0f} % busy before and {100 * machine['busy_after']:.0f} % "
-        f"after; {machine['mpi']}; medians of {report['turns']} turns.",
+        f"{where(report)} before and after (a link: {report['bandwidth_mb_s']:.0f} MB/s); "
+        f"{report['machine']['mpi']}; medians of {report['turns']} turns.",
     ]
     if "kill" in report:
         size = size_name(report["kill"]["nbytes"])
@@ -326,15 +236,6 @@ def _rank(words: Sequence[str]) -> None:
         _measure_times(Path(words[1]), int(words[2]), int(words[3]))
     else:
         _measure_death(Path(words[1]), int(words[2]))
-
-
-def agreed_start(world: Any) -> float:
-    """Wait for the moment, on the clock that all hosts share, at which all ranks start."""
-    world.Barrier()
-    begin_s: float = world.bcast(time.monotonic() + _HEADSTART_S)
-    while (left_s := begin_s - time.monotonic()) > 0:
-        time.sleep(left_s)
-    return begin_s
 
 
 def _measure_times(out: Path, nbytes: int, turns: int) -> None:

@@ -1,6 +1,6 @@
 """What runs in the ranks of `benchmarks.lab.peers`: one system, all its cases.
 
-The ranks of every system meet, and agree on when a call starts, in the same way: over files of a
+The ranks of every system meet, and agree on when a batch starts, in the same way: over files of a
 folder that all hosts share, asleep in between. So no system is helped or held up by how another one
 waits, and nothing of it crosses the wires.
 
@@ -9,7 +9,9 @@ Ray's part is in `benchmarks.lab.peers_ray`, since it has actors in the place of
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import os
 import pickle
 import sys
@@ -21,33 +23,67 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["OPERATIONS", "WARM_BYTES", "Case", "Plan", "is_right", "make_input", "sleep_until"]
+from benchmarks.lab.jobs import sleep_until
+
+__all__ = [
+    "BATCH_S",
+    "CALLS_MAX",
+    "OPERATIONS",
+    "Case",
+    "Plan",
+    "Result",
+    "check",
+    "key_of",
+    "make_input",
+    "next_count",
+    "note",
+]
 
 OPERATIONS = ("bcast", "gather", "reduce", "allreduce")
-#: How far ahead the start of a call is agreed on: until then every rank knows it.
-_HEADSTART_S = 0.03
-_MEETING_S = 60.0
-_POLL_S = 0.001
+#: What is timed takes so long at the least; so what the clock is off by does not matter.
+BATCH_S = 0.05
+CALLS_MAX = 1000
+_CALLS_BYTES_MAX = 1 << 26
 #: Each call is made once before it is timed, with so many bytes at the most.
-WARM_BYTES = 1 << 25
+_WARM_BYTES = 1 << 23
+#: How far ahead the start of a batch is agreed on: until then every rank knows it.
+_HEADSTART_S = 0.03
+_MEETING_S = 120.0
+_POLL_S = 0.001
 #: Inputs repeat: rank r has r, r + 1, ... in each piece; whole numbers, so that every order of
 #: summation gives the same float32.
 _PIECE = (np.arange(1 << 16) % 1024).astype(np.float32)
 
+#: Of a call at one rank: what it has then, and whose input that is.
+Result = list[tuple[int, np.ndarray]]
+
 
 @dataclass(frozen=True)
 class Case:
-    """What is called, and how often; rank r calls it r times `step_s` after rank 0."""
+    """What is called; rank r calls it r times `step_s` after rank 0.
+
+    Without `is_batch` a batch is one call. `batches` of the same length are timed.
+    """
 
     operation: str
     nbytes: int
-    calls: int
+    batches: int = 1
+    is_batch: bool = False
     step_s: float = 0.0
 
     @property
     def key(self) -> str:
         """What its times are written under."""
-        return f"{'staggered ' if self.step_s else ''}{self.operation} {self.nbytes}"
+        return key_of(self.operation, self.nbytes, self.step_s > 0)
+
+    def first(self) -> Case:
+        """Return the call that warms it up: not staggered, and not too large."""
+        return Case(self.operation, min(self.nbytes, _WARM_BYTES))
+
+
+def key_of(operation: str, nbytes: int, is_staggered: bool) -> str:
+    """Return what a case is called."""
+    return f"{'staggered ' if is_staggered else ''}{operation} {nbytes}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +94,11 @@ class Plan:
     ranks: int
     address: str
     cases: tuple[Case, ...]
+
+    @property
+    def notes(self) -> Path:
+        """The file into which the job writes what it does, line by line."""
+        return Path(self.folder, "notes")
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
@@ -70,31 +111,73 @@ class Plan:
         return cls(**{**words, "cases": tuple(Case(**case) for case in words["cases"])})
 
 
+def note(plan: Plan, case: Case, run: dict[str, Any] | None = None) -> None:
+    """Write that a case begins, or what came of it."""
+    with plan.notes.open("a") as file:
+        file.write(json.dumps({"key": case.key, "run": run}) + "\n")
+
+
+def next_count(count: int, batch_s: float, nbytes: int) -> int:
+    """Return how many calls to try in a batch after one of `count` took `batch_s`.
+
+    The same number: it took long enough, or no more calls are allowed.
+    """
+    most = max(1, min(CALLS_MAX, _CALLS_BYTES_MAX // nbytes))
+    if batch_s >= BATCH_S or count >= most:
+        return count
+    enough = math.ceil(1.3 * count * BATCH_S / max(batch_s, 1e-9))
+    return min(most, max(2 * count, enough))
+
+
+def measure(case: Case, batch: Callable[[Case, int], float]) -> dict[str, Any]:
+    """Return the times of a case, a call, and how many calls were timed together.
+
+    Parameters
+    ----------
+    case : Case
+    batch : callable
+        Makes so many calls, one after the other, and returns how long all of them took.
+    """
+    if not case.is_batch:
+        return {"calls": 1, "seconds": [batch(case, 1) for _ in range(case.batches)]}
+    count, seconds = 1, []
+    while len(seconds) <= case.batches:
+        batch_s = batch(case, count)
+        more = next_count(count, batch_s, case.nbytes)
+        if more == count:
+            seconds.append(batch_s / count)
+        else:  # also when a disturbance made a shorter one long enough before
+            count, seconds = more, []
+    # The first one was chosen for being long.
+    return {"calls": count, "seconds": seconds[1:]}
+
+
 def make_input(nbytes: int, rank: int) -> np.ndarray:
     """Return the array that a rank gives."""
     return np.resize(_PIECE, nbytes // 4) + np.float32(rank)
 
 
-def is_right(operation: str, result: np.ndarray, ranks: int, source: int = 0) -> bool:
-    """Whether a result is what it must be; of a Gather, one block and the rank that it is of."""
-    if operation in ("bcast", "gather"):
-        must = _PIECE + np.float32(source)
-    else:
-        must = _PIECE * np.float32(ranks) + np.float32(ranks * (ranks - 1) // 2)
-    return all(
-        np.array_equal(result[at : at + len(must)], must[: len(result) - at])
-        for at in range(0, len(result), len(must))
-    )
+def check(operation: str, results: Sequence[Result], ranks: int) -> None:
+    """Compare what calls gave with what they must give.
 
-
-def sleep_until(moment_s: float) -> None:
-    """Return at a moment of the clock that all hosts share."""
-    while (left_s := moment_s - time.monotonic()) > 0:
-        time.sleep(left_s)
+    Raises
+    ------
+    AssertionError
+        One is wrong.
+    """
+    for turn, result in enumerate(results):
+        for source, array in result:
+            if operation in ("bcast", "gather"):
+                must = _PIECE + np.float32(source)
+            else:
+                must = _PIECE * np.float32(ranks) + np.float32(ranks * (ranks - 1) // 2)
+            for at in range(0, len(array), len(must)):
+                if not np.array_equal(array[at : at + len(must)], must[: len(array) - at]):
+                    raise AssertionError(f"call {turn}, {operation}: wrong from item {at} on")
 
 
 class Meeting:
-    """All ranks tell each other a number, over files; who waits sleeps, and calls `poke`.
+    """All ranks tell each other numbers, over files; who waits sleeps, and calls `poke`.
 
     MPI sends what is left of a call only when it is called again: `poke` does that.
     """
@@ -103,18 +186,18 @@ class Meeting:
         self.folder, self.rank, self.ranks, self.poke = folder, rank, ranks, poke
         self.count = 0
 
-    def all(self, value: float) -> list[float]:
+    def all(self, *values: float) -> list[list[float]]:
         """Return what each rank brought; blocks until all have come."""
         self.count += 1
         mine = self._path(self.count, self.rank)
         new = mine.with_name(f"{mine.name}.new")
-        new.write_text(repr(value))
+        new.write_text(json.dumps(values))
         new.rename(mine)
         deadline_s = time.monotonic() + _MEETING_S
-        brought = []
+        brought: list[list[float]] = []
         while len(brought) < self.ranks:
             try:
-                brought.append(float(self._path(self.count, len(brought)).read_text()))
+                brought.append(json.loads(self._path(self.count, len(brought)).read_text()))
             except FileNotFoundError:
                 if time.monotonic() > deadline_s:
                     raise TimeoutError(f"rank {len(brought)} did not come") from None
@@ -125,51 +208,72 @@ class Meeting:
         return brought
 
     def start_s(self) -> float:
-        """Return the moment, some time ahead, at which the next call starts."""
-        return max(self.all(time.monotonic())) + _HEADSTART_S
+        """Return the moment, some time ahead, at which the next batch starts."""
+        return max(moment_s for (moment_s,) in self.all(time.monotonic())) + _HEADSTART_S
 
     def _path(self, count: int, rank: int) -> Path:
         return self.folder / f"meeting.{count}.{rank}"
 
 
 class Arrays:
-    """What has MPI's calls on arrays: mpi4py's communicator, and hopcoll's."""
+    """What has MPI's calls on arrays: mpi4py's communicator, and hopcoll's.
+
+    Each call of a batch has result arrays of its own, made and touched before it is timed.
+    """
 
     def __init__(self, comm: Any) -> None:
         self.comm, self.rank, self.ranks = comm, comm.rank, comm.size
+        self.send = np.empty(0, np.float32)
 
     def make(self, nbytes: int) -> None:
-        """Make, and touch, the arrays of calls of this size."""
-        self.send = make_input(nbytes, self.rank)
-        self.receive = np.full_like(self.send, -1)
-        self.blocks = np.full((self.ranks if self.rank == 0 else 0, len(self.send)), -1, np.float32)
+        """Make the array that this rank gives."""
+        if self.send.nbytes != nbytes:
+            self.send = make_input(nbytes, self.rank)
 
-    def prepare(self, operation: str) -> None:
-        """Bring the arrays into the state before a call."""
-        self.receive.fill(-1)
-        self.blocks.fill(-1)
-        if operation == "bcast" and self.rank == 0:
-            self.receive[:] = self.send
+    def prepare(self, operation: str, count: int) -> None:
+        """Make what the calls of a batch need."""
+        self.receives: list[Any] = [
+            self.room(operation, turn % self.ranks) for turn in range(count)
+        ]
 
-    def call(self, operation: str, _: str) -> Sequence[np.ndarray]:
-        """What is timed; returns the results that this rank has."""
-        if operation == "bcast":
-            self.comm.Bcast(self.receive)
-            return [self.receive]
+    def room(self, operation: str, root: int) -> Any:
+        """The array in which this rank has the result of a call, if it has one."""
         if operation == "gather":
-            self.comm.Gather(self.send, self.blocks if self.rank == 0 else None)
-            return list(self.blocks)
-        if operation == "reduce":
-            self.comm.Reduce(self.send, self.receive if self.rank == 0 else None)
-            return [self.receive] if self.rank == 0 else []
-        self.comm.Allreduce(self.send, self.receive)
-        return [self.receive]
+            shape = (self.ranks, len(self.send))
+            return np.full(shape, -1, np.float32) if self.rank == root else None
+        if operation == "bcast" and self.rank == root:
+            return self.send
+        if operation == "reduce" and self.rank != root:
+            return None
+        return np.full_like(self.send, -1)
+
+    def call(self, operation: str, turn: int) -> Result:
+        """Make a call, which is timed; return the results that this rank has."""
+        root, receive = turn % self.ranks, self.receives[turn]
+        if operation == "bcast":
+            self.comm.Bcast(receive, root)
+        elif operation == "gather":
+            self.comm.Gather(self.send, receive, root)
+        elif operation == "reduce":
+            self.comm.Reduce(self.send, receive, root=root)
+        else:
+            self.comm.Allreduce(self.send, receive)
+        return self.results(operation, root, receive)
+
+    def results(self, operation: str, root: int, receive: Any) -> Result:
+        """What of the arrays is a result."""
+        if operation == "gather":
+            return list(enumerate(receive)) if self.rank == root else []
+        if operation == "reduce" and self.rank != root:
+            return []
+        return [(root, receive)]
 
     def poke(self) -> None:
         """What who waits calls again and again."""
 
-    def clean(self, operation: str, label: str) -> None:
-        """What comes after a call, when all ranks have ended theirs."""
+    def clean(self, operation: str) -> None:
+        """What comes after a batch, when all ranks have ended theirs."""
+        self.receives = []
 
     def leave(self) -> None:
         """End, together with the others."""
@@ -212,121 +316,116 @@ class Gloo(Arrays):
         )
         self.tensor, self.distributed = torch.from_numpy, distributed
         self.rank, self.ranks = rank, plan.ranks
+        self.send = np.empty(0, np.float32)
 
-    def prepare(self, operation: str) -> None:
-        super().prepare(operation)
-        if operation in ("reduce", "allreduce"):
-            self.receive[:] = self.send  # it works in place
+    def room(self, operation: str, root: int) -> Any:
+        # It reduces in place, on every rank.
+        return self.send.copy() if "reduce" in operation else super().room(operation, root)
 
-    def call(self, operation: str, _: str) -> Sequence[np.ndarray]:
-        mine = self.tensor(self.receive)
+    def call(self, operation: str, turn: int) -> Result:
+        root, receive = turn % self.ranks, self.receives[turn]
         if operation == "bcast":
-            self.distributed.broadcast(mine, 0)
-            return [self.receive]
-        if operation == "gather":
-            blocks = [self.tensor(block) for block in self.blocks]
-            self.distributed.gather(self.tensor(self.send), blocks or None)
-            return list(self.blocks)
-        if operation == "reduce":
-            self.distributed.reduce(mine, 0)
-            return [self.receive] if self.rank == 0 else []
-        self.distributed.all_reduce(mine)
-        return [self.receive]
+            self.distributed.broadcast(self.tensor(receive), root)
+        elif operation == "gather":
+            blocks = None if receive is None else [self.tensor(block) for block in receive]
+            self.distributed.gather(self.tensor(self.send), blocks, root)
+        elif operation == "reduce":
+            self.distributed.reduce(self.tensor(receive), root)
+        else:
+            self.distributed.all_reduce(self.tensor(receive))
+        return self.results(operation, root, receive)
 
     def leave(self) -> None:
         self.distributed.destroy_process_group()
 
 
 class Objects(Collectives):
-    """hopcoll's objects: puts and gets, from an array to an array."""
+    """hopcoll's objects: puts and gets, from an array to an array.
+
+    A batch has names of its own, which are deleted after it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.objects = self.comm.objects
-        self.total: Any = None
+        self.loop = asyncio.new_event_loop()
+        self.batch = 0
+        self.mine: list[Any] = []
 
-    def make(self, nbytes: int) -> None:
-        self.send = make_input(nbytes, self.rank)
+    def prepare(self, operation: str, count: int) -> None:
+        self.batch += 1
 
-    def prepare(self, operation: str) -> None:
-        self.total = None
-
-    def has(self, operation: str) -> bool:
-        """Whether there is such a call."""
-        return "reduce" not in operation or hasattr(self.objects, "reduce")
-
-    def call(self, operation: str, label: str) -> Sequence[np.ndarray]:
+    def call(self, operation: str, turn: int) -> Result:
+        root, name = turn % self.ranks, f"{self.batch}.{turn}"
+        is_root = self.rank == root
         if operation == "bcast":
-            if self.rank == 0:
-                self.objects.put(self.send, id=label)
-                return []
-            return [self.objects.get(label)]
-        self.objects.put(self.send, id=f"{label}.{self.rank}")
-        if operation == "gather":
-            return [self.objects.get(name) for name in self._names(label) if self.rank == 0]
-        if self.rank == 0:
-            from hopcoll import SUM
-
-            self.total = self.objects.reduce(self._names(label), SUM, count=self.ranks)
-            if operation == "allreduce":
-                # The others cannot know the ref of the sum before it is made.
-                self.objects.put(pickle.dumps(self.total), id=f"{label}.total")
-        elif operation == "allreduce":
-            self.total = pickle.loads(self.objects.get(f"{label}.total").tobytes())
-        else:
+            if not is_root:
+                return [(root, self.objects.get(name))]
+            self._put(self.send, name)
             return []
-        return [self.objects.get(self.total)]
+        names = [f"{name}.{rank}" for rank in range(self.ranks)]
+        if operation == "gather":
+            self._put(self.send, names[self.rank])
+            got = self.loop.run_until_complete(self._all(names)) if is_root else []
+            return list(enumerate(got))
+        if is_root:
+            # Before any input is there: the others need the ref of the sum, and it needs nothing.
+            total = self.objects.reduce(names)
+            self.mine.append(total)
+            if operation == "allreduce":
+                self._put(np.frombuffer(pickle.dumps(total), np.uint8), name)
+        self._put(self.send, names[self.rank])
+        if operation == "reduce" and not is_root:
+            return []
+        if not is_root:
+            total = pickle.loads(self.objects.get(name).tobytes())
+        return [(root, self.objects.get(total))]
 
-    def _names(self, label: str) -> list[str]:
-        return [f"{label}.{rank}" for rank in range(self.ranks)]
+    async def _all(self, names: Sequence[str]) -> list[np.ndarray]:
+        return await asyncio.gather(*map(self.objects.get_async, names))
 
-    def clean(self, operation: str, label: str) -> None:
-        if operation == "bcast":
-            if self.rank == 0:
-                self.objects.delete(label)
-            return
-        self.objects.delete(f"{label}.{self.rank}")
-        if self.rank == 0 and operation in ("reduce", "allreduce"):
-            self.objects.delete(self.total)
-            self.objects.delete(f"{label}.total")
+    def _put(self, array: np.ndarray, name: str) -> None:
+        self.mine.append(self.objects.put(array, id=name))
+
+    def clean(self, operation: str) -> None:
+        for ref in self.mine:
+            self.objects.delete(ref)
+        self.mine = []
+
+    def leave(self) -> None:
+        self.loop.close()
+        super().leave()
 
 
-def _run(system: Any, plan: Plan) -> dict[str, list[float]]:
+def _run(system: Any, plan: Plan) -> None:
     meeting = Meeting(Path(plan.folder), system.rank, plan.ranks, system.poke)
-    number = 0
 
-    def call(case: Case) -> float:
-        """How long it took, from when the last rank began until the last one had its result."""
-        nonlocal number
-        number += 1
-        system.prepare(case.operation)
+    def batch(case: Case, count: int) -> float:
+        """How long it took, from when the last rank began until the last one had its results."""
+        system.make(case.nbytes)
+        system.prepare(case.operation, count)
         begin_s = meeting.start_s()
         sleep_until(begin_s + system.rank * case.step_s)
         begun_s = time.monotonic()
-        results = system.call(case.operation, f"call{number}")
-        end_s = max(meeting.all(time.monotonic()))
-        begun_s = max(meeting.all(begun_s))
-        for source, result in enumerate(results):
-            if not is_right(case.operation, result, plan.ranks, source):
-                raise AssertionError(f"wrong result at rank {system.rank}: {case}")
+        results = [system.call(case.operation, turn) for turn in range(count)]
+        moments = meeting.all(begun_s, time.monotonic())
+        check(case.operation, results, plan.ranks)
         del results
-        meeting.all(0.0)
-        system.clean(case.operation, f"call{number}")
-        return end_s - begun_s
+        meeting.all()
+        system.clean(case.operation)
+        return max(end_s for _, end_s in moments) - max(begun_s for begun_s, _ in moments)
 
-    times = {}
+    warm = set()
     for case in plan.cases:
-        if isinstance(system, Objects) and not system.has(case.operation):
-            continue
-        if not case.step_s:
-            warm_bytes = min(case.nbytes, WARM_BYTES)
-            system.make(warm_bytes)
-            call(Case(case.operation, warm_bytes, 1))
-            if case.nbytes > warm_bytes:
-                system.make(case.nbytes)
-        times[case.key] = [call(case) for _ in range(case.calls)]
+        if system.rank == 0:
+            note(plan, case)
+        if case.first() not in warm:
+            warm.add(case.first())
+            batch(case.first(), 1)
+        run = measure(case, batch)
+        if system.rank == 0:
+            note(plan, case, run)
     system.leave()
-    return times
 
 
 def _main(kind: str, path: str, rank: str = "") -> None:
@@ -337,9 +436,7 @@ def _main(kind: str, path: str, rank: str = "") -> None:
         system = Gloo(plan, int(rank))
     else:
         system = {"mpi": Mpi, "collectives": Collectives, "objects": Objects}[kind]()
-    times = _run(system, plan)
-    if system.rank == 0:
-        Path(plan.folder, "times.json").write_text(json.dumps(times))
+    _run(system, plan)
 
 
 if __name__ == "__main__":

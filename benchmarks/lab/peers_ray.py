@@ -2,12 +2,12 @@
 
 An actor gives its array as what a method returns, which Ray puts into the store of its host; so
 others can ask for it before it is there, as with hopcoll's objects. A sum is made at one actor, of
-what it gets, in the order in which it comes: Ray has no reduce.
+what it gets, in the order in which it comes: Ray has no reduce. The driver calls the methods of a
+whole batch at once; an actor runs its methods one after the other.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -17,104 +17,92 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from benchmarks.lab.peers_job import (
-    WARM_BYTES,
-    Case,
-    Plan,
-    is_right,
-    make_input,
-    sleep_until,
-)
+from benchmarks.lab.jobs import sleep_until
+from benchmarks.lab.peers_job import Case, Plan, Result, check, make_input, measure, note
 
-#: How far ahead a call starts; until then every actor is in its method.
+#: How far ahead a batch starts; until then every actor is in its first method.
 _HEADSTART_S = 0.15
-_JOIN_S = 90.0
+_JOIN_S = 120.0
 _TRIES = 5
 
 
 class Participant:
-    """What an actor does. Methods wait for a moment, and note when they began."""
+    """What an actor does. The first method of a batch waits for a moment, the last tells when."""
 
     def __init__(self, rank: int, ranks: int) -> None:
         self.rank, self.ranks = rank, ranks
-        self.begun_s, self.is_late = 0.0, False
+        self.send = np.empty(0, np.float32)
 
     def make(self, nbytes: int) -> None:
         """Make the array that this one gives."""
-        self.send = make_input(nbytes, self.rank)
+        if self.send.nbytes != nbytes:
+            self.send = make_input(nbytes, self.rank)
 
-    def give(self, begin_s: float) -> np.ndarray:
+    def begin(self, begin_s: float) -> None:
+        """Begin a batch at a moment."""
+        self.is_late = time.monotonic() > begin_s
+        sleep_until(begin_s)
+        self.begun_s = time.monotonic()
+        self.results: list[Result] = []
+
+    def give(self) -> np.ndarray:
         """Return the array, into the store."""
-        self._wait(begin_s)
         return self.send
 
-    def take(self, operation: str, refs: list[Any], begin_s: float) -> float:
-        """Get one object, or all blocks of a Gather; return when they were here."""
-        if operation != "allreduce":  # there, it waited when it gave
-            self._wait(begin_s)
-        if operation == "gather":
-            refs = [ray.put(self.send), *refs]
-        results = ray.get(refs)
-        end_s = time.monotonic()
-        self._check(operation, results)
-        return end_s
+    def take(self, root: int, refs: list[Any]) -> None:
+        """Get one object of the root's."""
+        self.results.append([(root, ray.get(refs[0]))])
 
-    def add(self, refs: list[Any], begin_s: float) -> tuple[np.ndarray, float]:
-        """Return the sum of what all have given, and when it was here."""
-        self._wait(begin_s)
+    def collect(self, refs: list[Any]) -> None:
+        """Get the blocks of a Gather, with the one that this actor puts itself."""
+        own = ray.put(self.send)
+        self.results.append(list(enumerate(ray.get([own if ref is None else ref for ref in refs]))))
+
+    def add(self, refs: list[Any]) -> np.ndarray:
+        """Return the sum of what all have given, in the order in which it comes."""
         total = self.send.copy()
         while refs:
             ready, refs = ray.wait(refs, num_returns=1)
             total += ray.get(ready[0])
+        self.results.append([(self.rank, total)])
+        return total
+
+    def end(self, operation: str) -> tuple[float, float, bool]:
+        """Return when this one began and ended its calls, and whether it began too late."""
         end_s = time.monotonic()
-        self._check("reduce", [total])
-        return total, end_s
-
-    def begun(self) -> tuple[float, bool]:
-        """Return when it began the last time, and whether it was called too late for that."""
-        return self.begun_s, self.is_late
-
-    def _wait(self, begin_s: float) -> None:
-        self.is_late = time.monotonic() > begin_s
-        sleep_until(begin_s)
-        self.begun_s = time.monotonic()
-
-    def _check(self, operation: str, results: list[np.ndarray]) -> None:
-        for source, result in enumerate(results):
-            if not is_right(operation, result, self.ranks, source):
-                raise AssertionError(f"wrong result of a {operation} at actor {self.rank}")
+        check(operation, self.results, self.ranks)
+        self.results = []
+        return self.begun_s, end_s, self.is_late
 
 
-def _call(actors: list[Any], case: Case) -> float:
-    """How long a call took, from when the last actor began; once more if one came late."""
+def _batch(actors: list[Any], case: Case, count: int) -> float:
+    """How long a batch took, from when the last actor began; once more if one came late."""
+    ray.get([actor.make.remote(case.nbytes) for actor in actors])
     for _ in range(_TRIES):
         begin_s = time.monotonic() + _HEADSTART_S
-        at_s = [begin_s + rank * case.step_s for rank in range(len(actors))]
-        end_s = max(_ends(actors, case.operation, at_s))
-        begun = ray.get([actor.begun.remote() for actor in actors])
-        if not any(is_late for _, is_late in begun):
-            return end_s - max(begun_s for begun_s, _ in begun)
+        for rank, actor in enumerate(actors):
+            actor.begin.remote(begin_s + rank * case.step_s)
+        kept = [_call(actors, case.operation, turn % len(actors)) for turn in range(count)]
+        moments = ray.get([actor.end.remote(case.operation) for actor in actors])
+        del kept  # until now: nothing is freed within the time
+        if not any(is_late for *_, is_late in moments):
+            return max(end_s for _, end_s, _ in moments) - max(begun_s for begun_s, *_ in moments)
     raise AssertionError(f"actors came late {_TRIES} times: {case}")
 
 
-def _ends(actors: list[Any], operation: str, at_s: list[float]) -> list[float]:
-    root, *others = actors
+def _call(actors: list[Any], operation: str, root: int) -> list[Any]:
+    """Have the actors make one call; return its refs."""
     if operation == "bcast":
-        ref = root.give.remote(at_s[0])
-        ends = [
-            actor.take.remote(operation, [ref], moment_s)
-            for actor, moment_s in zip(others, at_s[1:], strict=True)
-        ]
-        return list(ray.get(ends))
-    refs = [
-        actor.give.remote(moment_s) for actor, moment_s in zip(others, at_s[1:], strict=True)
-    ]
+        ref = actors[root].give.remote()
+        return [ref, *(one.take.remote(root, [ref]) for one in actors if one is not actors[root])]
+    refs = [None if rank == root else one.give.remote() for rank, one in enumerate(actors)]
     if operation == "gather":
-        return [ray.get(root.take.remote(operation, refs, at_s[0]))]
-    total, end = root.add.options(num_returns=2).remote(refs, at_s[0])
+        return [*refs, actors[root].collect.remote(refs)]
+    total = actors[root].add.remote([ref for ref in refs if ref is not None])
     if operation == "reduce":
-        return [ray.get(end)]
-    return list(ray.get([actor.take.remote(operation, [total], 0.0) for actor in others]))
+        return [*refs, total]
+    takers = [one for one in actors if one is not actors[root]]
+    return [*refs, total, *(one.take.remote(root, [total]) for one in takers)]
 
 
 def _nodes(count: int) -> dict[str, str]:
@@ -142,15 +130,18 @@ def _main(path: str) -> None:
         where = NodeAffinitySchedulingStrategy(nodes[f"{subnet}.{rank + 1}"], soft=False)
         kind = ray.remote(Participant).options(num_cpus=1, scheduling_strategy=where)
         actors.append(kind.remote(rank, plan.ranks))
-    times = {}
+    ray.get([actor.make.remote(4) for actor in actors])  # they have started
+
+    def batch(case: Case, count: int) -> float:
+        return _batch(actors, case, count)
+
+    warm = set()
     for case in plan.cases:
-        if not case.step_s:
-            warm_bytes = min(case.nbytes, WARM_BYTES)
-            ray.get([actor.make.remote(warm_bytes) for actor in actors])
-            _call(actors, Case(case.operation, warm_bytes, 1))
-            ray.get([actor.make.remote(case.nbytes) for actor in actors])
-        times[case.key] = [_call(actors, case) for _ in range(case.calls)]
-    Path(plan.folder, "times.json").write_text(json.dumps(times))
+        note(plan, case)
+        if case.first() not in warm:
+            warm.add(case.first())
+            batch(case.first(), 1)
+        note(plan, case, measure(case, batch))
     ray.shutdown()
 
 

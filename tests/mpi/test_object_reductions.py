@@ -22,12 +22,21 @@ def test_the_first_that_exist_are_taken():
     assert all(seen == want for seen in said.values()), said
 
 
-@pytest.mark.parametrize(("victim", "settings"), [(1, None), (2, None), (4, None), (3, INLINE)])
+@pytest.mark.parametrize(
+    ("victim", "settings"), [(0, None), (1, None), (2, None), (4, None), (3, INLINE)]
+)
 def test_a_rank_with_an_input_is_killed(victim, settings):
     said = play("member_killed", victim, program=PROGRAM, dead=[victim], settings=settings)
     assert all(seen["right"] and seen["left"] == NOTHING for seen in said.values()), said
     (taken,) = {tuple(seen["taken"]) for seen in said.values()}
     assert len(taken) == 5
+
+
+@pytest.mark.parametrize("settings", [None, INLINE])
+def test_a_get_of_a_result_is_interrupted(settings):
+    said = play("interrupted", program=PROGRAM, ranks=3, settings=settings)
+    for rank, seen in said.items():
+        assert seen == {"interrupted": rank == 1, "right": True, "left": NOTHING}, said
 
 
 def test_a_reduction_outlives_its_caller():

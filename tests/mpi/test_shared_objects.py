@@ -28,6 +28,21 @@ def test_from_one_to_all(ranks, settings):
         assert seen["pulls"] == (rank != 0)
 
 
+@pytest.mark.parametrize(
+    ("settings", "pulls"),
+    [
+        ({}, 2),
+        ({"HOPCOLL_INLINE_BYTES": "512"}, 5),
+        ({"HOPCOLL_INLINE_BYTES": "65536"}, 1),
+        # The room for them does not depend on that of reductions.
+        ({"HOPCOLL_INLINE_BYTES": "65536", "HOPCOLL_EAGER_BYTES": "0"}, 1),
+    ],
+)
+def test_small_objects_are_not_pulled(settings, pulls):
+    for rank, seen in play("small", ranks=3, settings=settings).items():
+        assert seen == {"right": True, "pulls": pulls if rank else 0}, settings
+
+
 @pytest.mark.parametrize("settings", [None, INLINE])
 def test_a_sender_is_killed_in_the_middle(settings):
     said = play("sender_killed", dead=[0], settings=settings)
@@ -42,7 +57,13 @@ def test_what_is_lost_is_said_to_be():
 
 
 def test_errors():
-    said = play("errors_of_all_kinds", settings={"HOPCOLL_OBJECT_BYTES": "100000"})
+    # Objects are too long for messages: copies that ranks keep to answer with would take room.
+    little = {
+        "HOPCOLL_OBJECT_BYTES": "100000",
+        "HOPCOLL_OBJECT_SCRATCH_BYTES": "0",
+        "HOPCOLL_INLINE_BYTES": "16384",
+    }
+    said = play("errors_of_all_kinds", settings=little)
     for rank, seen in said.items():
         full = "ObjectStoreFullError"
         assert seen == {

@@ -31,11 +31,14 @@ def test_every_field_has_a_variable():
         "HOPCOLL_DETECT_S": "5",
         "HOPCOLL_LATE_BYTES": "100",
         "HOPCOLL_OBJECT_BYTES": "200",
+        "HOPCOLL_OBJECT_SCRATCH": "/scratch",
+        "HOPCOLL_OBJECT_SCRATCH_BYTES": "300",
+        "HOPCOLL_INLINE_BYTES": "1024",
         "HOPCOLL_TRACE": "/traces",
         "HOPCOLL_TRACE_BYTES": "65536",
         "HOPCOLL_CONNECT_TIMEOUT_S": "7",
     }
-    taken = (128, 3, 0, "inline", 2.5, 5.0, 100, 200, "/traces", 65536, 7.0)
+    taken = (128, 3, 0, "inline", 2.5, 5.0, 100, 200, "/scratch", 300, 1024, "/traces", 65536, 7.0)
     assert dataclasses.astuple(Config.collect(environ)) == taken
     assert Config.collect({"HOPCOLL_DETECT_S": "inf"}).detect_s is None
 
@@ -81,6 +84,8 @@ def test_infinity_is_no_limit():
         ("detect_s", 0.1),
         ("late_bytes", -1),
         ("object_bytes", -1),
+        ("inline_bytes", 511),
+        ("inline_bytes", 65537),
         ("connect_timeout_s", -0.5),
         ("connect_timeout_s", math.inf),
     ],
@@ -132,7 +137,7 @@ def test_agreed_settings_are_what_the_wire_depends_on():
     config = Config()
     assert hash(config.agreed()) == hash(Config(timeout_s=1, progress="inline").agreed())
     changes = ({"chunk_bytes": 128}, {"window_chunks": 2}, {"eager_bytes": 64}, {"detect_s": 9})
-    for changed in changes:
+    for changed in (*changes, {"inline_bytes": 600}):
         assert Config(**changed).agreed() != config.agreed()
 
 

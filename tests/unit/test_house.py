@@ -30,7 +30,7 @@ PROGRAMS = {"hopcoll/_doctor_job.py", "hopcoll/_rank.py", "hopcoll/chaos/job.py"
 PURE = (
     *("_chunks", "_contexts", "_engine", "_membership", "_operation", "_plan", "_records"),
     *("_renewal", "_state", "_twins"),
-    *("_directory", "_items", "_letters", "_pulls", "_store", "_store_state"),
+    *("_directory", "_items", "_letters", "_pulls", "_room", "_spills", "_store", "_store_state"),
 )
 IMPURE = {"mpi4py", "time", "random", "os", "threading", "socket", "posix", "openmp"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import pickle
 
 import numpy as np
@@ -77,3 +79,69 @@ def test_a_closed_communicator_has_no_objects(monkeypatch):
     comm.close()
     with pytest.raises(errors.ClosedError):
         _ = comm.objects
+
+
+class Keeper:
+    """Where keys go to whose objects no ref is left."""
+
+    def __init__(self):
+        self.refs_left = []
+
+
+def held(keeper, name=None, inputs=()):
+    ref = ObjectRef(name)
+    ref._held_by(keeper)
+    return ref._put(7, inputs)
+
+
+def test_the_last_ref_takes_its_object_along():
+    keeper = Keeper()
+    ref = held(keeper)
+    more = [ref._put(8), copy.copy(ref), copy.deepcopy(ref)]
+    key = ref._key
+    del ref
+    assert keeper.refs_left == []
+    more.clear()
+    assert keeper.refs_left == [key]
+
+
+def test_the_ref_of_a_result_has_those_of_its_inputs():
+    keeper = Keeper()
+    first, second = held(keeper), held(keeper)
+    keys = [first._key, second._key]
+    result = held(keeper, inputs=(first, second))
+    other = held(keeper, inputs=(second,))
+    keys.append(result._key)
+    del first, second
+    del result
+    assert keeper.refs_left == [keys[2], keys[0]]
+    del other
+    assert keys[1] in keeper.refs_left
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_what_was_pickled_or_has_a_name_stays(protocol):
+    keeper = Keeper()
+    inputs = (held(keeper), held(keeper))
+    for ref in (held(keeper), held(keeper, "a"), held(keeper, inputs=inputs)):
+        pickle.loads(pickle.dumps(ref, protocol))
+    del ref, inputs
+    assert keeper.refs_left == []
+
+
+def test_a_ref_to_nothing_takes_nothing_along():
+    keeper = Keeper()
+    ObjectRef()
+    deleted = held(keeper)
+    deleted._held_by(None)
+    del deleted
+    assert keeper.refs_left == []
+
+
+def test_refs_in_a_circle_of_garbage():
+    keeper = Keeper()
+    circle = [held(keeper)]
+    circle.append(circle)
+    del circle
+    gc.collect()
+    assert len(keeper.refs_left) == 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import signal
 import sys
 
 import numpy as np
@@ -103,17 +104,18 @@ def first_of_many(comm: hopcoll.Communicator) -> dict[str, object]:
 
 
 def reduce_and_die(comm: hopcoll.Communicator, victim: int, spares: int) -> dict[str, object]:
-    """A rank with an input dies in the middle; rank 0 has further ones."""
-    objects = comm.objects
+    """A rank with an input dies in the middle; another has further ones, and calls."""
+    objects, caller = comm.objects, int(victim == 0)
     names = [f"input {number}" for number in range(comm.size + spares)]
     objects.put(given(1 << comm.rank, LARGE), names[comm.rank])
-    if comm.rank == 0:
+    if comm.rank == caller:
         for number in range(comm.size, comm.size + spares):
             objects.put(given(1 << number, LARGE), names[number])
     stats = objects.stats
     before = stats()["chunks_sent"] + stats()["chunks_received"]
     comm.Barrier()
-    ref = comm.bcast(objects.reduce(names, count=comm.size) if comm.rank == 0 else None)
+    ref = objects.reduce(names, count=comm.size) if comm.rank == caller else None
+    ref = comm.bcast(ref, root=caller)
     if comm.rank == victim:
         # It wants the result as well, so that chunks pass also when its input is the spare one.
         waiting = objects._keeper.ask(_keeper.GET, ref._key, ref._stamp)
@@ -133,6 +135,27 @@ def reduce_and_die(comm: hopcoll.Communicator, victim: int, spares: int) -> dict
 def member_killed(comm: hopcoll.Communicator) -> dict[str, object]:
     """With one input more than are taken."""
     return reduce_and_die(comm, int(sys.argv[2]), 1)
+
+
+@scene
+def interrupted(comm: hopcoll.Communicator) -> dict[str, object]:
+    """Ctrl-C in a get of a result that is not there yet; the next get has it."""
+    objects, seen = comm.objects, {"interrupted": False}
+    names = [f"input {number}" for number in range(comm.size)]
+    ref = comm.bcast(objects.reduce(names) if comm.rank == 0 else None)
+    if comm.rank == 1:
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            objects.get(ref, timeout_s=LIMIT_S)
+        except KeyboardInterrupt:
+            seen["interrupted"] = True
+    comm.Barrier()
+    objects.put(given(comm.rank, 1000), names[comm.rank])
+    got = objects.get(ref, timeout_s=LIMIT_S)
+    seen["right"] = bool((got == sum(given(rank, 1000) for rank in range(comm.size))).all())
+    del got
+    return {**seen, "left": settle(comm, [*names, ref])}
 
 
 @scene

@@ -98,6 +98,21 @@ def broadcast(comm: hopcoll.Communicator) -> dict[str, object]:
 
 
 @scene
+def small(comm: hopcoll.Communicator) -> dict[str, object]:
+    """Objects of a few sizes, from rank 0 to all; how many of them were pulled."""
+    sizes = [512, 513, 16384, 16385, 65536, 65537]
+    if comm.rank == 0:
+        for nbytes in sizes:
+            comm.objects.put(np.full(nbytes, nbytes % 251, np.uint8), id=str(nbytes))
+    got = [comm.objects.get(str(nbytes), timeout_s=LIMIT_S) for nbytes in sizes]
+    right = all(
+        len(array) == nbytes and (array == nbytes % 251).all()
+        for array, nbytes in zip(got, sizes, strict=True)
+    )
+    return {"right": bool(right), "pulls": comm.objects.stats()["pulls"]}
+
+
+@scene
 def sender_killed(comm: hopcoll.Communicator) -> dict[str, object]:
     """Rank 0 put it and dies in the middle of giving it away; rank 1 has all of it."""
     if comm.rank == 0:
