@@ -13,7 +13,7 @@
 : "${hopcoll_min_ranks:=1}"
 # How often it is started again in its allocation, when a node or mpirun is lost.
 : "${hopcoll_restarts:=5}"
-# How often it may fail without a newer commit, and how often it may be requeued at all.
+# How often it may fail, or stop, without a newer commit, and how often it may be requeued at all.
 : "${hopcoll_failures:=5}"
 : "${hopcoll_requeues:=100}"
 # Seconds in the queue after a first failure; they double with each further one, up to an hour.
@@ -23,11 +23,22 @@
 # Seconds between two looks whether the node of the batch script lives.
 : "${hopcoll_watch_s:=60}"
 
-# The tasks of an array have one number together.
-if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then
-    hopcoll_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-else
-    hopcoll_id=$SLURM_JOB_ID
+# The tasks of an array have one number together, and that of one of them alone means all of them.
+hopcoll_id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+hopcoll_id=${hopcoll_id:-$SLURM_JOB_ID}
+# What was submitted inside another job may have inherited that one's array and its count of starts.
+if [ "$hopcoll_id" != "$SLURM_JOB_ID" ] || [ -n "${SLURM_RESTART_COUNT:-}" ]; then
+    hopcoll_told=$(timeout 60 scontrol -o show job "$hopcoll_id") || hopcoll_told=''
+    if [ -n "$hopcoll_told" ] && [[ $hopcoll_told != "JobId=$SLURM_JOB_ID "* ]]; then
+        hopcoll_id=$SLURM_JOB_ID
+        unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
+        hopcoll_told=$(timeout 60 scontrol -o show job "$hopcoll_id") || hopcoll_told=''
+    fi
+    # Slurm never counts down. Where it tells more, this is an older start, which must not seem new.
+    if [[ $hopcoll_told =~ ' Restarts='([0-9]+)' ' ]] &&
+        [ "${BASH_REMATCH[1]}" -lt "${SLURM_RESTART_COUNT:-0}" ]; then
+        export SLURM_RESTART_COUNT=${BASH_REMATCH[1]}
+    fi
 fi
 # The same for each start of the job, and on a file system that all nodes share.
 hopcoll_folder=$SLURM_SUBMIT_DIR/$SLURM_JOB_NAME-$hopcoll_id
@@ -45,6 +56,8 @@ export HOPCOLL_PROGRESS_FILE=$hopcoll_folder/progress.$hopcoll_start
 # For srun: a dead node takes no step with it, and a step waits for no other (--no-kill does not say
 # it; an empty value or "1" would be an error).
 export SLURM_NO_KILL=set SLURM_OVERLAP=1
+# After `sbatch --export=NONE` srun would give the watchers none of these variables.
+export SLURM_EXPORT_ENV=ALL
 
 # Whatever requeued it: preemption, a node, an administrator.
 if [ "$hopcoll_start" -gt "$hopcoll_requeues" ]; then
@@ -54,9 +67,13 @@ fi
 
 hopcoll_job() {
     local code
-    [ -n "$hopcoll_begun" ] || hopcoll_begin || exit
+    if [ -z "$hopcoll_begun" ] && ! hopcoll_begin; then
+        # It has run before: a node may have lost its file system, and another start finds others.
+        [ "$hopcoll_start" -eq 0 ] || hopcoll_requeue 1 || :
+        exit 1
+    fi
     if [ -n "$hopcoll_asked$hopcoll_ended" ]; then # while nothing ran
-        [ -n "$hopcoll_ended" ] || hopcoll_requeue 75
+        [ -n "$hopcoll_ended" ] || hopcoll_requeue 75 || :
         exit 75
     fi
 
@@ -65,14 +82,14 @@ hopcoll_job() {
         --restarts "$hopcoll_restarts" --stop-within "$hopcoll_stop_within_s" "$@" &
     hopcoll_pid=$!
     # What came before there was anybody to tell.
-    [ -z "$hopcoll_asked" ] || kill -USR1 "$hopcoll_pid"
-    [ -z "$hopcoll_ended" ] || kill -TERM "$hopcoll_pid"
+    [ -z "$hopcoll_asked" ] || kill -USR1 "$hopcoll_pid" || :
+    [ -z "$hopcoll_ended" ] || kill -TERM "$hopcoll_pid" || :
     # A signal ends a wait before the program has ended: its own code comes from the next one.
     hopcoll_signalled=yes
     while [ -n "$hopcoll_signalled" ]; do
         hopcoll_signalled=''
-        wait "$hopcoll_pid"
-        code=$?
+        code=0
+        wait "$hopcoll_pid" || code=$? # the script may have said `set -e`
     done
     hopcoll_pid=''
     if [ $code -eq 0 ]; then
@@ -81,7 +98,7 @@ hopcoll_job() {
     fi
     trap '' USR1 TERM
     # After TERM Slurm is about to requeue or to cancel it, and knows which.
-    [ -n "$hopcoll_ended" ] || hopcoll_requeue $code
+    [ -n "$hopcoll_ended" ] || hopcoll_requeue $code || :
     exit $code
 }
 
@@ -89,13 +106,14 @@ hopcoll_asked='' hopcoll_ended='' hopcoll_signalled='' hopcoll_pid=''
 hopcoll_pass_on() {
     hopcoll_say "SIG$1"
     hopcoll_signalled=yes
-    [ -z "$hopcoll_pid" ] || kill "-$1" "$hopcoll_pid"
+    [ -z "$hopcoll_pid" ] || kill "-$1" "$hopcoll_pid" || :
 }
 trap 'hopcoll_asked=yes; hopcoll_pass_on USR1' USR1
 trap 'hopcoll_ended=yes; hopcoll_pass_on TERM' TERM
 
-hopcoll_begun=''
+hopcoll_begun='' hopcoll_step=''
 hopcoll_begin() {
+    hopcoll_step=$(hopcoll_durable)
     hopcoll_seen || return
     # `hopcoll slurm status` finds the folder by it.
     timeout 20 scontrol update "JobId=$hopcoll_id" "Comment=hopcoll $hopcoll_folder"
@@ -124,11 +142,11 @@ hopcoll_seen() {
 hopcoll_durable() {
     # Longer names are of files that a rank was about to put there.
     head -qn 1 "$hopcoll_folder"/progress.{[0-9],[0-9][0-9],[0-9][0-9][0-9]} 2>/dev/null |
-        sort -n | tail -n 1
+        sort -n | tail -n 1 || :
 }
 
 hopcoll_requeue() {
-    local code=$1 wait_s=0 failures=0 step before job
+    local code=$1 wait_s=0 failures=0 step='' before='' job=''
     # A script that lives on, on a node that was out of reach, must not end its successor.
     for _ in 1 2 3 4 5; do
         job=$(timeout 60 scontrol -o show job "$hopcoll_id") && break
@@ -138,25 +156,30 @@ hopcoll_requeue() {
         hopcoll_say "ended with $code, and a newer start of it runs, or Slurm does not answer"
         return
     fi
+    if [[ $job != *" JobState=RUNNING "* ]]; then # a requeue would bring back what was cancelled
+        hopcoll_say "ended with $code, and Slurm has ended the job"
+        return
+    fi
     if [ "$hopcoll_start" -ge "$hopcoll_requeues" ]; then
         hopcoll_say "ended with $code; it was requeued $hopcoll_start times, which is the most"
         return
     fi
-    if [ -z "$hopcoll_asked" ]; then
-        step=$(hopcoll_durable)
-        read -r failures before 2>/dev/null <"$hopcoll_folder/failures"
+    step=$(hopcoll_durable)
+    # Who was asked to stop, and committed something, is free to go on at once.
+    if [ -z "$hopcoll_asked" ] || [ "$code" -ne 75 ] || [ "$step" = "$hopcoll_step" ]; then
+        read -r failures before 2>/dev/null <"$hopcoll_folder/failures" || :
         [ "$before" = "$step" ] || failures=0
         failures=$((failures + 1))
-        if [ "$failures" -ge "$hopcoll_failures" ]; then
+        # A program that tells no steps may have got on, and every start has to end some time.
+        if [ "$failures" -ge "$hopcoll_failures" ] &&
+            { [ -n "$step" ] || [ -z "$hopcoll_asked" ]; }; then
             hopcoll_say "failed $failures times since step ${step:-0}, the last time with $code"
             return
         fi
         # What cannot be counted must not go on.
         echo "$failures $step" >"$hopcoll_folder/failures" || return
-        wait_s=$((hopcoll_backoff_s << (failures - 1)))
+        wait_s=$((hopcoll_backoff_s << (failures > 7 ? 6 : failures - 1)))
         [ "$wait_s" -le 3600 ] || wait_s=3600
-    elif [ "$code" -ne 75 ]; then
-        wait_s=$hopcoll_backoff_s # it had no time for a commit; starts may be short here
     fi
     hopcoll_say "ended with $code; requeued, for $wait_s s at least"
     # This ends the script as well, but not before it has said when to start.

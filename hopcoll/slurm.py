@@ -99,19 +99,19 @@ class Job:
 def render(job: Job) -> str:
     """Return the batch script of a job. Pure."""
     program = job.program[1:] if job.program[0] == "-m" else job.program
-    name = job.name or Path(program[0]).stem
+    name = job.name or re.sub(r"[^\w.-]+", "-", Path(program[0]).stem)
     options = [
         f"--job-name={name}",
         f"--nodes={job.nodes + job.spares}",
         f"--ntasks-per-node={job.ranks_per_node}",
-        f"--time={job.time}",
+        f"--time={shlex.quote(job.time)}",
         "--output=%x-%A_%a.out" if job.array else "--output=%x-%j.out",
-        *(f"--{what}={value}" for what, value in _named(job) if value),
+        *(f"--{what}={shlex.quote(value)}" for what, value in _named(job) if value),
         "--requeue",
         "--open-mode=append",
         f"--signal=B:USR1@{SIGNAL_S}",
         "--no-kill",
-        *job.options,
+        *map(_quoted, job.options),
     ]
     lines = [
         "#!/bin/bash",
@@ -126,6 +126,11 @@ def render(job: Job) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _quoted(option: str) -> str:
+    name, equals, value = option.partition("=")
+    return f"{name}={shlex.quote(value)}" if equals else option
 
 
 def _named(job: Job) -> list[tuple[str, str | None]]:
@@ -168,11 +173,19 @@ def check(job: Job, *, environment_is_shared: bool = False) -> None:
             f"time {job.time} is too short: the job is told to commit up to "
             f"{SIGNAL_S + _SIGNAL_EARLY_S} s before its end, and would do nothing else"
         )
+    if job.name is not None and re.search(r"[\s/]", job.name):
+        raise LauncherError(
+            f"name {job.name!r} has a space or a slash: it becomes part of a folder's name"
+        )
     python = Path(job.environment, "bin", "python")
     if not os.access(python, os.X_OK):
         raise LauncherError(f"environment {job.environment!r} has no bin/python: --env PATH")
     if not environment_is_shared:
-        for what, path in (("environment", job.environment), ("working directory", os.getcwd())):
+        places = [("environment", job.environment), ("working directory", os.getcwd())]
+        places.append(("hopcoll", str(SHARED_PART.parent)))
+        if script != "-m":
+            places.append(("folder of the script", os.path.dirname(os.path.abspath(script))))
+        for what, path in places:
             if why := only_here(path):
                 raise LauncherError(
                     f"{what} {path} is {why}: compute nodes do not see it. Put it on a shared "
@@ -249,7 +262,7 @@ def _check_with_slurm(job: Job) -> None:
             "of the cluster, or use 'hopcoll run' here"
         )
     try:
-        said = _ask(["sinfo", "-h", "-o", "%R|%D"])
+        said = _ask(["sinfo", "-a", "-h", "-o", "%R|%D"])
     except _Refused as refused:
         raise LauncherError(f"Slurm does not answer: {refused}") from refused
     counts: dict[str, int] = {}
@@ -283,7 +296,8 @@ def _check_account(account: str) -> None:
         accounts = sorted({*_ask(words).split()})
     except _Refused:
         return  # this cluster has no data base of accounts
-    if accounts and account not in accounts:
+    # Slurm keeps them in lower case.
+    if accounts and account.lower() not in map(str.lower, accounts):
         raise LauncherError(
             f"account {account!r} is none of {user}'s, which are {', '.join(accounts)}"
         )
@@ -294,6 +308,12 @@ class _Refused(Exception):
 
 
 def _ask(words: Sequence[str], text: str | None = None) -> str:
+    # A job that is submitted inside another one must not inherit what that one is.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SLURM_CONF" or not name.startswith("SLURM_")
+    }
     try:
         done = subprocess.run(
             words,
@@ -301,6 +321,7 @@ def _ask(words: Sequence[str], text: str | None = None) -> str:
             capture_output=True,
             text=True,
             check=False,
+            env=environment,
             timeout=_ASK_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["is_newer", "run_of", "this_run"]
+__all__ = ["is_newer", "refusal", "run_of", "this_run"]
 
 #: The job's number, and how often it was started before.
 Run = tuple[str, int]
@@ -38,3 +38,22 @@ def run_of(owner: Mapping[str, Any]) -> Run | None:
 def is_newer(one: Run | None, other: Run | None) -> bool:
     """Whether one is a later start of the same job than the other."""
     return one is not None and other is not None and one[0] == other[0] and one[1] > other[1]
+
+
+def refusal(what: object, owner: Mapping[str, Any] | None) -> str:
+    """Say why this process must not take something over: a later start has it. Empty if none does.
+
+    Parameters
+    ----------
+    what : object
+        Its name, for people.
+    owner : dict or None
+        Who has it.
+    """
+    theirs, ours = run_of(owner or {}), this_run()
+    if theirs is None or ours is None or not is_newer(theirs, ours):
+        return ""
+    return (
+        f"{what} belongs to start {theirs[1]} of job {theirs[0]}, and this process is of start "
+        f"{ours[1]}: it must do nothing any more"
+    )

@@ -77,7 +77,8 @@ class TrainingSession:
 
     **Stops.** Under ``hopcoll run --stop-within S`` a SIGUSR1 (a batch system's word that the time
     is up) has all ranks save what they have behind the same step, the next but one at the latest,
-    and leave by ``SystemExit`` with code 75. Started again, the job goes on.
+    and leave by ``SystemExit`` with code 75. Started again, the job goes on. Without a store there
+    is nothing to save, and the signal ends the ranks as it ends any program.
 
     **Replay.** The history says who contributed to what. A replay of it has as many ranks, and each
     of them stays out where the one of its number was lost; it ends with the same bits. So it is
@@ -192,7 +193,7 @@ class TrainingSession:
             raise
         if self.store is not None:
             self.store.on_durable(self._on_durable)
-        if replay is None:
+        if replay is None and self.store is not None:
             self._stop_asked = Stop(comm)
 
     def __enter__(self) -> TrainingSession:

@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.lab import Lab
 from tests import launch
 
-__all__ = ["NODES", "Cluster", "why_no_slurm"]
+__all__ = ["NODES", "Cluster", "CannotStart", "why_no_slurm"]
 
 NODES = 4
 #: Slots of a node; the processors of this machine are fewer than all of them.
@@ -41,9 +41,9 @@ SlurmdLogFile={folder}/slurmd-%n.log
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdSpoolDir={folder}/spool-%n
 SlurmdParameters=config_overrides
-SlurmdTimeout=6
+SlurmdTimeout=10
 SlurmctldTimeout=5
-MessageTimeout=5
+MessageTimeout=10
 TCPTimeout=2
 BatchStartTimeout=10
 KillWait=4
@@ -81,6 +81,10 @@ def why_no_slurm() -> str:
     return ""
 
 
+class CannotStart(Exception):
+    """Slurm is here, but its daemons do not come up on this machine; the message says which."""
+
+
 class Cluster:
     """A controller and `NODES` nodes; a context.
 
@@ -101,6 +105,9 @@ class Cluster:
         self.lab.up()
         try:
             self._start()
+        except (AssertionError, OSError, subprocess.SubprocessError) as error:
+            self.__exit__()
+            raise CannotStart(f"Slurm does not come up here: {error}") from error
         except BaseException:
             self.__exit__()
             raise

@@ -24,7 +24,7 @@ log=$(mktemp)
 if ! {
     timeout 120 apt-get -q update &&
         DEBIAN_FRONTEND=noninteractive timeout 240 apt-get -q install -y --no-install-recommends \
-            slurmctld slurmd slurm-client munge iproute2
+            -o DPkg::Lock::Timeout=60 slurmctld slurmd slurm-client munge iproute2
 } >"$log" 2>&1; then
     tail -n 15 "$log" >&2
     rm -f "$log"

@@ -21,7 +21,7 @@ import pytest
 
 import recovery
 from tests import launch
-from tests.slurm.cluster import Cluster, why_no_slurm
+from tests.slurm.cluster import CannotStart, Cluster, why_no_slurm
 
 STEPS = 50
 RANKS = 2
@@ -42,8 +42,15 @@ def started() -> Iterator[Cluster]:
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="hcs-"))
     try:
-        with Cluster(folder) as cluster:
+        try:
+            cluster = Cluster(folder).__enter__()
+        except CannotStart as why:
+            print(f"\n** tests/slurm are LEFT OUT: {why}", file=sys.__stderr__, flush=True)
+            pytest.skip(str(why).splitlines()[0])
+        try:
             yield cluster
+        finally:
+            cluster.__exit__()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -402,8 +409,8 @@ def test_the_doctor_looks_at_all_nodes(cluster, tmp_path):
 
 SMALL = {
     "train_sgd": ["--steps", "40", "--batch", "64", "--checkpoint-every", "10"],
-    "train_rl": [],
-    "workflow": [],
+    "train_rl": ["--players", "2", "--turns", "3"],
+    "workflow": ["--epochs", "2", "--steps", "20"],
     "scaling": ["--sizes", "8", "65536", "--turns", "2"],
 }
 
@@ -412,9 +419,6 @@ SMALL = {
 def test_every_script_runs_to_its_end(cluster, tmp_path, name):
     examples = tmp_path / "examples"
     shutil.copytree(launch.ROOT / "examples", examples)
-    for example in ("rl_cartpole.py", "sgd_workflow.py"):
-        if not (examples / example).exists():
-            (examples / example).write_text("import hopcoll\nhopcoll.init().Barrier()\n")
     for folder in ("hopcoll", "benchmarks"):
         os.symlink(launch.ROOT / folder, tmp_path / folder)
     settings = {**SETTINGS, "hopcoll_ranks": "2", "hopcoll_min_ranks": "2"}
@@ -431,6 +435,10 @@ def test_every_script_runs_to_its_end(cluster, tmp_path, name):
     assert cluster.job(number)["Restarts"] == "0", output.read_text()
     if name == "train_sgd":
         assert "40 steps, test accuracy 0.9" in output.read_text()
+    if name == "train_rl":
+        assert "3 turns, the pole stood for" in output.read_text()
+    if name == "workflow":
+        assert "2 epochs, accuracy on held-out images" in output.read_text()
     if name == "scaling":
         (report,) = tmp_path.glob("scaling-*/scaling.json")
         rows = json.loads(report.read_text())["rows"]

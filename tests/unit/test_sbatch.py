@@ -39,7 +39,8 @@ SCONTROL = """\
 #!/bin/sh
 case "$1 $2" in
 "show hostnames") printf 'n1\\nn2\\nn3\\n' ;;
-"-o show") echo "JobId=$4 JobState=RUNNING Restarts=${SLURM_RESTART_COUNT:-0} NodeList=n[1-3] X=" ;;
+"-o show") echo "JobId=$SLURM_JOB_ID JobState=RUNNING Restarts=${SLURM_RESTART_COUNT:-0}" \
+    "NodeList=n[1-3] X=" ;;
 *) echo "$@" >> scontrol.txt ;;
 esac
 """
@@ -281,7 +282,7 @@ def test_failures_without_progress_are_counted_and_wait_longer(tmp_path: Path, s
 
 
 def test_the_signal_before_the_time_limit_has_it_commit_and_requeued(tmp_path: Path, start) -> None:
-    with start("signal", "99") as process:
+    with start("signal", "99", STEP="30") as process:
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGUSR1)
         assert process.wait(30) == 75
@@ -290,15 +291,87 @@ def test_the_signal_before_the_time_limit_has_it_commit_and_requeued(tmp_path: P
     assert not (tmp_path / "train-123" / "failures").exists()
 
 
-def test_a_stop_without_a_commit_waits_but_is_no_failure(tmp_path: Path, start) -> None:
+@pytest.mark.parametrize("code", [75, 138])
+@pytest.mark.parametrize("step", ["", "30"])
+def test_stops_without_a_newer_commit_count_and_wait_longer(
+    tmp_path: Path, start, code: int, step: str
+) -> None:
     hopcoll = tmp_path / ".venv/bin/hopcoll"
-    hopcoll.write_text(hopcoll.read_text().replace("_exit(75)", "_exit(138)"))
-    with start("signal") as process:
+    hopcoll.write_text(hopcoll.read_text().replace("_exit(75)", f"_exit({code})"))
+    (tmp_path / "train-123").mkdir()
+    if step:
+        (tmp_path / "train-123" / "progress.0").write_text(f"{step}\n")
+    (tmp_path / "train-123" / "failures").write_text(f"3 {step}\n")
+    waits = []
+    for count in ("4", "5"):
+        with start("signal", count) as process:
+            assert process.stdout.readline() == "started\n"
+            process.send_signal(signal.SIGUSR1)
+            assert process.wait(30) == code
+            said = process.stderr.read()
+        waits += [line.rpartition("+")[2] for line in asked(tmp_path) if "StartTime" in line]
+        (tmp_path / "scontrol.txt").unlink()
+    # Who tells no steps may have made some.
+    assert waits == (["480"] if step else ["480", "960"])
+    assert ("failed 5 times since step 30" in said) == bool(step)
+
+
+def test_the_wait_is_an_hour_at_the_most(tmp_path: Path, start) -> None:
+    (tmp_path / "train-123").mkdir()
+    (tmp_path / "train-123" / "failures").write_text("70 \n")
+    with start("7", "71", hopcoll_failures="99") as process:
+        assert process.wait(30) == 7
+    assert asked(tmp_path) == ["requeue 123", "update JobId=123 StartTime=now+3600"]
+
+
+def test_what_slurm_has_ended_is_not_brought_back(tmp_path: Path, start) -> None:
+    scontrol = tmp_path / ".venv/bin/scontrol"
+    scontrol.write_text(SCONTROL.replace("JobState=RUNNING", "JobState=COMPLETING"))
+    with start("7") as process:
+        assert process.wait(30) == 7
+        assert "ended with 7, and Slurm has ended the job" in process.stderr.read()
+    assert asked(tmp_path) == []
+
+
+@pytest.mark.parametrize(("end", "requeued"), [("0", False), ("7", True)])
+def test_a_script_that_ends_at_any_error(tmp_path: Path, start, end: str, requeued: bool) -> None:
+    script = tmp_path / "strict.sbatch"
+    script.write_text(
+        '#!/bin/bash\nset -euo pipefail\ncd "$SLURM_SUBMIT_DIR"\n. hopcoll/job.sh\n'
+        'hopcoll_job x.py "$@"\necho behind it\n'
+    )
+    with start(end, script=str(script.with_suffix(""))) as process:
+        assert process.wait(30) == int(end)
+        assert ("behind it" in process.stdout.read()) is not requeued
+    wish = ["requeue 123", "update JobId=123 StartTime=now+60"]
+    assert asked(tmp_path) == (wish if requeued else [])
+
+
+def test_a_stop_of_a_script_that_ends_at_any_error(tmp_path: Path, start) -> None:
+    script = tmp_path / "strict.sbatch"
+    script.write_text(
+        'set -euo pipefail\ncd "$SLURM_SUBMIT_DIR"\n. hopcoll/job.sh\nhopcoll_job x.py\n'
+    )
+    with start("signal", script=str(script.with_suffix("")), STEP="30") as process:
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGUSR1)
-        assert process.wait(30) == 138
+        assert process.wait(30) == 75
+    assert asked(tmp_path) == ["requeue 123"]
+
+
+def test_a_job_that_was_submitted_inside_another(tmp_path: Path, start) -> None:
+    """It has inherited the array of that one, and how often it was started."""
+    scontrol = tmp_path / ".venv/bin/scontrol"
+    told = 'echo "JobId=123 JobState=RUNNING Restarts=0 X="'
+    inner = f'case $4 in *_*) echo "JobId=99 X=" ;; *) {told}'
+    scontrol.write_text(
+        f'#!/bin/sh\ncase "$1 $2" in\n"-o show") {inner};; esac ;;\n'
+        '"show hostnames") echo n1 ;;\n*) echo "$@" >> scontrol.txt ;;\nesac\n'
+    )
+    outer = {"SLURM_ARRAY_JOB_ID": "90", "SLURM_ARRAY_TASK_ID": "3"}
+    with start("7", "2", **outer) as process:
+        assert process.wait(30) == 7
     assert asked(tmp_path) == ["requeue 123", "update JobId=123 StartTime=now+60"]
-    assert not (tmp_path / "train-123" / "failures").exists()
 
 
 def test_a_signal_before_the_program_has_begun(tmp_path: Path, start) -> None:
@@ -309,7 +382,7 @@ def test_a_signal_before_the_program_has_begun(tmp_path: Path, start) -> None:
     srun.write_text(f'#!/bin/sh\ncase "$*" in *test*) {kill} ;; esac\n')
     with start("0") as process:
         process.wait(30)
-    assert asked(tmp_path) == ["requeue 123"]
+    assert asked(tmp_path) == ["requeue 123", "update JobId=123 StartTime=now+60"]
     assert not (tmp_path / "arguments.json").exists()
 
 
@@ -328,6 +401,13 @@ def test_nodes_that_do_not_see_the_environment(tmp_path: Path, start) -> None:
         said = process.stderr.read()
     assert f"n2, n3 cannot run {tmp_path}/.venv/bin/hopcoll: it has to be on a shared" in said
     assert not (tmp_path / "scontrol.txt").exists()
+
+
+def test_a_node_that_does_not_see_it_any_more_is_tried_again(tmp_path: Path, start) -> None:
+    with start("0", "1", BLIND="n2\\n") as process:
+        assert process.wait(30) == 1
+    lines = (tmp_path / "scontrol.txt").read_text().splitlines()
+    assert lines == ["requeue 123", "update JobId=123 StartTime=now+60"]
 
 
 def test_an_older_start_that_wakes_up_does_not_requeue_the_newer(tmp_path: Path, start) -> None:

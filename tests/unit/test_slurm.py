@@ -75,6 +75,8 @@ def test_a_job_is_tried_before_it_is_submitted(tools: Tools) -> None:
             "ranks: 13 are more than the 12 for which 2 nodes and 1 spares with 4 each have room",
         ),
         (Job(("train.py",), min_ranks=2), "min-ranks is 2, and there are 1 ranks at the most"),
+        (Job(("train.py",), name="a b"), "name 'a b' has a space or a slash"),
+        (Job(("train.py",), name="a/b"), "name 'a/b' has a space or a slash"),
         (Job(("train.py",), time="3"), "time 3 is too short: the job is told to commit up to 180"),
         (Job(("train.py",), time="noon"), "time 'noon' is none that Slurm understands"),
         (Job(("train.py",), environment="/no/env"), "environment '/no/env' has no bin/python"),
@@ -149,9 +151,39 @@ def test_an_account_that_does_not_exist(tools: Tools) -> None:
         f"account 'chemistry' is none of {who}'s, which are maths, physics"
     )
     assert tools.asked == []
-    assert submit(Job(("train.py",), account="maths")) == "42"
+    assert submit(Job(("train.py",), account="Maths")) == "42"
     tools.plays("sacctmgr", "echo 'there is no data base' >&2; exit 1")
     assert submit(Job(("train.py",), account="chemistry")) == "42"  # Slurm's own to refuse
+
+
+def test_what_is_submitted_inside_a_job_inherits_nothing_of_it(
+    tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_CONF"):
+        monkeypatch.setenv(name, "7")
+    tools.plays("sbatch", f'env | grep ^SLURM_ > "{tools.folder}/seen"; echo 42')
+    assert submit(Job(("train.py",))) == "42"
+    assert (tools.folder / "seen").read_text() == "SLURM_CONF=7\n"
+
+
+def test_names_and_values_that_need_care(here: Path) -> None:
+    job = Job(("my runs/a b.py",), partition="a b", options=("--comment=it is", "--exclusive"))
+    lines = render(job).splitlines()
+    assert "#SBATCH --job-name=a-b" in lines
+    assert "#SBATCH --partition='a b'" in lines
+    assert "#SBATCH --comment='it is'" in lines and "#SBATCH --exclusive" in lines
+
+
+@pytest.mark.parametrize("what", ["hopcoll", "folder of the script"])
+def test_all_that_the_nodes_need_is_looked_at(
+    here: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    (here / "sub").mkdir()
+    (here / "sub" / "train.py").touch()
+    where = {"hopcoll": slurm.SHARED_PART.parent, "folder of the script": here / "sub"}[what]
+    monkeypatch.setattr(slurm, "only_here", lambda path: "far" if path == str(where) else "")
+    with pytest.raises(LauncherError, match=f"{what} {where} is far: compute nodes do not see it"):
+        check(Job(("sub/train.py",)))
 
 
 def test_options_may_stand_behind_the_script(tools: Tools) -> None:
