@@ -165,14 +165,14 @@ hopcoll_requeue() {
         return
     fi
     step=$(hopcoll_durable)
-    # Who was asked to stop, and committed something, is free to go on at once.
-    if [ -z "$hopcoll_asked" ] || [ "$code" -ne 75 ] || [ "$step" = "$hopcoll_step" ]; then
+    if [ -n "$hopcoll_asked" ] && [ -z "$step" ]; then
+        wait_s=$hopcoll_backoff_s # a program that tells no steps may have got on
+    # Who was asked to stop, and committed something, goes on at once.
+    elif [ -z "$hopcoll_asked" ] || [ "$code" -ne 75 ] || [ "$step" = "$hopcoll_step" ]; then
         read -r failures before 2>/dev/null <"$hopcoll_folder/failures" || :
         [ "$before" = "$step" ] || failures=0
         failures=$((failures + 1))
-        # A program that tells no steps may have got on, and every start has to end some time.
-        if [ "$failures" -ge "$hopcoll_failures" ] &&
-            { [ -n "$step" ] || [ -z "$hopcoll_asked" ]; }; then
+        if [ "$failures" -ge "$hopcoll_failures" ]; then
             hopcoll_say "failed $failures times since step ${step:-0}, the last time with $code"
             return
         fi
