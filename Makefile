@@ -30,10 +30,10 @@ KERNEL_SOURCES := $(shell find cython_kernels hopcoll recovery \
 	\( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak chaos bench doctor clean distclean
+.PHONY: help install demo test test-slurm soak chaos bench doctor clean distclean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 $(VENV)/environment: setup.cfg setup.py pyproject.toml _build/backend.py Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v else \
@@ -57,6 +57,11 @@ demo: install  ## train on 4 ranks, lose one to SIGKILL, go on; kill all, resume
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+# Without Slurm the tests say why they are left out.
+test-slurm: install  ## run the tests that need a real Slurm; root installs it
+	-@tests/slurm/install.sh
+	$(BIN)/python -m pytest tests/slurm $(PYTEST_ARGS)
 
 soak: install  ## 100,000 simulated failures of the whole family (some minutes; JSON=FILE)
 	$(BIN)/hopcoll soak $(if $(JSON),--json $(JSON))

@@ -95,7 +95,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any] | None:
     todo = [(collective, nbytes) for collective in COLLECTIVES for nbytes in options.sizes]
     rows = []
     for collective, nbytes in tqdm(todo, leave=False, disable=world.rank != 0):
-        rows.append(_measure_one(world, ours, collective, nbytes, options.turns))
+        rows.append(measure_one(world, ours, collective, nbytes, options.turns))
     if world.rank == 0:
         return {
             "ranks": world.size,
@@ -123,7 +123,7 @@ def cpu_name() -> str:
     return platform.machine()
 
 
-def _measure_one(world: Any, ours: Any, collective: str, nbytes: int, turns: int) -> dict[str, Any]:
+def measure_one(world: Any, ours: Any, collective: str, nbytes: int, turns: int) -> dict[str, Any]:
     import hopcoll
 
     count = nbytes // 4

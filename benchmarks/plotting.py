@@ -14,7 +14,8 @@ matplotlib.use("Agg")  # a benchmark has no window to draw in
 from matplotlib import pyplot
 
 __all__ = [
-    "plot_checkpoints", "plot_collectives", "plot_peers", "plot_references", "plot_workflows",
+    "plot_checkpoints", "plot_collectives", "plot_peers", "plot_references", "plot_scaling",
+    "plot_workflows",
 ]  # fmt: skip
 
 _COLOURS = {"mpi4py": "#8a8f98", "hopcoll": "#c2410c"}
@@ -127,6 +128,46 @@ def plot_checkpoints(report: dict[str, Any], path: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
     axes[-1].set_xlabel("ms (bars: medians; ticks: each time)")
     figure.suptitle(f"{report['nbytes'] >> 20} MiB of state, one process, local disk")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def plot_scaling(report: dict[str, Any], path: Path) -> None:
+    """Draw a report of `benchmarks.scaling`: time over nodes, a panel for each collective and size.
+
+    Parameters
+    ----------
+    report : dict
+        What the benchmark wrote as JSON.
+    path : Path
+        The PNG file; its folder is made.
+    """
+    rows = report["rows"]
+    names = list(dict.fromkeys(row["collective"] for row in rows))
+    sizes = sorted({row["nbytes"] for row in rows})
+    figure, axes = pyplot.subplots(
+        len(names), len(sizes), figsize=(3.4 * len(sizes), 3 * len(names)),
+        squeeze=False, layout="constrained", sharex=True,
+    )  # fmt: skip
+    for across, name in zip(axes, names, strict=True):
+        for axis, nbytes in zip(across, sizes, strict=True):
+            ours = sorted(
+                (row for row in rows if (row["collective"], row["nbytes"]) == (name, nbytes)),
+                key=lambda row: row["nodes"],
+            )
+            nodes = [row["nodes"] for row in ours]
+            for library, colour in _COLOURS.items():
+                values = [row[f"{library}_us"] for row in ours]
+                axis.loglog(nodes, values, marker="o", color=colour, label=library)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(nodes, list(map(str, nodes)))
+            axis.set_title(f"{name.capitalize()}, {nbytes} bytes", fontsize=10)
+            axis.grid(alpha=0.3)
+        across[0].set_ylabel("time of a call (µs)")
+    for axis in axes[-1]:
+        axis.set_xlabel("nodes")
+    axes[0][0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

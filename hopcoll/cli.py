@@ -24,6 +24,7 @@ _LAZY = {
     "soak": ("hopcoll.soak", "command", "Run a hundred thousand simulated failures, and count."),
     "forecast": ("hopcoll.forecast", "command", "Time a collective on a modelled network."),
     "replay": ("hopcoll.replay", "command", "Tell the protocol again what real ranks were told."),
+    "slurm": ("hopcoll.slurm", "command", "Submit jobs to Slurm that survive it; look at them."),
     "simulate": ("hopcoll.simulate", "command", "Run the protocol over a simulated network."),
 }
 
@@ -115,6 +116,20 @@ def main() -> None:
     is_flag=True,
     help="With --restarts: start again after a failure of the script, too.",
 )
+@click.option(
+    "--min-ranks",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Do not start with fewer. With it, -n counts at the most: there may be fewer slots.",
+)
+@click.option(
+    "--stop-within",
+    "stop_within_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="SIGUSR1 asks the ranks to commit and to stop. Who has not after so long is ended.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the command, and why each switch is there.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED, required=True)
 def run(
@@ -127,6 +142,8 @@ def run(
     mpirun_args: str | None,
     restart_count: int,
     restart_failures: bool,
+    min_ranks: int,
+    stop_within_s: float | None,
     dry_run: bool,
     program: tuple[str, ...],
 ) -> None:
@@ -146,6 +163,9 @@ def run(
     often in HOPCOLL_RESTART, and has to go on from its newest checkpoint by itself. No restart
     follows when the newest durable step, in the file HOPCOLL_PROGRESS_FILE, is that of the loss
     before, and no host has gone.
+
+    With --stop-within, training sessions commit after SIGUSR1, and the exit code is 75: start the
+    job again, and it goes on. Other programs end at once.
 
     Exit code: 0 if the job ended well, even though ranks died on the way; else that of the script;
     128 plus its number if a signal ended the job; 1 if every rank died or a host was lost.
@@ -168,9 +188,16 @@ def run(
     try:
         if dry_run:
             click.echo(launcher.plan(program, **how).describe())
-        elif restart_count:
+        elif restart_count or min_ranks > 1 or stop_within_s is not None:
             sys.exit(
-                restarts.run(program, restarts=restart_count, failures=restart_failures, **how)
+                restarts.run(
+                    program,
+                    restarts=restart_count,
+                    failures=restart_failures,
+                    min_ranks=min_ranks,
+                    stop_within_s=stop_within_s,
+                    **how,
+                )
             )
         else:
             sys.exit(launcher.run(launcher.plan(program, **how)))

@@ -8,6 +8,7 @@ of three ranks, and their survivors tell what they saw.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -106,6 +107,8 @@ def examine(mpirun: str | None = None) -> list[Finding]:
     findings.append(_mpirun(found, libraries))
     findings += _mpi_death(found)
     findings.append(_hopcoll_death(found))
+    if "SLURM_JOB_NUM_NODES" in os.environ:
+        findings.append(_nodes(found, int(os.environ["SLURM_JOB_NUM_NODES"])))
     return findings
 
 
@@ -215,6 +218,8 @@ def _job(mpirun: launcher.Mpirun, what: str) -> tuple[list[dict[str, Any]], str]
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).resolve().parents[1],
+        # It is about this host, whatever else an allocation has, and however few slots here.
+        env={name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
     )
     try:
         output, errors = process.communicate(timeout=JOB_TIMEOUT_S)
@@ -231,6 +236,31 @@ def _job(mpirun: launcher.Mpirun, what: str) -> tuple[list[dict[str, Any]], str]
         if line.strip(" -") and not line.startswith(("hopcoll run:", "hopcoll:"))
     ]
     return said, ": ".join([f"exit code {process.returncode}", *lines[-1:]])
+
+
+def _nodes(mpirun: launcher.Mpirun, count: int) -> Finding:
+    """Look whether mpirun starts this Python, with hopcoll in it, on each node of an allocation."""
+    say = "import json, socket, hopcoll as h; print(json.dumps([socket.gethostname(), h.__file__]))"
+    command = [sys.executable, "-m", "hopcoll.cli", "run", "--mpirun", mpirun.path, "--ranks"]
+    command += [str(count), "--mpirun-args", "--map-by ppr:1:node", sys.executable, "-c", say]
+    name = "all nodes"
+    fix = (
+        "the environment has to be on a file system that all nodes share, and srun, by which "
+        "mpirun starts its daemons, has to work in the allocation: srun hostname"
+    )
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=JOB_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding(name, False, f"mpirun over {count} nodes hung", fix)
+    hosts = {json.loads(line)[0] for line in done.stdout.splitlines() if line.startswith("[")}
+    if done.returncode or len(hosts) != count:
+        lines = [line for line in done.stderr.splitlines() if line.strip(" -")]
+        why = lines[-1] if lines else f"exit code {done.returncode}"
+        detail = f"{len(hosts)} of {count} import hopcoll under mpirun: {why}"
+        return Finding(name, False, detail, fix)
+    return Finding(name, True, f"mpirun starts hopcoll on {', '.join(sorted(hosts))}")
 
 
 def _mpi_death(mpirun: launcher.Mpirun) -> list[Finding]:

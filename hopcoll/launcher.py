@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from hopcoll._orphans import Orphans, forget_session, kill_descendants
 from hopcoll._rank import BEGIN_MARK, END_MARK
 from hopcoll._scratch import JOB_VARIABLE, job_folder
 
@@ -43,6 +44,8 @@ __all__ = [
     "Ending",
     "LauncherError",
     "Mpirun",
+    "STOPPED",
+    "STOPS_VARIABLE",
     "Plan",
     "attend",
     "find_mpirun",
@@ -59,6 +62,10 @@ GRACE_S = 8.0
 
 #: Exit code when every rank died and nobody was left to end well.
 NOBODY_SURVIVED = 1
+#: Exit code of a job that committed what it had and stopped, because it was asked to; it can go on.
+STOPPED = 75
+#: Tells the ranks, if it is set, that SIGUSR1 asks them to commit and to stop.
+STOPS_VARIABLE = "HOPCOLL_STOPS"
 
 #: What Open MPI 5 says before it ends a job because one of its daemons is gone, or never came.
 HOST_LOST = (
@@ -70,9 +77,6 @@ HOST_LOST = (
 
 #: Seconds between two looks at whether mpirun still runs.
 _TICK_S = 0.1
-#: Seconds between two looks for orphans, and how long mpirun may have nothing else to wait for.
-_ORPHANS_TICK_S = 0.5
-_ORPHANS_PATIENCE_S = 1.0
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -254,7 +258,7 @@ def plan(
     if ranks is not None:
         switches.append((["-n", str(ranks)], "as many ranks as asked for"))
     note = ""
-    environment = {**_home(), "HOPCOLL_LAUNCHER": "1", **(variables or {})}
+    environment = {**_home(), **_steps(), "HOPCOLL_LAUNCHER": "1", **(variables or {})}
     if not found.fault_tolerant:
         environment["HOPCOLL_QUIET"] = "1"  # the note says it, and once is enough
     if found.vendor == "Open MPI":
@@ -369,6 +373,17 @@ def _in_allocation(environment: Mapping[str, str]) -> bool:
     return any(name in environment for name in ("SLURM_JOB_ID", "PBS_NODEFILE", "LSB_JOBID"))
 
 
+def _steps() -> dict[str, str]:
+    """What srun needs, by which mpirun starts its daemons in an allocation of Slurm's.
+
+    A dead node must not take the step with it (any text will do, but not "1" and not none). And a
+    step that lost a node does not end before Slurm has noticed: the next one must not wait for it.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return {}
+    return {"SLURM_NO_KILL": "set", "SLURM_OVERLAP": "1"}
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
@@ -455,7 +470,7 @@ def attend(job: Plan, ending: Ending) -> Ended:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != launcher:  # it was killed before prctl
             os._exit(1)
-        _forget_session(os.getpid())
+        forget_session(os.getpid())
 
     mpirun = subprocess.Popen(
         job.command,
@@ -470,15 +485,15 @@ def attend(job: Plan, ending: Ending) -> Ended:
     assert mpirun.stderr is not None
     relay = _Relay(mpirun.stderr)
     ending.watch(mpirun)
-    orphans = _Orphans(mpirun.pid)
+    orphans = Orphans(mpirun.pid)
     while mpirun.poll() is None:
         relay.pass_on(_TICK_S)
         ending.enforce()
         orphans.look()
     code = mpirun.wait()
     ending.watch(None)
-    _kill_descendants()
-    _forget_session(mpirun.pid)
+    kill_descendants()
+    forget_session(mpirun.pid)
     # What is left there is of ranks that were killed; on other hosts the next rank removes it.
     left = job_folder(environment.get("HOPCOLL_OBJECT_SCRATCH"), environment)
     shutil.rmtree(left, ignore_errors=True)
@@ -503,18 +518,29 @@ def attend(job: Plan, ending: Ending) -> Ended:
 class Ending:
     """The signals of a launcher: a first one ends the job in good order, a second one at once.
 
+    Parameters
+    ----------
+    stop_within_s : float, optional
+        SIGUSR1 asks the ranks to commit and to stop; those that have not after so many seconds are
+        ended. None: it has no meaning here, and goes to the ranks.
+
     Attributes
     ----------
     number : int or None
         The signal that came first.
+    asked : bool
+        Whether the ranks were asked to stop.
     """
 
     ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 
-    def __init__(self) -> None:
+    def __init__(self, stop_within_s: float | None = None) -> None:
         self.mpirun: subprocess.Popen[bytes] | None = None
         self.number: int | None = None
+        self.asked = False
+        self.stop_within_s = stop_within_s
+        self.stop_deadline_s = math.inf
         self.deadline_s = math.inf
 
     def __enter__(self) -> Ending:
@@ -530,13 +556,23 @@ class Ending:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be started."""
+        return self.number is not None or self.asked
+
     def watch(self, mpirun: subprocess.Popen[bytes] | None) -> None:
         """Pass signals on to this mpirun from now on; one that has come already, too."""
         self.mpirun = mpirun
         if mpirun is not None and self.number is not None:
             mpirun.send_signal(signal.SIGTERM)
+        elif mpirun is not None and self.asked:
+            mpirun.send_signal(signal.SIGUSR1)
 
     def _pass_on(self, number: int, _: object) -> None:
+        if number == signal.SIGUSR1 and self.stop_within_s is not None and not self.asked:
+            self.asked = True
+            self.stop_deadline_s = time.monotonic() + self.stop_within_s
         if self.mpirun is not None:
             self.mpirun.send_signal(number)
 
@@ -549,7 +585,9 @@ class Ending:
             self.deadline_s = -math.inf
 
     def enforce(self) -> None:
-        """Kill mpirun when it was told to end and does not."""
+        """End a job that was asked to stop and did not, kill mpirun when it does not end."""
+        if self.number is None and time.monotonic() > self.stop_deadline_s:
+            self._end(signal.SIGUSR1, None)
         # Its ranks, orphaned, come to this process, which kills them when mpirun is gone.
         if self.mpirun is not None and time.monotonic() > self.deadline_s:
             self.mpirun.kill()
@@ -604,79 +642,3 @@ class _Relay:
         heard = self._tail + block
         self.host_lost |= any(words in heard for words in HOST_LOST)
         self._tail = heard[-max(map(len, HOST_LOST)) :]
-
-
-class _Orphans:
-    """Ends what forks of dead ranks left behind, when mpirun has nothing else to wait for.
-
-    A data loader's worker that outlives its rank keeps the rank's output open, and mpirun waits for
-    its end. When no rank is left on this host, that is all it can be waiting for.
-    """
-
-    def __init__(self, mpirun: int) -> None:
-        self.mpirun = mpirun
-        self.next_s = 0.0
-        self.bare_since_s = math.inf
-
-    def look(self) -> None:
-        now_s = time.monotonic()
-        if now_s < self.next_s:
-            return
-        self.next_s = now_s + _ORPHANS_TICK_S
-        if _has_children(self.mpirun):
-            self.bare_since_s = math.inf
-        else:
-            self.bare_since_s = min(self.bare_since_s, now_s)
-        if now_s - self.bare_since_s > _ORPHANS_PATIENCE_S:
-            for pid in _children():
-                if pid != self.mpirun:
-                    os.kill(pid, signal.SIGKILL)
-
-
-def _forget_session(pid: int) -> None:
-    """Remove the directory that a killed mpirun of this process id left behind.
-
-    The next mpirun of the same id would find the address of a server in it, take that for a server
-    that runs, and end with "The PMIx server's listener thread failed to start".
-    """
-    left = Path(tempfile.gettempdir(), f"ompi.{pid}")
-    try:
-        if left.stat().st_uid == os.geteuid():
-            shutil.rmtree(left, ignore_errors=True)
-    except OSError:
-        return  # as it should be: there is none
-
-
-def _has_children(pid: int) -> bool:
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-        return any(
-            Path(f"/proc/{pid}/task/{thread}/children").read_text().strip() for thread in threads
-        )
-    except OSError:
-        return True  # it ended meanwhile, or this kernel does not tell
-
-
-def _kill_descendants() -> None:
-    """Kill what is left of the job on this host, generation by generation."""
-    while children := _children():
-        for pid in children:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            except (ProcessLookupError, ChildProcessError):
-                continue
-
-
-def _children() -> list[int]:
-    me = str(os.getpid())
-    children = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            try:
-                after_name = Path(entry.path, "stat").read_text().rpartition(")")[2]
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if after_name.split()[1] == me:
-                children.append(int(entry.name))
-    return children

@@ -15,7 +15,8 @@ program that fails with a code of its own is not started again unless that was a
 
 **Progress.** A failure that comes again at the same step, while no host has gone, is the program's
 own, and a third try would not help. The program tells its newest durable step by `tell_progress`,
-into the file that ``HOPCOLL_PROGRESS_FILE`` names: one decimal number, replaced as a whole. It is a
+into the file that ``HOPCOLL_PROGRESS_FILE`` names: a line with one decimal number, and one of JSON
+with what people may want to know, replaced as a whole. It is a
 hint for the launcher alone; what the job goes on from is what its store says. A program that never
 tells is started again N times at the most.
 
@@ -28,6 +29,7 @@ they write is for the store to refuse.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -64,7 +66,9 @@ _AGENT_NAMES = ("plm_ssh_agent", "plm_rsh_agent")
 _STEP_BYTES_MAX = 32
 
 
-def tell_progress(step: int, path: str | os.PathLike[str] | None = None) -> bool:
+def tell_progress(
+    step: int, path: str | os.PathLike[str] | None = None, **facts: int | float | str
+) -> bool:
     """Tell the launcher the newest step that is durable, if it wants to know.
 
     Local, short. One rank tells it after each commit, whichever that is.
@@ -74,6 +78,8 @@ def tell_progress(step: int, path: str | os.PathLike[str] | None = None) -> bool
     step : int
     path : path, optional
         The file; that of ``HOPCOLL_PROGRESS_FILE`` by default.
+    **facts
+        More for people (`read_facts`), such as how many ranks there are.
 
     Returns
     -------
@@ -88,7 +94,7 @@ def tell_progress(step: int, path: str | os.PathLike[str] | None = None) -> bool
     temporary = target.with_name(f"{target.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         # Not fsynced: if the launcher's host loses its power, so does the launcher.
-        temporary.write_text(f"{int(step)}\n")
+        temporary.write_text(f"{int(step)}\n{json.dumps(facts) if facts else ''}")
         os.replace(temporary, target)
     except OSError:
         with suppress(OSError):
@@ -101,9 +107,18 @@ def read_progress(path: str | os.PathLike[str]) -> int | None:
     """Return the step that was told, or None."""
     try:
         with open(path, "rb") as file:
-            return int(file.read(_STEP_BYTES_MAX))
+            return int(file.readline(_STEP_BYTES_MAX))
     except (OSError, ValueError):
         return None
+
+
+def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the facts that were told with the step; without any, an empty dict."""
+    try:
+        facts = json.loads(Path(path).read_text().partition("\n")[2])
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -283,7 +298,7 @@ def answering(
                     raise LauncherError(f"agent {shlex.join(words)}: {error}") from error
         deadline_s = time.monotonic() + within_s
         while any(one.poll() is None for one in asked.values()):
-            if time.monotonic() > deadline_s or (ending and ending.number is not None):
+            if time.monotonic() > deadline_s or (ending and ending.over):
                 break
             time.sleep(_TICK_S)
         return [name for name in names if name in here or asked[name].returncode == 0]
@@ -318,6 +333,8 @@ def run(
     hosts: Sequence[str] = (),
     hostfile: str | None = None,
     mpirun_args: Sequence[str] = (),
+    min_ranks: int = 1,
+    stop_within_s: float | None = None,
     backoff_s: float = BACKOFF_S,
     probe_s: float = PROBE_S,
     **how: Any,
@@ -336,6 +353,11 @@ def run(
         How often at the most.
     failures : bool
         Whether a failure of the program is a reason, too.
+    min_ranks : int, default 1
+        With fewer there is no start. Where the hosts are known, and have fewer slots than `ranks`,
+        but as many as this, there are as many ranks as slots from the first start on.
+    stop_within_s : float, optional
+        SIGUSR1 asks the ranks to commit and to stop, and no restart follows; see `launcher.Ending`.
     backoff_s : float
         Seconds before the first restart; they double with each, up to `BACKOFF_S_MAX`.
     probe_s : float
@@ -344,7 +366,8 @@ def run(
     Returns
     -------
     int
-        The exit code of the last start, see `launcher.run`.
+        The exit code of the last start, see `launcher.run`; `launcher.STOPPED` if the ranks stopped
+        because they were asked to.
 
     Raises
     ------
@@ -353,10 +376,19 @@ def run(
     """
     places = Places(tuple(hosts), hostfile)
     slots = places.slots() or allocation()
+    if min_ranks > 1 and slots:
+        if sum(slots.values()) < min_ranks:
+            raise LauncherError(
+                f"min-ranks is {min_ranks}, and the hosts have {sum(slots.values())} slots: "
+                f"{', '.join(f'{host}:{count}' for host, count in slots.items())}"
+            )
+        if ranks is not None:
+            ranks = min(ranks, sum(slots.values()))
+    variables = {} if stop_within_s is None else {launcher.STOPS_VARIABLE: "1"}
     step: int | None = None
     began = True
     with (
-        launcher.Ending() as ending,
+        launcher.Ending(stop_within_s) as ending,
         tempfile.TemporaryDirectory(prefix="hopcoll-") as folder,
         _progress_file(Path(folder)) as progress,
     ):
@@ -367,14 +399,18 @@ def run(
                 hosts=places.hosts,
                 hostfile=places.hostfile,
                 mpirun_args=mpirun_args,
-                variables={RESTART_VARIABLE: str(count), PROGRESS_VARIABLE: str(progress)},
+                variables={
+                    RESTART_VARIABLE: str(count),
+                    PROGRESS_VARIABLE: str(progress),
+                    **variables,
+                },
                 **how,
             )
             ended = launcher.attend(job, ending)
             why = ended.lost
             if failures and ended.code and not why:
                 why = f"the program failed with code {ended.code}"
-            if ending.number is not None or not why:
+            if ending.number is not None or ending.asked or not why:
                 return ended.code
             if count == restarts:
                 _say(f"{why}; that was the last of {restarts + 1} starts")
@@ -385,6 +421,8 @@ def run(
             left = answering(list(slots), agent(mpirun_args), probe_s, ending)
             if ending.number is not None:
                 return 128 + ending.number
+            if ending.asked:  # between two starts all that is committed is durable
+                return launcher.STOPPED
             before, step = step, read_progress(progress)
             if slots and not left:
                 _say(f"no host answered within {probe_s:g} s: {', '.join(slots)}")
@@ -398,6 +436,9 @@ def run(
                 else:
                     places = places.only(left, Path(folder))
                 _say(f"without {', '.join(gone)}, which did not answer within {probe_s:g} s")
+                if (count_left := sum(slots.values()) if ranks is None else ranks) < min_ranks:
+                    _say(f"{count_left} ranks would be left, and min-ranks is {min_ranks}")
+                    return ended.code or launcher.NOBODY_SURVIVED
             elif not (began or ended.began):
                 _say("nor did one the time before, and no host has gone: no further start")
                 return ended.code
@@ -414,7 +455,7 @@ def _say(what: str) -> None:
 
 def _wait(wait_s: float, ending: launcher.Ending) -> None:
     deadline_s = time.monotonic() + wait_s
-    while ending.number is None and (left_s := deadline_s - time.monotonic()) > 0:
+    while not ending.over and (left_s := deadline_s - time.monotonic()) > 0:
         time.sleep(min(left_s, _TICK_S))
 
 

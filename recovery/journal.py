@@ -73,6 +73,7 @@ from typing import Any
 from hopcoll.errors import CheckpointMismatchError, WorkflowError, WorkflowFencedError
 from recovery import segments
 from recovery.disk import Disk
+from recovery.runs import refusal
 from recovery.segments import Entry, Record
 
 __all__ = ["Journal", "Reading", "Record"]
@@ -172,7 +173,8 @@ class Journal:
         Raises
         ------
         WorkflowFencedError
-            Another took it over at the same moment.
+            Another took it over at the same moment. Or a later start of this process's batch job
+            has it.
         CheckpointCorruptError, CheckpointMismatchError, OSError
             The journal is as it was.
         """
@@ -182,6 +184,8 @@ class Journal:
         own = self._take_next()
         try:
             chain = segments.load(self.folder, below=own.number)
+            if why := refusal(self.folder, chain.owner):
+                raise WorkflowFencedError(why)
             carried = [
                 (one.seq, *segments.encode_entry(one.kind, one.head, one.body))
                 for one in chain.carried

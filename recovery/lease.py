@@ -15,6 +15,10 @@ One verdict is a proof, "dead": the process cannot do anything any more, nor to 
 Anything else (another host, a container of its own, no machine id) is not proved here; the caller
 may know more (`proven_dead`), such as Slurm's word that a job has ended. A process that the owner
 started may outlive it; the proof is about the owner alone.
+
+Of two starts of one batch job the later one is right, whatever the lease says: a requeued job need
+not wait for a process of its older start that goes on beating on a node out of reach, and such a
+process, started again there, is told that the workflow runs.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recovery.disk import Disk
+from recovery.runs import is_newer, run_of, this_run
 
 __all__ = ["Lease", "Verdict", "describe_owner", "observe", "release"]
 
@@ -56,9 +61,8 @@ def describe_owner() -> dict[str, Any]:
         "time_namespace": _namespace("time"),
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    if job := os.environ.get("SLURM_JOB_ID"):
-        owner["slurm_job"] = job
-        owner["slurm_restarts"] = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    if run := this_run():
+        owner["slurm_job"], owner["slurm_restarts"] = run
     return owner
 
 
@@ -163,8 +167,15 @@ def observe(
     if owner is None:
         return "free"
     path = _path_of(Path(folder), owner)
+    if is_newer(run_of(owner), this_run()):
+        return "running"
     until = clock() + patience_s
     content = first = _content(path)
+    if is_newer(this_run(), run_of(owner)):
+        if content is not None and content.startswith(_FREE):
+            return "free"
+        dead = _life_of(owner) == "dead" or (proven_dead is not None and proven_dead(owner))
+        return "dead" if dead else "silent"
     asks = proven_dead is not None
     while True:
         if content is not None and content.startswith(_FREE):

@@ -12,6 +12,8 @@ is given up). **The highest slot tells all**; each repeats what holds from it on
   is the parent of the next, the last is what a restore gives. A commit that goes on from an older
   one leaves the others out, and these are dead from then on.
 * ``floor``: slots with lower numbers are void, unless they are in ``alive``.
+* ``run``: which start of which batch job opened the store, if one did. An older start of that job
+  cannot open it any more.
 
 Why a stopped process can do no harm
 ------------------------------------
@@ -64,6 +66,7 @@ from hopcoll.errors import (
     CheckpointMismatchError,
 )
 from recovery.disk import Disk
+from recovery.runs import is_newer, this_run
 
 __all__ = ["VERSION", "Commit", "Log", "Record", "UncertainError", "publish", "read_sealed"]
 
@@ -95,6 +98,12 @@ class Record:
     floor: int
     alive: tuple[Commit, ...]
     body: dict[str, Any]
+
+    @property
+    def run(self) -> tuple[str, int] | None:
+        """Which start of a batch job has the store."""
+        run = self.body.get("run")
+        return None if run is None else (run[0], run[1])
 
     @property
     def newest(self) -> Commit | None:
@@ -186,12 +195,25 @@ class Log:
         Raises
         ------
         CheckpointFencedError
-            Another took it over at the same moment, after this one.
+            Another took it over at the same moment, after this one. Or a later start of this
+            process's batch job has it.
         OSError, CheckpointError
         """
+        ours = this_run()
 
         def build(head: Record | None) -> dict[str, Any]:
-            return {"kind": "open", "owner": self.incarnation, "save": 0, "alive": _alive(head)}
+            theirs = head.run if head else None
+            if is_newer(theirs, ours):
+                assert theirs is not None and ours is not None
+                raise CheckpointFencedError(
+                    f"{self.root} belongs to start {theirs[1]} of job {theirs[0]}, and this "
+                    f"process is of start {ours[1]}: it must do nothing any more",
+                    self.root,
+                )
+            alive = _alive(head)
+            return {
+                "kind": "open", "owner": self.incarnation, "save": 0, "alive": alive, "run": ours
+            }  # fmt: skip
 
         self.refresh()
         record = self._append(build)
@@ -358,7 +380,8 @@ class Log:
                 self._disk.fsync_folder(self.folder)
                 self._durable = head.number
             number = head.number + 1 if head else 1
-            document = {"number": number, "floor": _floor(number, head), **build(head)}
+            run = head.run if head else None
+            document = {"number": number, "floor": _floor(number, head), "run": run, **build(head)}
             document["by"] = {"host": socket.gethostname(), "pid": os.getpid()}
             document["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             try:

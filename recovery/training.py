@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
-from contextlib import suppress
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,12 +28,14 @@ from hopcoll.errors import (
     RankFailedError,
     TooFewRanksError,
 )
-from hopcoll.restarts import tell_progress
+from hopcoll.launcher import STOPPED
+from hopcoll.restarts import RESTART_VARIABLE, tell_progress
 from recovery import live
 from recovery.history import History
 from recovery.interval import Measured, next_interval
 from recovery.metrics import Metrics
 from recovery.replays import Replay
+from recovery.stopping import Stop
 from recovery.store import CheckpointStore
 
 if TYPE_CHECKING:
@@ -70,6 +74,11 @@ class TrainingSession:
     **Commits.** A step is committed on all ranks or on none. Every so often it is also saved, in
     the background; a job that is started again goes on behind the last step that was saved, with
     the state, the history and the log of that moment.
+
+    **Stops.** Under ``hopcoll run --stop-within S`` a SIGUSR1 (a batch system's word that the time
+    is up) has all ranks save what they have behind the same step, the next but one at the latest,
+    and leave by ``SystemExit`` with code 75. Started again, the job goes on. Without a store there
+    is nothing to save, and the signal ends the ranks as it ends any program.
 
     **Replay.** The history says who contributed to what. A replay of it has as many ranks, and each
     of them stays out where the one of its number was lost; it ends with the same bits. So it is
@@ -167,6 +176,7 @@ class TrainingSession:
         self._sharers: tuple[int, ...] = ()
         self._line: dict[str, Any] = {}
         self._replay = None if replay is None else Replay(comm, replay, state)
+        self._stop_asked: Stop | None = None
         self._saves = _Saves()
 
         self._owns_store = store is not None and not isinstance(store, CheckpointStore)
@@ -183,6 +193,8 @@ class TrainingSession:
             raise
         if self.store is not None:
             self.store.on_durable(self._on_durable)
+        if replay is None and self.store is not None:
+            self._stop_asked = Stop(comm)
 
     def __enter__(self) -> TrainingSession:
         return self
@@ -261,6 +273,8 @@ class TrainingSession:
             A piece of a cut array died, and nothing is saved.
         TooFewRanksError
             Fewer than `min_ranks` ranks are left.
+        SystemExit
+            The job was asked to stop, and this step is durable.
         CheckpointError
             A save went wrong, alike at all ranks. The step is made all the same: who catches this
             goes on, and the next save is tried when it is due. Or the log cannot be written, at
@@ -271,15 +285,16 @@ class TrainingSession:
         if self._operations == 0 and not self._out(step):
             self._note(self.comm.Barrier(**_SURVIVORS).contributors)
         self._step = None
+        stops = self._stop_asked is not None and self._stop_asked.is_agreed()
         if self._cut and self.contributors != self.history.eras[-1].ranks:
             self._go_back(step)
             return False
         self.history.last = step
         if self._metrics is not None and self._line:
             self._metrics.add(step, self._line, self.reports)
-        if self.store is not None and self._due(step):
+        if self.store is not None and (stops or self._due(step)):
             try:
-                self._save(step, final=step == self._last)
+                self._save(step, final=stops or step == self._last)
             except TooFewRanksError:
                 raise
             except RankFailedError:  # of this save, or of the one before it
@@ -288,6 +303,10 @@ class TrainingSession:
                 self.contributors = self.comm.Barrier(**_SURVIVORS).contributors
                 self._go_back(step)
                 return False
+        if stops and step != self._last:
+            if self.reports:
+                print(f"hopcoll: asked to stop, did so behind step {step}", file=sys.stderr)
+            raise SystemExit(STOPPED)
         return True
 
     def Allreduce(
@@ -566,7 +585,7 @@ class TrainingSession:
             "history": json.dumps(self.history.to_json()),
             "running_s": saves.running_s,
             "failures": saves.failures,
-            "over": step == self._last,
+            "over": final,  # a job that goes on from here did not fail
             "log": None,
         }
         saves.due = step + 1  # should this go wrong
@@ -594,7 +613,14 @@ class TrainingSession:
         """In the store's thread: a save is durable."""
         self._saves.durable(step)
         if self.reports:
-            tell_progress(step)
+            tell_progress(
+                step,
+                epoch=self.comm.epoch,
+                ranks=len(self.contributors),
+                began=self.comm.size,
+                restart=int(os.environ.get(RESTART_VARIABLE, "0")),
+                time=time.time(),
+            )
 
     def _finish(self) -> None:
         """See to it that the last committed step is saved, and durable."""
@@ -606,6 +632,8 @@ class TrainingSession:
 
     def _end(self, well: bool = False) -> None:
         actions: list[Callable[[], Any]] = []
+        if self._stop_asked is not None:
+            actions.append(partial(self._stop_asked.close, well))
         if self._metrics is not None:
             actions.append(self._metrics.close)
         if self._owns_store and self.store is not None:

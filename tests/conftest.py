@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Jobs of real ranks go one after the other: those that watch the clock at one worker, those
     that are only busy at another, so that two of a kind are never under way (pytest -n 2)."""
     for item in items:
-        if {"mpi", "crash"} & set(item.path.parts) and item.path.stem not in ANYWHERE:
+        if {"mpi", "crash", "slurm"} & set(item.path.parts) and item.path.stem not in ANYWHERE:
             group = "busy jobs" if item.path.stem in BUSY else "jobs"
             item.add_marker(pytest.mark.xdist_group(group))
 

@@ -25,6 +25,7 @@ from hopcoll.errors import (
     CheckpointMismatchError,
     CheckpointNotFoundError,
     WorkflowError,
+    WorkflowFencedError,
     WorkflowMismatchError,
     WorkflowNotFoundError,
     WorkflowRunningError,
@@ -33,6 +34,7 @@ from recovery.disk import Disk
 from recovery.journal import Journal
 from recovery.lease import Lease, Verdict, describe_owner, observe, release
 from recovery.log import publish, read_sealed
+from recovery.runs import refusal
 from recovery.workflows import values
 from recovery.workflows.ledger import INLINE, LIVE, NOWHERE, Ledger
 from recovery.workflows.references import arrays_for, key_of
@@ -216,7 +218,8 @@ class Folder:
         WorkflowRunningError
             Another process runs it.
         WorkflowFencedError
-            Another took it over at the same moment.
+            Another took it over at the same moment. Or a later start of this process's batch job
+            has it.
         """
         self._proven = proven_dead
         journal_path = self.path / "journal"
@@ -227,6 +230,9 @@ class Folder:
                 raise WorkflowMismatchError(f"{path} is no folder of a workflow")
             self._disk.fsync_folder(path.parent)
         reading = Journal.read(journal_path)
+        # Before a segment is taken, which would fence the later start.
+        if why := refusal(f"workflow {self.id}", reading.owner):
+            raise WorkflowFencedError(why)
         over = []
         if reading.owner is not None and not reading.closed:
             gone = lost is not None and lost(reading.owner)

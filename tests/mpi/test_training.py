@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import recovery
+from hopcoll import launcher
 from recovery.cli import ckpt
 from tests import launch
 
@@ -60,6 +64,52 @@ def test_a_replay_leaves_out_who_died_where_it_died(tmp_path: Path) -> None:
     assert by_rank[3]["made"] == [1, 2, 3, 4, 5, 6]
     undisturbed = alike(train(), [0, 1, 2, 3])
     assert undisturbed["digest"] != said["digest"]  # so it does show who contributed
+
+
+@pytest.mark.parametrize("cut", [(), ("--cut",)])
+def test_all_stop_behind_the_same_step_when_they_are_asked_to(
+    tmp_path: Path, cut: tuple[str, ...]
+) -> None:
+    store, log = tmp_path / "store", tmp_path / "log.jsonl"
+    words = ["--store", store, "--log", log, "--interval", 10**9, *cut]
+    options = ("--stop-within", "60")
+    job = launch.start(
+        3, "-m", PROGRAM, *words, "--steps", 10**6, settings=CHUNKS, options=options
+    )
+    try:
+        deadline_s = time.monotonic() + 60
+        while not log.exists() or log.read_text().count("\n") < 20:
+            assert job.poll() is None and time.monotonic() < deadline_s
+            threading.Event().wait(0.05)
+        job.send_signal(signal.SIGUSR1)
+        stdout, stderr = job.communicate(timeout=60)
+    finally:
+        launch.end(job)
+    assert job.returncode == launcher.STOPPED, stderr
+    assert stdout == ""  # nobody came to the end of the program
+    lines = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    stopped = lines[-1]
+    assert f"asked to stop, did so behind step {stopped}\n" in stderr
+    steps = ["--steps", stopped + 5]
+    said = alike(train(*words, *steps, ranks=3), [0, 1, 2])
+    assert said["made"] == [*range(stopped + 1, stopped + 6)]
+    undisturbed = alike(train(*steps, *cut, ranks=3), [0, 1, 2])
+    assert undisturbed["digest"] == said["digest"]
+    assert recovery.History.read(store).eras[1].first == stopped + 1
+
+
+def test_a_program_without_a_session_just_ends(tmp_path: Path) -> None:
+    program = ("-m", "tests.mpi.programs.endings", "wait", "0", "1")
+    job = launch.start(2, *program, options=("--stop-within", "60", "--restarts", "3"))
+    try:
+        assert job.stdout is not None
+        for _ in range(2):
+            job.stdout.readline()
+        job.send_signal(signal.SIGUSR1)
+        job.communicate(timeout=30)
+    finally:
+        launch.end(job)
+    assert job.returncode == launcher.NOBODY_SURVIVED
 
 
 def test_a_job_that_was_started_again_is_replayed_too(tmp_path: Path) -> None:

@@ -47,6 +47,26 @@ for _name in CALLS:
     setattr(Hooked, _name, lambda self, *arguments, _name=_name: self.step(_name, arguments))
 
 
+def test_an_older_start_of_the_same_batch_job_does_not_take_it_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = Journal(folder, Disk(), {**OWNER, "slurm_job": "123", "slurm_restarts": 2})
+    newer.open()
+    put(newer, 1)
+    monkeypatch.setenv("SLURM_JOB_ID", "123")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    for _ in range(2):
+        with pytest.raises(WorkflowFencedError, match=r"start 2 of job 123.* of start 1"):
+            opened(folder)
+        put(newer, 2)  # it was not fenced
+    newer.close()
+    with pytest.raises(WorkflowFencedError, match=r"start 2 of job 123"):
+        opened(folder)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    opened(folder).close()
+    assert heads(folder) == [1, 2, 2]
+
+
 class World:
     """Processes that stop at some call, while another takes over and works, and go on then.
 

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import hopcoll
-from hopcoll import cli, launcher
+from hopcoll import _orphans, cli, launcher
 from hopcoll._rank import BEGIN_MARK, END_MARK
 
 
@@ -198,8 +198,8 @@ def test_a_directory_left_by_a_killed_mpirun_is_in_nobodys_way(tmp_path, monkeyp
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for name in ("ompi.17", "ompi.171", "other.17"):
         (tmp_path / name / "1").mkdir(parents=True)
-    launcher._forget_session(17)
-    launcher._forget_session(18)  # there is none
+    _orphans.forget_session(17)
+    _orphans.forget_session(18)  # there is none
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ompi.171", "other.17"]
 
 

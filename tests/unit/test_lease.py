@@ -322,3 +322,35 @@ def test_bad_arguments(tmp_path: Path) -> None:
         observe(tmp_path, {"pid": 1}, 1.0)
     with pytest.raises(ValueError, match="owner has no nonce"):
         Lease(tmp_path, {"pid": 1})
+
+
+# Starts of one batch job
+
+
+def test_a_later_start_of_the_job_does_not_wait_for_an_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child: subprocess.Popen[str]
+) -> None:
+    """Though that one beats on, or even is a process that runs here."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    older = {**owner_of(child), "slurm_job": "7", "slurm_restarts": 0}
+    clock = Clock()
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    assert seen(tmp_path, older, clock) == "running"  # the same start
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert seen(tmp_path, older, clock) == "silent"
+    child.kill()
+    child.wait()
+    assert seen(tmp_path, older, clock) == "dead"
+
+
+def test_an_older_start_is_told_that_the_later_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its lease says: it may be about to write the first line of it."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    later = {**describe_owner(), "slurm_restarts": 3, "host": "elsewhere", "boot": "another"}
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert seen(tmp_path, later, Clock()) == "running"
+    # Of other jobs nobody knows which is later.
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert seen(tmp_path, later, Clock()) == "silent"

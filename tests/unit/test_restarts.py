@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hopcoll import cli, launcher, restarts
+from hopcoll import _orphans, cli, launcher, restarts
 from hopcoll._rank import END_MARK
 from hopcoll.restarts import Places, agent, answering, fewer_ranks, read_progress, tell_progress
 from tests import launch
@@ -227,7 +227,7 @@ def test_a_signal_ends_all_of_it(cluster, moment, monkeypatch):
     how = {"backoff_s": 600.0} if moment == "it waits" else {}
     assert cluster.run(5, probe_s=600.0, **how) == 128 + signal.SIGINT
     assert len(cluster.starts) == 1
-    assert not launcher._children()
+    assert not _orphans._children()
 
 
 def test_a_host_that_does_not_answer_in_time(tmp_path):
@@ -236,7 +236,7 @@ def test_a_host_that_does_not_answer_in_time(tmp_path):
     agent_of.chmod(0o755)
     # This host is not asked.
     assert answering(["localhost", "far"], [str(agent_of)], 0.5) == ["localhost"]
-    assert not launcher._children()
+    assert not _orphans._children()
     if (tmp_path / "pid").exists():  # on a slow machine it had not come so far
         assert launch.ended_processes([int((tmp_path / "pid").read_text())], within_s=0)
 
@@ -324,3 +324,54 @@ def test_wrong_use(words, told):
     result = CliRunner().invoke(cli.main, ["run", *words, "-m", "json"])
     assert result.exit_code == 2
     assert told in result.output
+
+
+def test_with_too_few_ranks_left_there_is_no_restart(cluster, capfd):
+    cluster.plays(f"{cluster.lose('b')}; {HOST_LOST}", DONE)
+    assert cluster.run(3, min_ranks=5) == launcher.NOBODY_SURVIVED
+    assert len(cluster.starts) == 1
+    assert "4 ranks would be left, and min-ranks is 5" in capfd.readouterr().err
+    assert cluster.run(3, hosts=["a:2", "c:2"], min_ranks=4) == 0
+    # As many as there are slots: fewer than wished for, and no fewer than that.
+    assert cluster.where()[1] == ("4", "a:2,c:2")
+
+
+def test_too_few_ranks_from_the_start_are_an_error(cluster):
+    with pytest.raises(launcher.LauncherError, match="min-ranks is 7, and the hosts have 6 slots"):
+        cluster.run(3, min_ranks=7)
+
+
+def test_a_job_that_was_asked_to_stop_is_not_started_again(cluster, capfd):
+    """It stops as it likes: with a commit and a code of its own, or because all its ranks die."""
+    waits = f"trap 'exit 75' USR1; kill -USR1 {os.getpid()}; while :; do :; done"
+    cluster.plays(waits, DONE)
+    assert cluster.run(3, stop_within_s=60.0) == launcher.STOPPED
+    cluster.plays(f"trap 'exit 0' USR1; kill -USR1 {os.getpid()}; while :; do :; done", DONE)
+    assert cluster.run(3, stop_within_s=60.0) == launcher.NOBODY_SURVIVED
+    assert [words[0] for words in cluster.starts] == ["0", "0"]
+    assert "-x" in cluster.starts[0] and launcher.STOPS_VARIABLE in cluster.starts[0]
+
+
+def test_who_does_not_stop_in_time_is_ended(cluster):
+    cluster.plays(
+        f"trap '' USR1; trap 'exit 9' TERM; kill -USR1 {os.getpid()}; while :; do :; done", DONE
+    )
+    assert cluster.run(3, stop_within_s=0.2) == 128 + signal.SIGUSR1
+    assert len(cluster.starts) == 1
+
+
+def test_a_stop_between_two_starts(cluster, monkeypatch):
+    def ask(what: str) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setattr(restarts, "_say", ask)
+    cluster.plays(HOST_LOST, DONE)
+    assert cluster.run(5, stop_within_s=1.0, backoff_s=600.0) == launcher.STOPPED
+    assert len(cluster.starts) == 1
+
+
+def test_mpirun_in_an_allocation_gets_what_its_srun_needs(cluster, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    cluster.plays(f'echo "$SLURM_NO_KILL $SLURM_OVERLAP" > {cluster.folder}/steps; {DONE}')
+    assert cluster.run(1) == 0
+    assert (cluster.folder / "steps").read_text() == "set 1\n"

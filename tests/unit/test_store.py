@@ -209,6 +209,30 @@ def test_the_owner_is_who_opened_last(path):
     second.close()
 
 
+def test_an_older_start_of_a_batch_job_cannot_take_the_store_back(path, monkeypatch):
+    """It may be started again on a node that is out of reach, beside the requeued job."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with CheckpointStore(path) as later:
+        later.save_sync(1, state(1))
+        monkeypatch.setenv("SLURM_JOB_ID", "9")  # somebody who prunes knows of no start
+        assert not list(later.verify())
+        later.prune(keep_last=1)
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        monkeypatch.delenv("SLURM_RESTART_COUNT")
+        slots = files(path, "slots")
+        with pytest.raises(CheckpointFencedError, match="start 1 of job 7, and this process is of"):
+            CheckpointStore(path)
+        assert files(path, "slots") == slots
+        later.save_sync(2, state(2))
+    # The next start may, and so may any other job, and whoever is in none.
+    for job, count in (("7", "2"), ("8", "0"), ("", "")):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+        with CheckpointStore(path) as store:
+            assert_is_state(store.restore().state, 2)
+
+
 @pytest.mark.parametrize("commits", [0, 1, 60])
 @pytest.mark.parametrize("call", ["link", "fsync_folder"])
 def test_an_owner_that_slept_beside_its_link(path, call, commits):

@@ -318,6 +318,23 @@ def test_the_error_of_a_task_is_not_hidden_by_the_journals(
         workflow.run(tasks.fails.bind(1))
 
 
+def test_an_older_start_of_a_batch_job_does_not_go_on(
+    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the later one has closed it in good order."""
+    monkeypatch.setenv("SLURM_JOB_ID", "123")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    with pytest.raises(TaskFailedError):
+        run(tasks.fails.bind(1))
+    segments = sorted((store / "w" / "journal").glob("*"))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with pytest.raises(WorkflowFencedError, match="workflow w belongs to start 2 of job 123"):
+        run(None)
+    assert sorted((store / "w" / "journal").glob("*")) == segments
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    run(None)
+
+
 def test_no_thread_is_left_behind(run: Run) -> None:
     before = set(threading.enumerate())
     run(add.bind(give.bind(1), give.bind(np.float64(2)), one.bind()))
