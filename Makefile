@@ -55,8 +55,8 @@ install: $(VENV)/kernels  ## make .venv and build the kernels in place
 demo: install  ## train on 4 ranks, lose one to SIGKILL, go on; kill all, resume
 	$(BIN)/python -m examples.demo
 
-test: install  ## run the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+test: install  ## run the tests, but for those on a real Slurm
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --ignore=tests/slurm $(PYTEST_ARGS)
 
 # Without Slurm the tests say why they are left out.
 test-slurm: install  ## run the tests that need a real Slurm; root installs it
