@@ -524,6 +524,7 @@ def counters() -> None:
     before["ballots"] = -1
     allreduce(comm, LARGE)
     after = comm.counters()
+    comm.Barrier()  # nobody leaves before all have counted
     report(ballots=after["ballots"], sent=after["bytes_sent"] > 8 * LARGE // SIZE)
 
 
