@@ -69,8 +69,9 @@ class Lineage:
     # What there is
 
     def load(self) -> None:
-        """Take in what the journal says: of this session what is live, of any what is stored."""
+        """Take in what the journal says: what is live is of this session, what is stored of any."""
         gang = self._engine.gang
+        gone: dict[str, str] = {}
         for task, state in self._engine.ledger.states.items():
             done = state.done
             if done is None or not done.head.get("refs"):
@@ -81,6 +82,10 @@ class Lineage:
                 elif gang is not None and done.head.get("ses") == gang.session:
                     known = self._objects.setdefault(key, _Object(maker))
                     known.lost |= bool(done.head.get("lost")) and maker == task
+                else:
+                    gone[key] = maker
+        for key, maker in gone.items():
+            self._objects.setdefault(key, _Object(maker, lost=True))
 
     def is_there(self, key: str) -> bool:
         """Whether an object is there, as far as is known, or can be read back."""

@@ -51,11 +51,6 @@ def test_a_model_is_trained_and_published_once(tmp_path: Path) -> None:
     assert len(list((tmp_path / "registry").iterdir())) == 1
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="known to be wrong: after the loss of the whole job a graph that was live may be taken "
-    "for there, and what its refs came from has no file yet (ARCHITECTURE, Workflows)",
-)
 def test_a_pole_is_balanced(tmp_path: Path) -> None:
     """The rank of an actor dies, then who leads the learner's gang, then all."""
     words = ("rl", "--players", 3, "--resume")
