@@ -255,7 +255,7 @@ def plot_peers(report: dict[str, Any], path: Path) -> None:
 
 
 def plot_references(report: dict[str, Any], path: Path) -> None:
-    """Draw a report of `benchmarks.references`: an experiment a panel, medians over the turns.
+    """Draw a report of `benchmarks.references`: an experiment a panel, medians and extremes.
 
     Parameters
     ----------
@@ -273,13 +273,13 @@ def plot_references(report: dict[str, Any], path: Path) -> None:
                 value = row[y] if isinstance(row[y], (int, float)) else median(row[y])
                 found.setdefault(row[by], {}).setdefault(row[x], []).append(value)
         return {
-            one: ([*points], [median(values) for values in points.values()])
-            for one, points in found.items()
+            one: ([*points], *_medians(list(points.values()))) for one, points in found.items()
         }
 
     for y, label in (("get_s", "get"), ("send_s", "MPI send"), ("trigger_s", "trigger")):
-        for xs, ys in lines("passing", "nbytes", y).values():
-            axes[0].loglog(xs, ys, "o-", label=label)
+        for xs, ys, spread in lines("passing", "nbytes", y).values():
+            axes[0].errorbar(xs, ys, spread, fmt="o-", capsize=2, label=label)
+    axes[0].set(xscale="log", yscale="log")
     panels = [
         ("passing", "bytes", "seconds"), ("sharing", "consumers", "seconds"),
         ("rate", "ranks", "no-op tasks a second"), ("kept", "rows of data", "seconds"),
@@ -290,11 +290,13 @@ def plot_references(report: dict[str, Any], path: Path) -> None:
         (3, lines("kept", "rows", "seconds", "checkpoint")),
     ]  # fmt: skip
     for column, found in draw:
-        for label, (xs, ys) in found.items():
-            axes[column].plot(xs, ys, "o-", label=label)
+        for label, (xs, ys, spread) in found.items():
+            axes[column].errorbar(xs, ys, spread, fmt="o-", capsize=2, label=label)
+        axes[column].set_ylim(bottom=0)
     axes[3].set_xscale("log", base=2)
-    for xs, ys in lines("dies", "kill", "whole_s").values():
-        axes[4].bar([one or "nobody" for one in xs], ys, color=_COLOURS["hopcoll"])
+    for xs, ys, spread in lines("dies", "kill", "whole_s").values():
+        names = [one or "nobody" for one in xs]
+        axes[4].bar(names, ys, yerr=spread, capsize=4, color=_COLOURS["hopcoll"])
     for axis, (title, x, y) in zip(axes, panels, strict=True):
         axis.set(title=title, xlabel=x, ylabel=y)
         axis.grid(alpha=0.3)
@@ -304,6 +306,14 @@ def plot_references(report: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def _medians(runs: list[list[float]]) -> tuple[list[float], list[list[float]]]:
+    """The median of each, and how far below and above it the others are."""
+    middle = [median(values) for values in runs]
+    below = [one - min(values) for one, values in zip(middle, runs, strict=True)]
+    above = [max(values) - one for one, values in zip(middle, runs, strict=True)]
+    return middle, [below, above]
 
 
 def _peers_rows(

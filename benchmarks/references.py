@@ -105,11 +105,18 @@ def command(
         "python": platform.python_version(),
         "rows": rows,
     }
-    for row in rows:
-        if row["experiment"] == "passing":
-            ratio = statistics.median(row["get_s"]) / statistics.median(row["send_s"])
-            click.echo(f"{row['nbytes']:>10} B: a get takes {ratio:.2f} x a send, "
-                       f"{row['file_bytes']} bytes in files")  # fmt: skip
+    for nbytes in sorted({row["nbytes"] for row in rows if row["experiment"] == "passing"}):
+        same = [row for row in rows if row["experiment"] == "passing" and row["nbytes"] == nbytes]
+        trigger_s, get_s, send_s = (
+            statistics.median(time_s for row in same for time_s in row[name])
+            for name in ("trigger_s", "get_s", "send_s")
+        )
+        click.echo(
+            f"{nbytes:>10} B: {trigger_s * 1e3:.2f} ms from task to task, a get "
+            f"{get_s * 1e3:.2f} ms ({get_s / send_s:.2f} x a send; both "
+            f"{(trigger_s + get_s) / send_s:.2f} x), "
+            f"{max(row['file_bytes'] for row in same)} bytes in files"
+        )
     if json_path is not None:
         json_path.write_text(json.dumps(report, indent=1) + "\n")
     if png_path is not None:
