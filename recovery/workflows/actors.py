@@ -8,6 +8,7 @@ making it anew; it counts for nothing. A rank finds the object of a version, or 
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 from collections.abc import Mapping, Sequence
@@ -107,8 +108,10 @@ def _bring(version: Actor, ctx: TaskContext) -> Any:
     if thing is None:
         kind = _find(version.kind)
         thing = kind.__new__(kind)
-        thing.restore(version.state)
-        for method, arguments, keywords in version.calls:
+        # Copies: others may begin at this version as well.
+        state, calls = copy.deepcopy((version.state, version.calls))
+        thing.restore(state)
+        for method, arguments, keywords in calls:
             _call_method(thing, method, arguments, keywords, ctx)
     return thing
 
@@ -137,9 +140,14 @@ def _spawn(
 ) -> Actor:
     """Make an actor."""
     thing = _call_method(_Maker(_find(kind)), "make", arguments, keywords, ctx)
-    version = Actor(kind, 0, _name(ctx), every, thing.checkpoint())
+    version = Actor(kind, 0, _name(ctx), every, _state_of(thing))
     _LIVE.keep(version, thing)
     return version
+
+
+def _state_of(thing: Any) -> Any:
+    """What `checkpoint` returns, and nothing that the object goes on to change."""
+    return copy.deepcopy(thing.checkpoint())
 
 
 class _Maker:
@@ -154,15 +162,16 @@ def _call(
     before = actor_of(who)
     if before is None:
         raise TypeError(f"{method} is called on {who!r}, which is no actor, and no call of one")
-    thing = _bring(before, ctx)
-    value = _call_method(thing, method, arguments, keywords, ctx)
     number = before.version + 1
     after = replace(before, version=number, name=_name(ctx))
-    if number % before.every == 0:
-        after = replace(after, state=thing.checkpoint(), calls=())
-    else:
-        call = (method, tuple(arguments), dict(keywords))
+    is_due = number % before.every == 0
+    if not is_due:  # what it is given it may change
+        call = copy.deepcopy((method, tuple(arguments), dict(keywords)))
         after = replace(after, calls=(*before.calls, call))
+    thing = _bring(before, ctx)
+    value = _call_method(thing, method, arguments, keywords, ctx)
+    if is_due:
+        after = replace(after, state=_state_of(thing), calls=())
     _LIVE.keep(after, thing)
     return Called(value, after)
 

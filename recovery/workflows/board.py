@@ -146,13 +146,15 @@ class Board:
     def load(self) -> None:
         """Put up what the ledger knows, and plan what has to run."""
         assert self.ledger.start is not None
-        root = Graph.of(load_graph(self._read_graph(self.ledger.graph, self.ledger.start)))
+        data = self._read_graph(self.ledger.graph, self.ledger.start)
+        root = Graph.of(load_graph(data))
+        has_refs = ObjectRef.__module__.encode() in data  # to look for them takes its time
         self.output = root.output
         while True:
             self.slots.clear()
             self.alias.clear()
             self._parts.clear()
-            self._add(root, None)
+            self._add(root, None, has_refs=has_refs)
             self._expand(list(root.vertices))
             self.plan = self.plan_now()
             self._note_changes()
@@ -369,7 +371,7 @@ class Board:
         done = None if task in self.stale else self.ledger.done(task)
         if done is not None and "o" in done.head and not done.durable:
             # A graph with refs in it is in its record; it lasts as long as what these refer to.
-            makers = [self.ledger.done(maker) for _, maker in done.head["refs"]]
+            makers = [self.ledger.done(maker) for _, maker in done.head["refs"] if maker]
             if all(maker is not None and maker.durable for maker in makers):
                 return replace(done, place=ledgers.INLINE)
         return done

@@ -268,6 +268,7 @@ class Ledger:
     def _on_kept(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         done = self.done(head["t"])
         if done is not None and done.attempt == head["a"]:
+            self._drop_file(done)
             done.place = FILE
             done.head = {**done.head, **head, "st": FILE}
             self._settle_loop(head["t"])
@@ -334,9 +335,8 @@ class Ledger:
     def _on_anew(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         task = head["t"]
         if "i" in head:
-            for number in sorted(self.iterations.get(task, ())):
-                if number >= head["i"]:
-                    self.drop(iteration_name(task, number))
+            for number in sorted(i for i in self.iterations.get(task, ()) if i >= head["i"]):
+                self.drop(iteration_name(task, number))
             if not self.iterations.get(task):
                 self.loops.pop(task, None)
             return

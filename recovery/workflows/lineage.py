@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hopcoll._refs import ref_of
 from hopcoll.errors import TransferTimeoutError
 from hopcoll.objects import ObjectRef
 from recovery.workflows import values
@@ -39,7 +40,7 @@ _LOSSES_MAX = 30
 class _Object:
     """What is known of an object."""
 
-    maker: str
+    maker: str  # "" for one that was there before the workflow: it is not deleted, nor made again
     ref: ObjectRef | None = None  # None until a value with it was looked at
     lost: bool = False
     era: int = 0  # when it was made last
@@ -58,6 +59,7 @@ class Lineage:
         self._engine = engine
         self._objects: dict[str, _Object] = {}
         self._stored: dict[str, str] = {}  # a task whose file has the bytes
+        self._made_by: dict[str, str] = {}  # as the journal says, of all that values have refs to
         self._held: dict[str, list[str]] = {}  # by whom
         self._waiting: list[tuple[set[str], Callable[[int | None], None]]] = []
         self._era = 0
@@ -71,20 +73,23 @@ class Lineage:
     def load(self) -> None:
         """Take in what the journal says: what is live is of this session, what is stored of any."""
         gang = self._engine.gang
-        gone: dict[str, str] = {}
+        self._stored.clear()
+        self._made_by.clear()
         for task, state in self._engine.ledger.states.items():
             done = state.done
             if done is None or not done.head.get("refs"):
                 continue
             for key, maker, *_ in done.head["refs"]:
+                self._made_by[key] = maker
                 if done.place == FILE and done.head.get("rf"):
                     self._stored[key] = task
                 elif gang is not None and done.head.get("ses") == gang.session:
-                    known = self._objects.setdefault(key, _Object(maker))
+                    known = self._objects.get(key)
+                    if known is None:
+                        ref = ref_of(bytes.fromhex(key), None, 0)
+                        known = self._objects[key] = _Object(maker, ref)
                     known.lost |= bool(done.head.get("lost")) and maker == task
-                else:
-                    gone[key] = maker
-        for key, maker in gone.items():
+        for key, maker in self._made_by.items():
             self._objects.setdefault(key, _Object(maker, lost=True))
 
     def is_there(self, key: str) -> bool:
@@ -146,8 +151,10 @@ class Lineage:
         return head
 
     def _maker(self, task: str, key: str, found: Found) -> str:
+        if key in found.made:
+            return task
         known = self._objects.get(key)
-        return task if known is None or key in found.made else known.maker
+        return self._made_by.get(key, "") if known is None else known.maker
 
     def _named(self, keys: Sequence[str]) -> list[str]:
         """Who made these, for people: the keys where that is not known."""
@@ -167,6 +174,8 @@ class Lineage:
                 known.lost, known.era = False, self._era
             if head["st"] == FILE:
                 self._stored[key] = slot.id
+            elif self._stored.get(key) == slot.id:
+                del self._stored[key]  # the file was of the value before
         before = self._held.pop(slot.id, [])
         self.hold(slot.id, refs)
         self._let_go(slot.id, [key for key in before if key not in made])
@@ -204,7 +213,7 @@ class Lineage:
 
     def _delete(self, key: str) -> None:
         known = self._objects.pop(key)
-        if known.ref is not None and self._engine.gang is not None:
+        if known.maker and known.ref is not None and self._engine.gang is not None:
             self._engine.gang.delete(known.ref)
 
     def prune(self) -> None:
@@ -261,6 +270,9 @@ class Lineage:
                 if known is None:
                     self._miss(key, tell)
                     return
+                if not known.maker and key not in self._stored:
+                    tell(UNKNOWN)
+                    return
                 if not (known.lost and self._is_being_made(key, known)):
                     known.lost = True
                     lost.add(key)
@@ -279,7 +291,7 @@ class Lineage:
             makers = self._makers(again)
             for task in makers:
                 done = engine.ledger.done(task)
-                if done is not None:
+                if done is not None and "o" not in done.head:
                     engine.append("lost", {"t": task, "a": done.attempt})
             if again:
                 self._make_again(makers)
@@ -295,7 +307,8 @@ class Lineage:
         """
         self._missed[key] += 1
         known = self._missed[key] <= _MISSES_MAX and any(
-            state.done is not None and any(one[0] == key for one in state.done.head.get("refs", ()))
+            state.done is not None
+            and any(one[0] == key and one[1] for one in state.done.head.get("refs", ()))
             for state in self._engine.ledger.states.values()
         )
         tell(None if known else UNKNOWN)
@@ -332,8 +345,10 @@ class Lineage:
             and board.slots[task].phase == AVAILABLE
             and task not in board.alias
         ]  # fmt: skip
-        if not all(self._is_simple(slot, plan.renewed) for slot in again) or not makers <= set(
-            plan.run
+        if (
+            not all(self._is_simple(slot, plan.renewed) for slot in again)
+            or not makers <= set(plan.run)
+            or makers & board.alias.keys()
         ):
             engine.begin_anew()
             return
@@ -397,7 +412,10 @@ class Lineage:
         try:
             with engine.lock:
                 done = engine.ledger.done(task)
-            assert done is not None
+                if done is None or done.place != FILE:  # it has run again meanwhile, or is to
+                    self._restoring.clear()
+                    engine.begin_anew()
+                    return
             engine.folder.read_value(done.head, done.body, task, self.put_again)
             with engine.lock:
                 self._era += 1
@@ -416,7 +434,8 @@ class Lineage:
         assert gang is not None
         gang.put_again(ref, array)
         with self._engine.lock:
-            known = self._objects.setdefault(key_of(ref), _Object(""))
+            key = key_of(ref)
+            known = self._objects.setdefault(key, _Object(self._made_by.get(key, "")))
             known.ref = known.ref or ref
 
     def _tell_those_who_wait(self) -> None:

@@ -51,6 +51,32 @@ class Teller:
 Rare = Adder.options(every=3, deterministic=True)
 
 
+@actor(retries=1, backoff_s=0.0)
+class Sharer:
+    """Gives its own list away, and takes the one that it is given for its own."""
+
+    def __init__(self, total: int) -> None:
+        self.total = [total]
+
+    def checkpoint(self) -> list[int]:
+        return self.total
+
+    def restore(self, state: list[int]) -> None:
+        self.total = state
+
+    def add(self, number: int) -> int:
+        self.total[0] += number
+        if number in BROKEN:
+            BROKEN.clear()
+            raise ArithmeticError("broken")
+        return self.total[0]
+
+    def take(self, more: list[int]) -> int:
+        more.append(self.total[0])
+        self.total = more
+        return sum(more)
+
+
 @task
 def values(*called: Called) -> list[Any]:
     return [(one.value, one.actor.version) for one in called]
@@ -111,6 +137,27 @@ def test_a_version_may_be_called_twice(tmp_path: Path) -> None:
     (first,) = chain(Adder, 1)
     found = values.bind(Adder.call(first, "add", 10), Adder.call(first, "add", 20))
     assert Workflow("w", tmp_path).run(found) == [(111, 2), (121, 2)]
+
+
+def test_nothing_of_a_version_is_shared_with_the_object(tmp_path: Path) -> None:
+    """The class may well give away what it goes on to change."""
+    (first,) = chain(Sharer, 1)
+    found = values.bind(Sharer.call(first, "add", 10), Sharer.call(first, "add", 20))
+    assert Workflow("twice", tmp_path).run(found) == [(111, 2), (121, 2)]
+    BROKEN.add(4)
+    assert Workflow("again", tmp_path).run(values.bind(Sharer.call(first, "add", 4))) == [(105, 2)]
+
+
+def test_calls_that_are_made_again_are_given_what_they_were_given(tmp_path: Path) -> None:
+    rare = Sharer.options(every=5, deterministic=True, retries=0)
+    node = rare.call(rare.call(chain(rare, 1)[0], "take", [5]), "add", 1)
+    version = Workflow("w", tmp_path).run(node).actor
+    assert version.state == [100]
+    assert version.calls == (("add", (1,), {}), ("take", ([5],), {}), ("add", (1,), {}))
+    for number in range(2):
+        actors._LIVE._objects.clear()
+        again = Workflow(f"more{number}", tmp_path).run(rare.call(version, "add", 1))
+        assert again.value == 7 and again.actor.calls[:3] == version.calls
 
 
 def test_an_object_of_an_attempt_that_does_not_count_is_not_used(tmp_path: Path) -> None:
