@@ -277,6 +277,7 @@ class Board:
             inputs = needs = (ledgers.iteration_name(loop.id, number - 1),)
         vertex = Iteration(loop.vertex, number, inputs, needs)
         slot = self.slots[vertex.id] = Slot(vertex, loop.parent, number)
+        slot.refs = () if number else loop.refs
         self._parts.setdefault(loop.id, []).append(vertex.id)
         if (number + 1) % body.every and number + 1 < body.times and not body.annotations.external:
             slot.checkpoint = "none"

@@ -11,7 +11,7 @@ done     an attempt has ended: ``t``, ``a``, ``in``, ``h`` (hash), ``nd`` (not d
          ``st`` (where the value is, below), ``s`` (seconds), ``c`` (code), and what only some have:
          ``f`` and ``sh`` (file and its record), ``w`` (contributors), ``e`` (event), ``l`` (the
          last of a loop), ``why`` (it ran again), ``x`` (an external effect), ``refs`` (the refs in
-         it: key, who made it, at which rank), ``ses`` (whose memory they are in), ``rf`` (its file
+         it: key, who made it, "" if nobody), ``ses`` (whose memory they are in), ``rf`` (its file
          has their bytes), ``k`` (of reductions: inputs, and which were taken); body: the value
 more     an attempt has ended, and its graph goes on in its place: as done, ``o`` (of whose
          generation), ``g`` (which); body: the graph

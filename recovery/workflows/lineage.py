@@ -146,15 +146,18 @@ class Lineage:
             if found.refs:
                 head["ses"] = gang.session
                 head["refs"] = [
-                    [key, self._maker(slot.id, key, found)] for key in map(key_of, found.refs)
+                    [key, self._maker(slot, key, found)] for key in map(key_of, found.refs)
                 ]
         return head
 
-    def _maker(self, task: str, key: str, found: Found) -> str:
+    def _maker(self, slot: Slot, key: str, found: Found) -> str:
         if key in found.made:
-            return task
-        known = self._objects.get(key)
-        return self._made_by.get(key, "") if known is None else known.maker
+            return slot.id
+        if (known := self._objects.get(key)) is not None:
+            return known.maker
+        given = any(key_of(ref) == key for ref in slot.refs)
+        # What a gang has, and was not given, one of its other ranks has put.
+        return self._made_by.get(key, "" if given else slot.id)
 
     def _named(self, keys: Sequence[str]) -> list[str]:
         """Who made these, for people: the keys where that is not known."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hopcoll.errors import ObjectLostError, TaskFailedError
-from recovery.workflows import TaskContext, Workflow, task
+from recovery.workflows import TaskContext, Workflow, loop, task
 from tests.crash import workflow_memory
 from tests.crash.workflow_memory import Memory, OneRank
 
@@ -64,6 +64,18 @@ def test_they_stay_when_the_workflow_ends(memory: Memory, tmp_path: Path) -> Non
     with workflow_over(memory, tmp_path, "w") as workflow:
         assert workflow.run(total.bind(pair.bind(ref))) == 31.0
     assert memory.get(ref).sum() == 28.0
+    assert list(memory.things) == [ref]
+
+
+@task
+def turn(refs: Any, i: int, ctx: TaskContext) -> Any:
+    return [*refs, ctx.put(np.ones(1))]
+
+
+def test_they_go_through_a_loop(memory: Memory, tmp_path: Path) -> None:
+    ref = before(memory, tmp_path)
+    with workflow_over(memory, tmp_path, "w") as workflow:
+        assert workflow.run(total.bind(loop(turn, [ref], 3))) == 31.0
     assert list(memory.things) == [ref]
 
 
