@@ -145,18 +145,23 @@ class Gang:
         """The objects as an attempt has them that runs at this rank."""
         _, task, attempt, uuid, _, given, era = context
         ask = self.rebuild
+        is_over: Callable[[], bool] = lambda: False
         if leader is not None and leader != self.rank:
             ask = functools.partial(self._ask_leader, leader)
+            is_over = functools.partial(self._post.is_gone, leader)
         name = f"{uuid}/{task}/{attempt}{part}" if fixed else None
         return References(
-            self.objects, self.rank, name, ask, self.delete, carries=carries or given, era=era
-        )
+            self.objects, self.rank, name, ask, self.delete, carries=carries or given, era=era,
+            is_over=is_over,
+        )  # fmt: skip
 
     def _ask_leader(self, leader: int, keys: list[str], era: int) -> int | None:
-        try:
-            return self._post.ask(leader, ("rebuild", keys, era))  # type: ignore[no-any-return]
-        except RankGoneError:
-            return None  # and nobody hears of this attempt any more
+        while True:
+            try:
+                return self._post.ask(leader, ("rebuild", keys, era))  # type: ignore[no-any-return]
+            except RankGoneError:
+                if self._post.is_gone(leader):
+                    return None  # and nobody hears of this attempt any more
 
     def _handle(self, source: int, what: Any) -> Any:
         """What another rank asks; in a thread of its own."""
@@ -289,7 +294,8 @@ class Gang:
             except Exception as error:
                 failure = error
                 comm.close(0.0)
-        told = None if comm is None else (repr(failure) if failure else "", partial, void)
+        text = repr(failure) if failure else ""
+        told = None if comm is None else (text, partial, void, found.new)
         answers = self._comm.allgather(told)
         contributors = tuple(r for r in members if answers[r] is not None)
         if comm is not None and failure is None:
@@ -304,6 +310,8 @@ class Gang:
         if failed:
             raise GangError(RuntimeError(f"rank {failed[0]} raised {answers[failed[0]][0]}"))
         whole = contributors == members and not any(answers[r][1] for r in contributors)
+        # What another rank has found may be in the value: they talk.
+        found.new |= any(answers[r][3] for r in contributors)
         return (value, found), contributors, whole
 
 

@@ -21,10 +21,12 @@ from hopcoll.errors import (
     ObjectDeletedError,
     ObjectExistsError,
     ObjectLostError,
+    ReductionError,
     TransferTimeoutError,
     WorkflowError,
 )
 from hopcoll.objects import ObjectRef
+from recovery.workflows.post import RankGoneError
 
 if TYPE_CHECKING:
     from hopcoll.objects import Objects
@@ -35,6 +37,9 @@ __all__ = ["GET_S", "UNKNOWN", "Found", "References", "arrays_for", "key_of", "r
 UNKNOWN = -1
 #: After so long a get is called anew: its rank may have lost what it was told meanwhile.
 GET_S = 20.0
+#: In the text of a `ReductionError`: its input is a reduction that failed. All others are as wrong
+#: the next time.
+_OF_INPUT = "cannot be made either"
 
 
 @dataclass
@@ -50,9 +55,10 @@ class Found:
         asks for it).
     new : bool
         Whether one of them would be another ref if the task ran again, or the value would come of
-        other inputs: of a reduction of the first of many.
+        other inputs: of a reduction of the first of many, or of one that has such a one in it.
     firsts : list of (list of str, list of str)
-        Of each reduction that it made: the keys of the inputs that were given and were taken.
+        Of each reduction that it made: the keys of the inputs that were given and were taken. Of
+        one that is only in others, where that is still known.
     """
 
     refs: list[ObjectRef] = field(default_factory=list)
@@ -126,6 +132,9 @@ class References:
     delete : callable
     carries : bool
         Whether there are refs in what it was called with.
+    is_over : callable
+        ``is_over()``: whether nobody hears of this attempt any more, and another one may have begun
+        that puts under the same names.
 
     Attributes
     ----------
@@ -143,6 +152,7 @@ class References:
         *,
         carries: bool = False,
         era: int = 0,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._objects = objects
         self._rank = rank
@@ -151,25 +161,32 @@ class References:
         self._delete = delete
         self._carries = carries
         self._era = era
+        self._is_over = is_over
         self._count = itertools.count()
         self._lock = threading.Lock()
         self._made: dict[ObjectRef, tuple[int, int, str]] = {}
         self._reductions: dict[ObjectRef, tuple[Sequence[ObjectRef], Any, int | None]] = {}
+        #: Their refs as `reduce` gave them: among the inputs of another, they do not have theirs.
+        self._full: dict[ObjectRef, ObjectRef] = {}
         self._redone: dict[ObjectRef, ObjectRef] = {}
         self._results: dict[ObjectRef, tuple[np.ndarray, tuple[ObjectRef, ...]]] = {}
+        self._told: dict[ObjectRef, tuple[ObjectRef, ...]] = {}  # contributors, of reductions
         self.void: Exception | None = None
 
     def put(self, value: Any) -> ObjectRef:
         """Put an array into this rank's memory."""
         name = None if self._name is None else ObjectRef(f"{self._name} {next(self._count)}")
-        try:
-            ref = self._objects.put(value, name)
-        except ObjectExistsError:
-            # It ran before, and this one was not lost. A ref that says that it existed is what
-            # tells a loss from an object that is still to come: only `put` gives one.
-            assert name is not None
-            self._objects.delete(name)
-            ref = self._objects.put(value, name)
+        ref = None
+        while ref is None:
+            if self._is_over():
+                raise RankGoneError("who wanted this is gone, and may have it made elsewhere")
+            try:
+                ref = self._objects.put(value, name)
+            except ObjectExistsError:
+                # It ran before, and this one was not lost. A ref that says that it existed is what
+                # tells a loss from an object that is still to come: only `put` gives one.
+                assert name is not None
+                self._objects.delete(name)
         digest = ""
         data = np.asarray(value)
         if name is not None:
@@ -198,7 +215,7 @@ class References:
                 return found
             except TransferTimeoutError:
                 continue
-            except (ObjectLostError, ObjectDeletedError) as error:
+            except (ObjectLostError, ObjectDeletedError, ReductionError) as error:
                 self._recover(ref, error)
 
     def reduce(
@@ -209,6 +226,7 @@ class References:
         ref = self._reduce(given, op, count)
         with self._lock:
             self._reductions[ref] = (given, op, count)
+            self._full[ref] = ref
         return ref
 
     def _reduce(self, refs: Sequence[ObjectRef], op: Any, count: int | None) -> ObjectRef:
@@ -218,6 +236,12 @@ class References:
 
     def contributors(self, ref: ObjectRef) -> tuple[ObjectRef, ...]:
         """Return which inputs a reduction has taken, when that is final."""
+        taken = self._contributors(ref)
+        with self._lock:
+            self._told[self._final(ref)] = taken
+        return taken
+
+    def _contributors(self, ref: ObjectRef) -> tuple[ObjectRef, ...]:
         while True:
             ref = self._final(ref)
             if ref in self._results:
@@ -226,7 +250,7 @@ class References:
                 return self._objects.contributors(ref, timeout_s=GET_S)
             except TransferTimeoutError:
                 continue
-            except (ObjectLostError, ObjectDeletedError) as error:
+            except (ObjectLostError, ObjectDeletedError, ReductionError) as error:
                 self._recover(ref, error)
 
     def _recover(self, ref: ObjectRef, error: Exception) -> None:
@@ -238,13 +262,15 @@ class References:
             # The error names one input; where it is the result itself, all inputs may be there.
             lost = [one for one in made[0] if f"its input {one!r} " in str(error)]
         ours = [one for one in lost if one in self._reductions]
+        if isinstance(error, ReductionError) and not (ours and _OF_INPUT in str(error)):
+            raise error
         if {ref, *ours} & self._made.keys():
             self.void = error
             raise error
         for one in ours:
             if one not in self._redone:
                 self._reduce_again(one)
-            self.contributors(one)  # of its own inputs some may be lost as well
+            self._contributors(one)  # of its own inputs some may be lost as well
         era = self._again([one for one in lost if one not in self._reductions])
         if era is None:
             self.void = error
@@ -261,6 +287,7 @@ class References:
         new = self._reduce(given, op, count)
         with self._lock:
             self._reductions[new] = (given, op, count)
+            self._full[new] = new
             self._redone[ref] = new
 
     def _again(self, lost: Sequence[ObjectRef]) -> int | None:
@@ -274,15 +301,7 @@ class References:
             idle = not (self._made or self._reductions)
         if idle and not self._carries:
             return value, found
-        wanted = {self._final(one) for one in [*refs_in(value), *self._results]}
-        for ref in [one for one in self._reductions if one in wanted]:
-            taken = self.contributors(ref)
-            last = self._final(ref)
-            found.firsts.append(
-                ([key_of(one) for one in last.inputs], [key_of(one) for one in taken])
-            )
-            found.new |= len(taken) < len(last.inputs)
-            self._made.setdefault(last, (self._rank, 0, ""))
+        self._find_firsts(value, found)
         if self._redone and any(one in self._redone for one in refs_in(value)):
             value = self._replaced(value)
         found.refs = refs_in(value)
@@ -292,10 +311,40 @@ class References:
                 found.new |= self._name is None or ref.name is None
         return value, found
 
+    def _find_firsts(self, value: Any, found: Found) -> None:
+        """See which inputs the reductions took that a value comes of."""
+        wanted = {self._final(one) for one in [*refs_in(value), *self._results]}
+        took: dict[ObjectRef, Sequence[ObjectRef]] = {}
+        for ref in [one for one in self._reductions if one in wanted]:
+            taken = self._contributors(ref)
+            took[self._final(ref)] = taken
+            self._made.setdefault(self._final(ref), (self._rank, 0, ""))
+        for ref, taken in self._told.items():  # whatever became of it
+            if ref in self._reductions:
+                took.setdefault(ref, taken)
+        todo = list(took)
+        for ref in todo:  # it grows by those that others took
+            given, _, count = self._reductions[ref]
+            found.new |= count is not None and count < len(given)
+            known = took[ref] if ref in took else self._taken_by(ref)
+            if known is not None:
+                found.firsts.append(
+                    ([key_of(one) for one in given], [key_of(one) for one in known])
+                )
+            inner = (self._full.get(one) for one in (given if known is None else known))
+            todo += [one for one in inner if one is not None and one not in todo]
+
+    def _taken_by(self, ref: ObjectRef) -> Sequence[ObjectRef] | None:
+        """The same, where the result itself is used up, and may be lost since."""
+        try:
+            return self._objects.contributors(ref, timeout_s=GET_S)
+        except (ObjectLostError, ObjectDeletedError, ReductionError, TransferTimeoutError):
+            return None
+
     def _final(self, ref: ObjectRef) -> ObjectRef:
         while ref in self._redone:
             ref = self._redone[ref]
-        return ref
+        return self._full.get(ref, ref)
 
     def _replaced(self, value: Any) -> Any:
         named: list[ObjectRef] = []
@@ -324,6 +373,8 @@ class References:
     def drop(self, kept: Found | None) -> None:
         """Delete what the attempt made and nobody was given."""
         keep = set() if kept is None else set(kept.refs)
+        if self._is_over():  # what has names may be another attempt's by now
+            keep = {ref for ref in self._made if ref.name is not None}
         for ref in [*self._made, *self._reductions]:
             if ref not in keep:
                 self._delete(ref)

@@ -13,7 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from hopcoll.errors import ObjectDeletedError, ObjectExistsError, ObjectLostError
+from hopcoll.errors import (
+    ObjectDeletedError,
+    ObjectExistsError,
+    ObjectLostError,
+    ReductionError,
+)
 from hopcoll.objects import ObjectRef
 from recovery.workflows import TaskContext, Workflow, actors
 from recovery.workflows.gang import Gang, run_task
@@ -111,7 +116,7 @@ class Memory:
     ) -> ObjectRef:
         with self.lock:
             self._lose_some()
-            inputs = tuple(refs)
+            inputs = tuple(one._put(one._stamp) for one in refs)
             ref = ObjectRef()
             there = [
                 one for one in inputs
@@ -119,18 +124,29 @@ class Memory:
             ]  # fmt: skip
             count = len(inputs) if count is None else count
             if len(there) < count:
-                lost = next(one for one in inputs if one not in there)
-                text = f"{ref!r} cannot be made: its input {lost!r} is lost, and too few are left"
-                self.things[ref] = _Thing(None, set(), (), ObjectLostError(text, ref=ref))
+                lost = [one for one in inputs if one not in there][-1]
+                self.things[ref] = _Thing(None, set(), (), self._failure(ref, lost))
             else:
                 taken = sorted(self.draw.sample(there, count), key=inputs.index)
                 total = sum(self.things[one].array for one in taken)  # type: ignore[misc]
                 self.things[ref] = _Thing(_sealed(total), {here()}, tuple(taken))
             return ref._put(next(self.stamps), inputs)
 
+    def _failure(self, ref: ObjectRef, lost: ObjectRef) -> Exception:
+        """As `hopcoll.objects.Objects` raises it."""
+        text = f"{ref!r} cannot be made: its input {lost!r}"
+        if lost in self.deleted:
+            text = f"{text} was deleted, and too few others are left"
+            return ObjectDeletedError(text, ref)
+        if lost in self.things and self.things[lost].error is not None:
+            return ReductionError(f"{text} cannot be made either", ref, (lost,))
+        return ObjectLostError(f"{text} is lost, and too few others are left", ref=ref)
+
     def contributors(
         self, ref: ObjectRef, timeout_s: float | None = None
     ) -> tuple[ObjectRef, ...]:
+        if not ref.inputs:
+            raise ValueError(f"ref must be one that reduce returned, not {ref!r}")
         with self.lock:
             self.get(ref)
             return self.things[ref].taken

@@ -74,6 +74,16 @@ def test_the_rank_that_has_an_input_of_a_running_reduction_is_killed(
     assert sum("references were lost" in text for text in why.values()) == 1
 
 
+@pytest.mark.parametrize("victim", [2, 3])
+def test_a_reduction_within_another_fails_as_the_rank_of_an_input_is_killed(
+    store: Path, victim: int
+) -> None:
+    value = play("parts", store, f"at once:{victim}", dead=(victim,))
+    assert value == [total(1) + total(2) + total(3)]
+    again = {f"make {number}": 1 + (number == victim) for number in (1, 2, 3)}
+    assert ran(store) == {**again, "adds": 1}
+
+
 def test_the_rank_that_makes_an_object_is_killed(store: Path) -> None:
     assert play("passing", store, "make 1:1", dead=(1,)) == [total(1), total(1)]
     assert ran(store) == {"make 1": 2, "passes": 1, "total": 2}

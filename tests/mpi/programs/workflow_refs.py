@@ -87,6 +87,18 @@ def adds(*refs: Any, ctx: TaskContext) -> Any:
     return float(ctx.get(ref).sum())
 
 
+@task(deterministic=True, checkpoint="none")
+def adds_parts(*refs: Any, ctx: TaskContext) -> Any:
+    """A reduction of a reduction, when a rank that has an input of that is dead."""
+    note("adds")
+    folder = WORDS.parse_args().store.parent
+    (folder / "adding").touch()
+    while not list(folder.glob("died-*")):
+        threading.Event().wait(0.001)
+    part = ctx.reduce(refs[1:])
+    return float(ctx.get(ctx.reduce([refs[0], part])).sum())
+
+
 def die_when_it_gives(objects: hopcoll.objects.Objects) -> None:
     """Die when the reduction has taken the first chunk from here."""
     folder = WORDS.parse_args().store.parent
@@ -157,6 +169,13 @@ def reduction() -> Node:
     """Inputs on all ranks; one dies while they are added up."""
     refs = [make.options(on=rank).bind(rank) for rank in range(1, 4)]
     return both.bind(adds.options(on=1).bind(*refs))
+
+
+@scene
+def parts() -> Node:
+    """As `reduction`, but one of these is within another."""
+    refs = [make.options(on=rank).bind(rank) for rank in range(1, 4)]
+    return both.bind(adds_parts.options(on=1).bind(*refs))
 
 
 @scene

@@ -1,0 +1,247 @@
+"""Letters between the ranks of a workflow, where memory is full, letters get lost and ranks die."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hopcoll.errors import MpiError, ObjectExistsError, ObjectLostError, ObjectStoreFullError
+from hopcoll.objects import ObjectRef
+from recovery.workflows.post import Post, RankGoneError
+
+_PATIENCE_S = 20.0
+#: As there is no room for it.
+LARGE = "much " * 1000
+
+
+class Letters:
+    """Objects that two ranks of this process share, and who can be told to refuse or lose some."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.data: dict[ObjectRef, Any] = {}
+        self.deleted: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.before: Callable[[str, bytes], None] = lambda name, data: None
+        self.after: Callable[[str], None] = lambda name: None
+        self.bad: dict[str, Exception] = {}
+        self.waiting: dict[ObjectRef, asyncio.Future[None]] = {}
+
+    def put(self, data: bytes, ref: ObjectRef) -> None:
+        name = str(ref.name)
+        self.before(name, data)
+        with self.lock:
+            if ref in self.data:
+                raise ObjectExistsError("exists", ref)
+            self.data[ref] = np.frombuffer(data, np.uint8)
+            if ref in self.waiting:
+                future = self.waiting[ref]
+                future.get_loop().call_soon_threadsafe(_wake, future)
+        self.after(name)
+
+    async def get_async(self, ref: ObjectRef) -> Any:
+        with self.lock:
+            future = None
+            if ref not in self.data:
+                future = self.waiting[ref] = asyncio.get_running_loop().create_future()
+        if future is not None:
+            try:
+                await future
+            finally:
+                self.waiting.pop(ref, None)
+        name = str(ref.name)
+        if name in self.bad:
+            raise self.bad[name]
+        return self.data[ref]
+
+    def delete(self, ref: ObjectRef, timeout_s: float) -> None:
+        with self.lock:
+            self.data.pop(ref, None)
+        self.deleted.put(str(ref.name))
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Ranks:
+    """Two ranks, of which either may die."""
+
+    def __init__(self, *listening: int) -> None:
+        self.objects = Letters()
+        self.alive: tuple[int, ...] = (0, 1)
+        self.posts: dict[int, Post] = {}
+        for rank in listening:
+            comm: Any = _Comm(self, rank)
+            self.posts[rank] = Post(comm, "s", _handle)
+
+    def ask(self, what: Any, source: int = 0) -> Any:
+        """What the other answers, or the error that is the answer."""
+        box = self.call(what, source)
+        return box.get(timeout=_PATIENCE_S)
+
+    def call(self, what: Any, source: int = 0) -> queue.SimpleQueue[Any]:
+        box: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.posts[source].call(
+            1 - source, what, lambda value, error: box.put(value if error is None else error)
+        )
+        return box
+
+
+class _Comm(SimpleNamespace):
+    def __init__(self, ranks: Ranks, rank: int) -> None:
+        super().__init__(rank=rank, size=2, objects=ranks.objects, ranks=ranks)
+
+    @property
+    def alive(self) -> tuple[int, ...]:
+        return self.ranks.alive  # type: ignore[no-any-return]
+
+
+def _handle(source: int, what: Any) -> Any:
+    return LARGE if what == "large" else what
+
+
+@pytest.fixture
+def ranks() -> Iterator[Ranks]:
+    ranks = Ranks(0, 1)
+    yield ranks
+    for post in ranks.posts.values():
+        post.close()
+
+
+def refuse(objects: Letters, sender: int, times: int, bytes_max: int = 1 << 30) -> list[str]:
+    """Let a rank have no room for its next letters, and never for large ones."""
+    refused: list[str] = []
+
+    def before(name: str, data: bytes) -> None:
+        if f" {sender}>" in name and (len(refused) < times or len(data) > bytes_max):
+            refused.append(name)
+            raise ObjectStoreFullError("there is no room")
+
+    objects.before = before
+    return refused
+
+
+def test_a_rank_without_room_answers_when_there_is_room(ranks: Ranks) -> None:
+    assert ranks.ask("one") == "one"
+    refused = refuse(ranks.objects, sender=1, times=3)
+    assert ranks.ask("two") == "two"
+    assert refused == ["s 1>0 1"] * 3
+    assert ranks.ask("three") == "three"
+
+
+def test_an_answer_that_never_has_room_is_an_error_as_soon_as_that_has_room(ranks: Ranks) -> None:
+    refused = refuse(ranks.objects, sender=1, times=3, bytes_max=len(LARGE))
+    assert "ObjectStoreFullError: there is no room" in str(ranks.ask("large"))
+    assert len(refused) == 3
+    assert ranks.ask("large") and len(refused) == 4
+    assert ranks.ask("next") == "next"
+
+
+def test_who_waits_for_room_to_answer_stops_when_nobody_waits_for_it(ranks: Ranks) -> None:
+    waits = threading.Event()
+
+    def before(name: str, data: bytes) -> None:
+        if " 1>" in name:
+            waits.set()
+            raise ObjectStoreFullError("there is no room")
+
+    ranks.objects.before = before
+    box = ranks.call("one")
+    assert waits.wait(_PATIENCE_S)
+    answering = [one for one in threading.enumerate() if one.name == "hopcoll-call-0"]
+    ranks.alive = (1,)
+    for thread in answering:
+        thread.join(_PATIENCE_S)
+        assert not thread.is_alive()
+    ranks.posts.pop(0).close()
+    assert answering and isinstance(box.get(timeout=_PATIENCE_S), RankGoneError)
+
+
+@pytest.mark.parametrize("error", [ObjectStoreFullError("no room"), BufferError("broken")])
+def test_a_call_that_could_not_be_sent_leaves_no_hole(ranks: Ranks, error: Exception) -> None:
+    def before(name: str, data: bytes) -> None:
+        raise error
+
+    ranks.objects.before = before
+    with pytest.raises(type(error)):
+        ranks.call("one")
+    ranks.objects.before = lambda name, data: None
+    assert ranks.ask("two") == "two"
+
+
+def test_a_call_that_was_interrupted_when_it_was_there_leaves_no_hole(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def after(name: str) -> None:
+        ranks.objects.after = lambda name: None
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ranks.objects, "delete", lambda ref, timeout_s: None)
+        ranks.objects.after = after
+        with pytest.raises(KeyboardInterrupt):
+            ranks.call("one")
+        assert ranks.ask("two") == "two"
+
+
+@pytest.mark.parametrize("name", ["s 0>1 1", "s 1>0 1"], ids=["call", "answer"])
+def test_a_lost_letter_of_a_rank_that_lives_is_a_lost_attempt(ranks: Ranks, name: str) -> None:
+    assert ranks.ask("one") == "one"
+    ranks.objects.bad[name] = ObjectLostError("its file is damaged")
+    error = ranks.ask("two")
+    assert isinstance(error, RankGoneError) and "letter" in str(error)
+    assert not ranks.posts[0].is_gone(1)
+    for source in (0, 1):
+        # The other is told of it, and takes all that it has asked until then for lost.
+        told = [ranks.ask("three", source)]
+        while isinstance(told[-1], RankGoneError):
+            told.append(ranks.ask("three", source))
+        assert told[-1] == "three" and len(told) <= 2
+
+
+def test_who_can_hear_nobody_any_more_waits_for_nobody(ranks: Ranks) -> None:
+    assert ranks.ask("one") == "one"
+    ranks.objects.bad["s 1>0 1"] = MpiError("MPI is broken")
+    for _ in range(2):
+        assert isinstance(ranks.ask("two"), RankGoneError)
+
+
+def test_letters_that_a_dead_rank_has_not_read_are_deleted() -> None:
+    ranks = Ranks(0)
+    boxes = [ranks.call(f"call {number}") for number in range(3)]
+
+    def after(name: str) -> None:
+        """It is found dead while a letter is on its way there."""
+        ranks.alive = (0,)
+        for box in boxes:
+            assert isinstance(box.get(timeout=_PATIENCE_S), RankGoneError)
+
+    ranks.objects.after = after
+    last = ranks.call("the last")
+    assert isinstance(last.get(timeout=_PATIENCE_S), RankGoneError)
+    deleted = [ranks.objects.deleted.get(timeout=_PATIENCE_S) for _ in range(4)]
+    assert deleted == [f"s 0>1 {number}" for number in range(4)]
+    assert not ranks.objects.data
+    ranks.posts[0].close()
+
+
+def test_letters_that_a_dead_rank_has_read_are_left_alone(ranks: Ranks) -> None:
+    count = 20
+    for number in range(count):
+        assert ranks.ask(number) == number
+    for _ in range(2 * count):
+        ranks.objects.deleted.get(timeout=_PATIENCE_S)
+    ranks.posts.pop(1).close()
+    box = ranks.call("to nobody")
+    ranks.alive = (0,)
+    assert isinstance(box.get(timeout=_PATIENCE_S), RankGoneError)
+    deleted = {ranks.objects.deleted.get(timeout=_PATIENCE_S)}
+    assert deleted == {f"s 0>1 {count}"} and not ranks.objects.data
