@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hopcoll.errors import TransferTimeoutError
+from hopcoll.errors import TaskFailedError, TransferTimeoutError
 from hopcoll.objects import ObjectRef
-from recovery.workflows import TaskContext, Workflow, task
+from recovery.workflows import TaskContext, Workflow, loop, task
+from recovery.workflows.attempts import Attempts
 from recovery.workflows.checks import check_graph
 from recovery.workflows.graph import Graph
-from recovery.workflows.ledger import NOWHERE, Done, Settled, exposed
+from recovery.workflows.ledger import COMING, LIVE, NOWHERE, Done, Settled, exposed
 from recovery.workflows.lineage import Lineage
 from recovery.workflows.post import Post, RankGoneError
 from recovery.workflows.references import References, key_of
@@ -88,6 +89,55 @@ def test_values_with_objects_may_have_equal_sizes(memory: Memory, tmp_path: Path
         value = workflow.run(passes.bind(ref, passes.bind(ref, passes.bind(ref))))
         assert memory.get(value["ref"]).sum() == 3000.0
     assert COUNTS == {"make": 1, "passes": 3}
+
+
+# Another session
+
+
+@task(deterministic=True, checkpoint="none")
+def see(ref: Any, number: int, ctx: TaskContext) -> float:
+    COUNTS["see"] += 1
+    if number == 1 and LOSE:
+        LOSE.pop()()
+    return float(ctx.get(ref)[0])
+
+
+@task(checkpoint="async")
+def learn(seen: float, ctx: TaskContext) -> Any:
+    COUNTS["learn"] += 1
+    return ctx.put(np.full(1000, seen + 1.0))
+
+
+@task(deterministic=True)
+def turn(state: Any, number: int) -> Any:
+    return learn.bind(see.bind(state, number))
+
+
+@task(deterministic=True)
+def seen(ref: Any, ctx: TaskContext) -> float:
+    return float(ctx.get(ref)[0])
+
+
+def test_a_loop_goes_on_in_another_session_without_what_was_not_written(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second turn went on to a graph with the first state's ref, whose file never came."""
+
+    def stop() -> None:
+        raise ArithmeticError("the job ends")
+
+    node = seen.bind(loop(turn, make.bind(3), 3))
+    LOSE.append(stop)
+    with monkeypatch.context() as patch, workflow_over(memory, tmp_path) as workflow:
+        patch.setattr(Attempts, "write", lambda *what: None)
+        with pytest.raises(TaskFailedError, match="the job ends"):
+            workflow.run(node)
+        ledger, _ = workflow._folder.look()
+    assert ledger.done("turn[0]/learn").place == COMING and ledger.done("turn[1]").place == LIVE
+    assert COUNTS == {"make": 1, "see": 2, "learn": 1}
+    with workflow_over(Memory(random.Random(2)), tmp_path) as workflow:
+        assert workflow.run(node) == 6.0
+    assert COUNTS["learn"] == 4
 
 
 # The objects, as an attempt has them
