@@ -305,13 +305,13 @@ class Ledger:
             state.begun = None
 
     def _on_undone(self, head: dict[str, Any], body: bytes, seq: int) -> None:
-        task, state = head["t"], self.state(head["t"])
-        if "of" in head:
+        if "of" in head:  # the task itself is no more
             for one in list(self.attic[head["of"]]):
                 if one[1].seq == head["seq"]:
                     self._drop_call(one[1])
                     self.attic[head["of"]].remove(one)
             return
+        task, state = head["t"], self.state(head["t"])
         state.undone += 1
         if state.undoable is not None:
             self._drop_call(state.undoable)
