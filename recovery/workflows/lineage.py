@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lineage"]
 
-#: So often a task begins anew because of an object of which there is nothing.
-_MISSES_MAX = 3
-#: And an object that is lost so often is not made again.
+#: An object that is lost so often is not made again.
 _LOSSES_MAX = 30
 
 
@@ -252,15 +250,13 @@ class Lineage:
             waiting: set[str] = set()
             lost: set[str] = set()
             for key in keys:
-                known = self._objects.get(key)
-                if known is not None and not known.lost and era is not None and known.era > era:
+                known = self._objects.get(key) or self._recall(key)
+                if known is None:
+                    tell(UNKNOWN)
+                    return
+                if not known.lost and era is not None and known.era > era:
                     continue  # it was made again since
                 waiting.add(key)
-                if known is None and key in self._stored:
-                    known = self._objects[key] = _Object(self._stored[key])
-                if known is None:
-                    self._miss(key, tell)
-                    return
                 if not (known.lost and self._is_being_made(key, known)):
                     known.lost = True
                     lost.add(key)
@@ -288,19 +284,17 @@ class Lineage:
         slot = self._engine.board.slots.get(known.maker)
         return key in self._restoring or (slot is not None and slot.phase != AVAILABLE)
 
-    def _miss(self, key: str, tell: Callable[[int | None], None]) -> None:
-        """An object of which there is nothing. Locked.
-
-        Where some value has its ref, nobody seemed to want it any more; now somebody does.
-        """
-        self._missed[key] += 1
-        known = self._missed[key] <= _MISSES_MAX and any(
-            state.done is not None and any(one[0] == key for one in state.done.head.get("refs", ()))
-            for state in self._engine.ledger.states.values()
-        )
-        tell(None if known else UNKNOWN)
-        if known:
-            self._engine.begin_anew()
+    def _recall(self, key: str) -> _Object | None:
+        """What the journal has of an object that nobody seemed to want any more. Locked."""
+        maker = self._stored.get(key)
+        for state in self._engine.ledger.states.values():
+            for one, task, *_ in () if state.done is None else state.done.head.get("refs", ()):
+                if one == key:
+                    maker = maker or task
+        if maker is None:
+            return None
+        known = self._objects[key] = _Object(maker)
+        return known
 
     def _makers(self, keys: Iterable[str]) -> set[str]:
         """Who has to run again: who made them, or if those are no more, who has them in a value."""
@@ -450,13 +444,15 @@ class Lineage:
         self._held.clear()
         for known in self._objects.values():
             known.holders.clear()
+        # Who uses a loop, or a task that went on, uses the value of another.
+        used = {board.resolve(name) for name, slot in board.slots.items() if slot.users_left}
         for task, slot in board.slots.items():
             done = self._engine.ledger.done(task)
             if slot.phase == AVAILABLE and done is not None:
                 attempt, value = self.carried.get(task, (None, None))
                 if attempt == done.attempt:
                     slot.value, slot.valued = value, True
-                if done.head.get("refs") and (slot.users_left or board.is_output(slot)):
+                if done.head.get("refs") and (task in used or board.is_output(slot)):
                     self._hold_all(task, done)
             elif slot.refs:
                 self.hold(f"call of {task}", slot.refs)

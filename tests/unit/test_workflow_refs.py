@@ -140,6 +140,38 @@ def test_a_loop_goes_on_in_another_session_without_what_was_not_written(
     assert COUNTS["learn"] == 4
 
 
+@task(deterministic=True, checkpoint="none")
+def twice(ref: Any, number: int, ctx: TaskContext) -> Any:
+    COUNTS["twice"] += 1
+    return ctx.put(2 * ctx.get(ref))
+
+
+@task(deterministic=True, checkpoint="none")
+def go_on(ref: Any) -> Any:
+    return twice.bind(ref, 0)
+
+
+@pytest.mark.parametrize("kind", ["loop", "graph"])
+def test_who_leads_next_has_objects_of_loops_and_of_what_tasks_went_on_to_made_again(
+    memory: Memory, tmp_path: Path, kind: str
+) -> None:
+    """Their values are those of other tasks."""
+
+    def stop() -> None:
+        raise ArithmeticError("who leads is killed")
+
+    made = make.bind(1)
+    node = see.bind(loop(twice, made, 2) if kind == "loop" else go_on.bind(made), 1)
+    LOSE.append(stop)
+    with workflow_over(memory, tmp_path) as workflow:
+        with pytest.raises(TaskFailedError, match="is killed"):
+            workflow.run(node)
+    memory.lose(0)
+    with workflow_over(memory, tmp_path) as workflow:
+        assert workflow.run(node) == (4.0 if kind == "loop" else 2.0)
+    assert COUNTS["make"] == 2
+
+
 # The objects, as an attempt has them
 
 
