@@ -267,11 +267,11 @@ class Ledger:
 
     def _on_kept(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         done = self.done(head["t"])
-        if done is not None and done.attempt == head["a"]:
+        if done is not None and done.attempt == head["a"] and not done.durable:
             done.place = FILE
             done.head = {**done.head, **head, "st": FILE}
             self._settle_loop(head["t"])
-        else:  # it came too late: nobody needs it
+        else:  # it came too late, or twice: nobody needs it
             self.dropped.append(head["f"])
 
     def _on_settled(self, head: dict[str, Any], body: bytes, seq: int) -> None:

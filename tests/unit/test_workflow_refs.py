@@ -20,7 +20,7 @@ from recovery.workflows import TaskContext, Workflow, loop, task
 from recovery.workflows.attempts import Attempts
 from recovery.workflows.checks import check_graph
 from recovery.workflows.graph import Graph
-from recovery.workflows.ledger import COMING, LIVE, NOWHERE, Done, Settled, exposed
+from recovery.workflows.ledger import COMING, FILE, LIVE, NOWHERE, Done, Settled, exposed
 from recovery.workflows.lineage import Lineage
 from recovery.workflows.post import Post, RankGoneError
 from recovery.workflows.references import References, key_of
@@ -80,6 +80,19 @@ def test_a_lost_object_of_a_value_that_is_written_is_made_again(
         value = workflow.run(kind.bind(make.bind(3)))
         assert memory.get(value["ref"]).sum() == 3000.0
     assert COUNTS == {"make": 2, "passes": 1}
+
+
+def test_a_value_is_written_when_a_lost_object_of_it_was_made_again(
+    memory: Memory, tmp_path: Path
+) -> None:
+    """An effect waits for the file of what was made once and only carries the object."""
+    LOSE.append(lambda: memory.lose(1))
+    node = effect.bind(None, passes.options(checkpoint="async").bind(make.bind(3)))
+    with workflow_over(memory, tmp_path) as workflow:
+        workflow.run(node)
+        ledger, _ = workflow._folder.look()
+    assert COUNTS == {"make": 2, "passes": 2}
+    assert ledger.done("passes").place == FILE and ledger.done("passes").attempt == 1
 
 
 def test_values_with_objects_may_have_equal_sizes(memory: Memory, tmp_path: Path) -> None:
