@@ -185,6 +185,56 @@ def test_who_leads_next_has_objects_of_loops_and_of_what_tasks_went_on_to_made_a
     assert COUNTS["make"] == 2
 
 
+@task(checkpoint="async")
+def number(ctx: TaskContext) -> Any:
+    return {"number": 2, "ref": ctx.put(np.ones(3))}
+
+
+@task(deterministic=True, checkpoint="none")
+def makes(given: Any, ctx: TaskContext) -> Any:
+    return ctx.put(np.full(3, float(given["number"])))
+
+
+@task(deterministic=True, checkpoint="none")
+def looks_on(ref: Any, turn: int) -> Any:
+    return see.bind(ref, 1)
+
+
+@task(checkpoint="sync")
+def keeps(given: Any) -> Any:
+    return {"number": given["number"]}
+
+
+@task(external=True, idempotency_key=True)
+def announces(value: Any) -> Any:
+    CAME.set()
+    return value["number"]
+
+
+def test_an_effect_waits_for_what_a_ref_in_the_graph_of_a_turn_may_need_again(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lost with its file still to come, `number` would be another one, also for the effect."""
+    go, write = threading.Event(), Attempts.write
+    early: list[bool] = []
+
+    def late(*what: Any) -> None:
+        go.wait(_PATIENCE_S)
+        write(*what)
+
+    def look() -> None:
+        early.append(CAME.wait(0.5))
+        go.set()
+
+    LOSE.append(look)
+    monkeypatch.setattr(Attempts, "write", late)
+    drawn = number.bind()
+    effect = announces.bind(keeps.bind(drawn))
+    with workflow_over(memory, tmp_path) as workflow:
+        assert workflow.run(both.bind(loop(looks_on, makes.bind(drawn), 1), effect)) == [2.0, 2]
+    assert early == [False]
+
+
 # The objects, as an attempt has them
 
 
