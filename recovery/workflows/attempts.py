@@ -196,7 +196,7 @@ class Attempts:
 
     def _announce(self, slot: Slot, task: Task, arguments: Any, keywords: Any) -> None:
         """Write the intent of an effect; the task comes back when that is durable."""
-        head: dict[str, Any] = {"t": slot.id, "a": slot.attempt, "in": self._versions(slot)}
+        head: dict[str, Any] = {"t": slot.id, "a": slot.attempt, "in": self.versions(slot)}
         head["by"] = self._folder.nonce
         if task.annotations.catch_exceptions:
             head["p"] = 1
@@ -370,7 +370,7 @@ class Attempts:
         head: dict[str, Any] = {
             "t": slot.id,
             "a": slot.attempt,
-            "in": self._versions(slot),
+            "in": self.versions(slot),
             # To run again, what can be rolled back is undone, and all that was made from it.
             "nd": (
                 not (options.deterministic and whole)
@@ -424,9 +424,8 @@ class Attempts:
         engine = self._engine
         value = loop.vertex.call(engine.value_of)[0][0]
         loop.attempt = 1
-        versions = {name: engine.version_of(name) for name in self._board.inputs(loop.id)}
         head = {
-            "t": loop.id, "a": 1, "in": versions, "nd": False, "s": 0.0,
+            "t": loop.id, "a": 1, "in": self.versions(loop), "nd": False, "s": 0.0,
             "c": loop.vertex.node.task.code,
         }  # fmt: skip
         found = Found()
@@ -510,16 +509,17 @@ class Attempts:
 
     def write(self, task: str, attempt: int, packed: values.Packed) -> None:
         """Write a value that was recorded before; in the writer's thread."""
+        lineage = self._engine.lineage
+        era = lineage.era
         try:
             place = self._write(packed)
         except (ObjectLostError, ObjectDeletedError) as error:
-            self._engine.lineage.report([key_of(error.ref)])
-        else:
-            self._engine.kept(task, attempt, place)
-        finally:
-            if packed.refs:
-                with self._engine.lock:
-                    self._engine.lineage.release(f"file of {task} {attempt}")
+            lineage.put_off(task, attempt, packed, key_of(error.ref), era)
+            return
+        self._engine.kept(task, attempt, place)
+        if packed.refs:
+            with self._engine.lock:
+                lineage.release(f"file of {task} {attempt}")
 
     def _write_now(
         self, slot: Slot, packed: values.Packed, found: Found | None
@@ -583,7 +583,8 @@ class Attempts:
             head.update(self._engine.lineage.head_of(slot, found), st=LIVE)
         self._engine.go_on(slot, owner, generation, graph, head, body, found.refs)
 
-    def _versions(self, slot: Slot) -> dict[str, int]:
+    def versions(self, slot: Slot) -> dict[str, int]:
+        """Of what a task is made from."""
         found = {}
         with self._engine.lock:
             for name in self._board.inputs(slot.id):

@@ -348,7 +348,8 @@ class Board:
 
     def users(self, task: str) -> list[str]:
         """Who uses the value of a task, under any of its names."""
-        found = []
+        # What stands in the graph that it went on to are refs to what it was made from.
+        found = [part for part in self._parts.get(task, ()) if self.slots[part].refs]
         name: str | None = task
         while name is not None and name in self.slots:
             for user in self.slots[name].users:

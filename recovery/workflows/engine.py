@@ -477,11 +477,6 @@ class Engine:
         following.reason = self.board.reason_of(following.id)
         self._connect([following])
 
-    def version_of(self, task: str) -> int:
-        done = self.ledger.done(task)
-        assert done is not None
-        return done.attempt
-
     def _give_events(self, key: str) -> None:
         """Give what came from outside to those that wait for it. Locked."""
         slots = self._events[key]
@@ -493,9 +488,8 @@ class Engine:
 
     def _give(self, slot: Slot, event_id: str, body: bytes) -> None:
         slot.attempt = self.ledger.attempts(slot.id) + 1
-        versions = {name: self.version_of(name) for name in self.board.inputs(slot.id)}
-        head = {"t": slot.id, "a": slot.attempt, "in": versions, "nd": True, "s": 0.0,
-                "c": "", "st": INLINE, "e": event_id}  # fmt: skip
+        head = {"t": slot.id, "a": slot.attempt, "in": self._attempts.versions(slot), "nd": True,
+                "s": 0.0, "c": "", "st": INLINE, "e": event_id}  # fmt: skip
         self.finish(slot, values.freeze(values.unpack(body)), head, body, wait=True)
 
     def note_run(self, slot: Slot) -> None:
@@ -678,13 +672,15 @@ class Engine:
             self.employ()
             while self._writing_bytes > _WRITING_BYTES_MAX and not self._stopping:
                 self._turn.wait(_POLL_S)
-            self._writing += 1
-            self._writing_bytes += packed.nbytes
-            if self._writer is None:
-                self._writer = threading.Thread(
-                    target=self._write, name="hopcoll-values", daemon=True
-                )
-                self._writer.start()
+            self.write_soon(task, attempt, packed)
+
+    def write_soon(self, task: str, attempt: int, packed: values.Packed) -> None:
+        """The same without a wait. Locked."""
+        self._writing += 1
+        self._writing_bytes += packed.nbytes
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write, name="hopcoll-values", daemon=True)
+            self._writer.start()
         self._to_write.put((task, attempt, packed))
 
     def _write(self) -> None:

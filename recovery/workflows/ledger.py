@@ -267,12 +267,11 @@ class Ledger:
 
     def _on_kept(self, head: dict[str, Any], body: bytes, seq: int) -> None:
         done = self.done(head["t"])
-        if done is not None and done.attempt == head["a"]:
-            self._drop_file(done)
+        if done is not None and done.attempt == head["a"] and not done.durable:
             done.place = FILE
             done.head = {**done.head, **head, "st": FILE}
             self._settle_loop(head["t"])
-        else:  # it came too late: nobody needs it
+        else:  # it came too late, or twice: nobody needs it
             self.dropped.append(head["f"])
 
     def _on_settled(self, head: dict[str, Any], body: bytes, seq: int) -> None:
@@ -306,13 +305,13 @@ class Ledger:
             state.begun = None
 
     def _on_undone(self, head: dict[str, Any], body: bytes, seq: int) -> None:
-        task, state = head["t"], self.state(head["t"])
-        if "of" in head:
+        if "of" in head:  # the task itself is no more
             for one in list(self.attic[head["of"]]):
                 if one[1].seq == head["seq"]:
                     self._drop_call(one[1])
                     self.attic[head["of"]].remove(one)
             return
+        task, state = head["t"], self.state(head["t"])
         state.undone += 1
         if state.undoable is not None:
             self._drop_call(state.undoable)

@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lineage"]
 
-#: So often a task begins anew because of an object of which there is nothing.
-_MISSES_MAX = 3
-#: And an object that is lost so often is not made again.
+#: An object that is lost so often is not made again.
 _LOSSES_MAX = 30
 
 
@@ -53,6 +51,11 @@ class Lineage:
     Parameters
     ----------
     engine : Engine
+
+    Attributes
+    ----------
+    era : int
+        How often objects were made, or made again.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -62,9 +65,11 @@ class Lineage:
         self._made_by: dict[str, str] = {}  # as the journal says, of all that values have refs to
         self._held: dict[str, list[str]] = {}  # by whom
         self._waiting: list[tuple[set[str], Callable[[int | None], None]]] = []
-        self._era = 0
+        self.era = 0
         self._missed: collections.Counter[str] = collections.Counter()
         self._restoring: set[str] = set()
+        #: Values that wait for an object to be written with, by task, and their attempts.
+        self._put_off: dict[str, tuple[int, values.Packed]] = {}
         #: Values that the board that comes next may use, with their versions.
         self.carried: dict[str, tuple[int, Any]] = {}
 
@@ -94,8 +99,11 @@ class Lineage:
 
     def is_there(self, key: str) -> bool:
         """Whether an object is there, as far as is known, or can be read back."""
+        return key in self._stored or self._is_made(key)
+
+    def _is_made(self, key: str) -> bool:
         known = self._objects.get(key)
-        return key in self._stored or (known is not None and not known.lost)
+        return known is not None and not known.lost
 
     def at_hand(self, task: str, done: Done) -> Iterable[str] | None:
         """As `ledger.plan` wants it."""
@@ -130,7 +138,7 @@ class Lineage:
         """The same, and how old they may be."""
         carries = self.carries(slot)
         with self._engine.lock:
-            return carries, self._era
+            return carries, self.era
 
     def head_of(self, slot: Slot, found: Found) -> dict[str, Any]:
         """What the record of a value says of its refs."""
@@ -167,14 +175,14 @@ class Lineage:
 
     def note(self, slot: Slot, head: dict[str, Any], refs: Sequence[ObjectRef]) -> None:
         """A value with refs is there. Locked."""
-        self._era += 1
+        self.era += 1
         made = {key: maker for key, maker, *_ in head.get("refs", ())}
         for ref in refs:
             key = key_of(ref)
             known = self._objects.setdefault(key, _Object(made[key]))
             known.ref = ref
             if made[key] == slot.id:
-                known.lost, known.era = False, self._era
+                known.lost, known.era = False, self.era
             if head["st"] == FILE:
                 self._stored[key] = slot.id
             elif self._stored.get(key) == slot.id:
@@ -264,15 +272,13 @@ class Lineage:
             waiting: set[str] = set()
             lost: set[str] = set()
             for key in keys:
-                known = self._objects.get(key)
-                if known is not None and not known.lost and era is not None and known.era > era:
+                known = self._objects.get(key) or self._recall(key)
+                if known is None:
+                    tell(UNKNOWN)
+                    return
+                if not known.lost and era is not None and known.era > era:
                     continue  # it was made again since
                 waiting.add(key)
-                if known is None and key in self._stored:
-                    known = self._objects[key] = _Object(self._stored[key])
-                if known is None:
-                    self._miss(key, tell)
-                    return
                 if not known.maker and key not in self._stored:
                     tell(UNKNOWN)
                     return
@@ -284,7 +290,7 @@ class Lineage:
                         tell(UNKNOWN)
                         return
             if not waiting:
-                tell(self._era)
+                tell(self.era)
                 return
             self._waiting.append((waiting, tell))
             again = {key for key in lost if key not in self._stored}
@@ -303,20 +309,17 @@ class Lineage:
         slot = self._engine.board.slots.get(known.maker)
         return key in self._restoring or (slot is not None and slot.phase != AVAILABLE)
 
-    def _miss(self, key: str, tell: Callable[[int | None], None]) -> None:
-        """An object of which there is nothing. Locked.
-
-        Where some value has its ref, nobody seemed to want it any more; now somebody does.
-        """
-        self._missed[key] += 1
-        known = self._missed[key] <= _MISSES_MAX and any(
-            state.done is not None
-            and any(one[0] == key and one[1] for one in state.done.head.get("refs", ()))
-            for state in self._engine.ledger.states.values()
-        )
-        tell(None if known else UNKNOWN)
-        if known:
-            self._engine.begin_anew()
+    def _recall(self, key: str) -> _Object | None:
+        """What the journal has of an object that nobody seemed to want any more. Locked."""
+        maker = self._stored.get(key)
+        for state in self._engine.ledger.states.values():
+            for one, task, *_ in () if state.done is None else state.done.head.get("refs", ()):
+                if one == key:
+                    maker = maker or task
+        if maker is None:
+            return None
+        known = self._objects[key] = _Object(maker)
+        return known
 
     def _makers(self, keys: Iterable[str]) -> set[str]:
         """Who has to run again: who made them, or if those are no more, who has them in a value."""
@@ -402,7 +405,7 @@ class Lineage:
         found = False
         for task in tasks:
             done = self._engine.ledger.done(task)
-            if done is not None and done.head.get("lost"):
+            if done is not None and (done.head.get("lost") or task in self._put_off):
                 self._engine.append("anew", {"t": task})
                 found = True
         if found:
@@ -421,12 +424,12 @@ class Lineage:
                     return
             engine.folder.read_value(done.head, done.body, task, self.put_again)
             with engine.lock:
-                self._era += 1
+                self.era += 1
                 for key, *_ in done.head["refs"]:
                     known = self._objects.get(key)
                     self._restoring.discard(key)
                     if known is not None and known.lost:
-                        known.lost, known.era = False, self._era
+                        known.lost, known.era = False, self.era
                 self._tell_those_who_wait()
         except BaseException as error:
             engine.stop(error)
@@ -445,12 +448,12 @@ class Lineage:
         for entry in list(self._waiting):
             keys, tell = entry
             for key in list(keys):
-                known = self._objects.get(key)
-                if known is not None and not known.lost:
+                if self._is_made(key):
                     keys.discard(key)
             if not keys:
                 self._waiting.remove(entry)
-                tell(self._era)
+                tell(self.era)
+        self._write_again()
 
     def give_up(self) -> None:
         """Nobody who waits gets what it waits for. Locked."""
@@ -472,17 +475,22 @@ class Lineage:
         self._held.clear()
         for known in self._objects.values():
             known.holders.clear()
+        # Who uses a loop, or a task that went on, uses the value of another.
+        used = {board.resolve(name) for name, slot in board.slots.items() if slot.users_left}
         for task, slot in board.slots.items():
             done = self._engine.ledger.done(task)
             if slot.phase == AVAILABLE and done is not None:
                 attempt, value = self.carried.get(task, (None, None))
                 if attempt == done.attempt:
                     slot.value, slot.valued = value, True
-                if done.head.get("refs") and (slot.users_left or board.is_output(slot)):
+                if done.head.get("refs") and (task in used or board.is_output(slot)):
                     self._hold_all(task, done)
             elif slot.refs:
                 self.hold(f"call of {task}", slot.refs)
         self.carried.clear()
+        for task, (attempt, packed) in self._put_off.items():
+            self.hold(f"file of {task} {attempt}", packed.refs)
+        self._write_again()
         for key in [key for key, one in self._objects.items() if not one.holders and not one.lost]:
             self._delete(key)
 
@@ -493,6 +501,33 @@ class Lineage:
             self._held.setdefault(task, []).append(key)
 
     # Files
+
+    def put_off(
+        self, task: str, attempt: int, packed: values.Packed, key: str, era: int
+    ) -> None:
+        """A value was not written, for an object that is lost: it is once that is there again."""
+        with self._engine.lock:
+            self._put_off[task] = attempt, packed
+            if self._is_to_write(task, attempt):
+                self.report([key], era)
+            self._write_again()
+
+    def _write_again(self) -> None:
+        """Have values written that can be now. Locked."""
+        if self._engine.is_ending:
+            return  # it is not known by now what is lost
+        for task, (attempt, packed) in list(self._put_off.items()):
+            if not self._is_to_write(task, attempt):
+                self.release(f"file of {task} {attempt}")
+            elif all(self._is_made(key_of(ref)) for ref in packed.refs):
+                self._engine.write_soon(task, attempt, packed)
+            else:
+                continue
+            del self._put_off[task]
+
+    def _is_to_write(self, task: str, attempt: int) -> bool:
+        done = self._engine.ledger.done(task)
+        return done is not None and done.attempt == attempt and not done.durable
 
     def with_objects(self, packed: values.Packed) -> values.Packed:
         """Return a value that is to be written with the objects behind its refs.

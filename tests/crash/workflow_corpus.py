@@ -24,7 +24,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from recovery.workflows import Node, Workflow, actors
 from recovery.workflows import engine as engines
 from recovery.workflows import folder as folders
 from recovery.workflows.graph import Graph, Loop
-from recovery.workflows.ledger import Ledger
+from recovery.workflows.ledger import Done, Ledger
 from tests.crash import workflow_graphs as graphs
 from tests.crash.workflow_graphs import EFFECTS, World, kind_of
 from tests.crash.workflow_living import corpus
@@ -82,6 +82,14 @@ def facts(path: Path) -> Ledger:
         for record in Journal.read(path / "w" / "journal").records:
             ledger.apply(record.kind, record.head, record.body, record.seq)
     return ledger
+
+
+def _makers_in(ledger: Ledger, done: Done) -> Iterator[str]:
+    """Who made the values that a task was called with, and the objects that they refer to."""
+    for name in done.inputs:
+        yield name
+        if (one := ledger.done(name)) is not None:
+            yield from (maker for _, maker in one.head.get("refs", ()))
 
 
 class Trial:
@@ -170,7 +178,7 @@ class Trial:
                     self.value = workflow.run(self.node)
                     completed = True
                 finally:
-                    self._judge(before, workflow, completed)
+                    self._judge(before, facts(path), workflow, completed)
             log.close()
             return None
         except Killed as error:
@@ -221,7 +229,7 @@ class Trial:
 
     # What must hold
 
-    def _judge(self, before: Ledger, workflow: Workflow, completed: bool) -> None:
+    def _judge(self, before: Ledger, now: Ledger, workflow: Workflow, completed: bool) -> None:
         """Whether what ran in this life, and was undone, had to."""
         world = self.world
         assert world is not None
@@ -247,6 +255,10 @@ class Trial:
         for name, makers in [*world.executed, *world.asked]:
             for maker in makers:
                 users.setdefault(maker, []).append(name)
+        for name, _ in workflow.ran:
+            if kind_of(name).startswith("Steady") and (done := now.done(name)) is not None:
+                for maker in _makers_in(now, done):  # it does not say itself who called it
+                    users.setdefault(maker, []).append(name)
         for name in executed:
             done = before.done(name)
             if done is None:

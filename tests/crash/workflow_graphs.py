@@ -227,7 +227,7 @@ def plain(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
     return value
 
 
-def _begin_turn(ctx: TaskContext, state: Any, i: int) -> None:
+def begin_turn(ctx: TaskContext, state: Any, i: int) -> None:
     """The body of a loop is called: with what it returned before, which was not the end."""
     begin(ctx, [state])
     before = f"{ctx.task_id.rpartition('[')[0]}[{i - 1}]"
@@ -254,7 +254,7 @@ def _turned(state: Any, i: int, ctx: TaskContext, value: Any) -> Any:
 @task
 def turn(state: Any, i: int, ctx: TaskContext) -> Any:
     """The body of a loop."""
-    _begin_turn(ctx, state, i)
+    begin_turn(ctx, state, i)
     WORLD.moment()
     value = value_of(ctx, [state], token_of(ctx, [state], state["how"]["fixed"]))
     return _turned(state, i, ctx, value)
@@ -281,7 +281,7 @@ def keyed(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
 @task(external=True, idempotency_key=True, name="keyed")
 def turn_keyed(state: Any, i: int, ctx: TaskContext) -> Any:
     """The body of a loop with such an effect."""
-    _begin_turn(ctx, state, i)
+    begin_turn(ctx, state, i)
     return _turned(state, i, ctx, do_keyed(ctx, [state]))
 
 
@@ -372,7 +372,7 @@ def take_turn_away(state: Any, i: int, ctx: TaskContext) -> None:
 @task(rollback=take_turn_away, name="thing")
 def turn_thing(state: Any, i: int, ctx: TaskContext) -> Any:
     """The body of a loop with such an effect."""
-    _begin_turn(ctx, state, i)
+    begin_turn(ctx, state, i)
     return _turned(state, i, ctx, _put_thing(ctx, [state], state["how"]["fixed"]))
 
 

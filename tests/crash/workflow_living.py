@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from hopcoll.errors import WorkflowError
-from recovery.workflows import Node, TaskContext, actor, task
+from recovery.workflows import Node, Stop, TaskContext, actor, loop, task
 from recovery.workflows.checks import check_graph
 from recovery.workflows.graph import Graph
 from tests.crash import workflow_graphs as graphs
-from tests.crash.workflow_graphs import begin, do_keyed, merge, token_of, value_of
+from tests.crash.workflow_graphs import (
+    begin, begin_turn, do_keyed, keyed, merge, token_of, value_of,
+)  # fmt: skip
 from tests.powercut import Killed
 
 #: Of 100 graphs of the corpus, those from here on have living things in them.
@@ -53,6 +55,8 @@ def put(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
     holds = _array(value["tokens"])
     mine = {"ref": ctx.put(holds), "holds": holds.tolist(), "by": ctx.task_id}
     value["refs"] = [mine, *(_refs(inputs) if how["passes"] else ())]
+    if "loop" in how:
+        value["how"] = how["loop"]
     return value
 
 
@@ -85,6 +89,44 @@ def add(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
         if not how["fixed"]:
             value["refs"] = [{"ref": ref, "holds": found.tolist(), "by": ctx.task_id}]
     return value
+
+
+def _graph(how: dict[str, Any], value: dict[str, Any]) -> Node:
+    """What a task goes on to: somebody looks at the objects of others that came with its value."""
+    fixed, options = how["fixed"], how["options"]
+    looks = use.options(**options).bind({"fixed": fixed, "passes": how["passes"]}, value)
+    if how.get("effect"):
+        looks = keyed.bind({}, looks)
+    more = {"loop": how} if "stop" in how else {}
+    return put.options(**options).bind({"fixed": fixed, "passes": how["passes"], **more}, looks)
+
+
+@task
+def onward(how: dict[str, Any], *inputs: Any, ctx: TaskContext) -> Any:
+    """Goes on to a graph with the refs that came."""
+    begin(ctx, inputs)
+    graphs.WORLD.moment()
+    value = value_of(ctx, inputs, token_of(ctx, inputs, how["fixed"]))
+    value["refs"] = _refs(inputs)
+    return _graph(how, value)
+
+
+@task
+def whirl(state: Any, i: int, ctx: TaskContext) -> Any:
+    """The body of a loop whose state has objects: it puts the next, or goes on to who does."""
+    begin_turn(ctx, state, i)
+    graphs.WORLD.moment()
+    how = state["how"]
+    value = value_of(ctx, [state], token_of(ctx, [state], how["fixed"]))
+    value["refs"] = _refs([state])
+    ends = i == how["stop"] or (how["may_stop"] and random.random() < 0.25)
+    if how["goes_on"] and not ends:
+        return _graph(how, value)
+    _look(ctx, [state])
+    holds = _array(value["tokens"])
+    mine = {"ref": ctx.put(holds), "holds": holds.tolist(), "by": ctx.task_id}
+    value.update(refs=[mine, *(value["refs"] if how["passes"] else ())], how=how, ended=ends)
+    return Stop(value) if ends else value
 
 
 @actor
@@ -146,16 +188,17 @@ def corpus(seed: int) -> Node:
     if seed < FIRST:
         return graphs.corpus(seed)
     for attempt in itertools.count():
-        node = _random_graph(random.Random(f"living {seed} {attempt}"))
         try:
+            # As in `graphs.corpus`: what goes on to an effect is checked as if it had it itself.
+            node = _random_graph(random.Random(f"living {seed} {attempt}"), as_effects=True)
             check_graph(Graph.of(node))
         except WorkflowError:
             continue
-        return node
+        return _random_graph(random.Random(f"living {seed} {attempt}"))
     raise AssertionError
 
 
-def _random_graph(draw: random.Random) -> Node:
+def _random_graph(draw: random.Random, as_effects: bool = False) -> Node:
     nodes: list[Node] = []
     used: set[int] = set()
     for number in range(draw.randint(4, 12)):
@@ -165,15 +208,18 @@ def _random_graph(draw: random.Random) -> Node:
         inputs = [nodes[i] for i in picks]
         kind = draw.choice(
             ("put",) * 5 + ("use",) * 3 + ("add",) * 3 + ("counter", "counter", "steady")
+            + ("onward", "onward", "whirl", "whirl")
             + ("plain", "plain", "thing", "keyed", "asked", "line", "gang", "loop", "event")
         )  # fmt: skip
-        nodes += _random_nodes(draw, kind, inputs, number)
+        nodes += _random_nodes(draw, kind, inputs, number, as_effects)
     rest = [node for i, node in enumerate(nodes) if i not in used]
     last = use.options(deterministic=True, checkpoint="none", name="output")
     return last.bind({"fixed": True, "passes": False}, *rest)
 
 
-def _random_nodes(draw: random.Random, kind: str, inputs: list[Node], number: int) -> list[Node]:
+def _random_nodes(
+    draw: random.Random, kind: str, inputs: list[Node], number: int, as_effects: bool
+) -> list[Node]:
     fixed = draw.random() < 0.5
     options = {
         "deterministic": fixed,
@@ -193,7 +239,33 @@ def _random_nodes(draw: random.Random, kind: str, inputs: list[Node], number: in
         for _ in range(draw.randint(1, 5)):
             found.append(kept.call(found[-1], "step", *draw.sample(inputs, len(inputs) // 2)))
         return found[-1:]
+    if kind in ("onward", "whirl"):
+        inside = draw.choice(("sync", "async", "async", "none", "auto"))
+        how["options"] = {
+            "deterministic": fixed, "checkpoint": inside, "on": draw.choice((None, "any"))
+        }  # fmt: skip
+    if kind == "onward":
+        how["effect"] = fixed and draw.random() < 0.5
+        if as_effects and how["effect"]:
+            return [keyed.bind({}, *inputs)]
+        return [onward.options(**options).bind(how, *inputs)]
+    if kind == "whirl":
+        return [_random_loop(draw, inputs, how, options)]
     return [graphs._random_node(draw, kind, inputs, as_effects=True)]
+
+
+def _random_loop(
+    draw: random.Random, inputs: list[Node], how: dict[str, Any], options: dict[str, Any]
+) -> Node:
+    """One whose state has objects, and whose body mostly goes on to a graph with their refs."""
+    around = {
+        **how, "stop": draw.choice((None, None, 2, 4)), "may_stop": draw.random() < 0.2,
+        "goes_on": draw.random() < 0.7,
+    }  # fmt: skip
+    fixed = how["fixed"] and not around["may_stop"]
+    first = put.options(**options).bind({**how, "loop": around}, *inputs)
+    body = whirl.options(**{**options, "deterministic": fixed})
+    return loop(body, first, draw.randint(1, 5), every=draw.randint(1, 3))
 
 
 def _calls(

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hopcoll.errors import TransferTimeoutError
+from hopcoll.errors import TaskFailedError, TransferTimeoutError
 from hopcoll.objects import ObjectRef
-from recovery.workflows import TaskContext, Workflow, task
+from recovery.workflows import TaskContext, Workflow, loop, task
+from recovery.workflows.attempts import Attempts
 from recovery.workflows.checks import check_graph
 from recovery.workflows.graph import Graph
-from recovery.workflows.ledger import NOWHERE, Done, Settled, exposed
+from recovery.workflows.ledger import COMING, FILE, LIVE, NOWHERE, Done, Settled, exposed
 from recovery.workflows.lineage import Lineage
 from recovery.workflows.post import Post, RankGoneError
 from recovery.workflows.references import References, key_of
@@ -81,6 +82,19 @@ def test_a_lost_object_of_a_value_that_is_written_is_made_again(
     assert COUNTS == {"make": 2, "passes": 1}
 
 
+def test_a_value_is_written_when_a_lost_object_of_it_was_made_again(
+    memory: Memory, tmp_path: Path
+) -> None:
+    """An effect waits for the file of what was made once and only carries the object."""
+    LOSE.append(lambda: memory.lose(1))
+    node = effect.bind(None, passes.options(checkpoint="async").bind(make.bind(3)))
+    with workflow_over(memory, tmp_path) as workflow:
+        workflow.run(node)
+        ledger, _ = workflow._folder.look()
+    assert COUNTS == {"make": 2, "passes": 2}
+    assert ledger.done("passes").place == FILE and ledger.done("passes").attempt == 1
+
+
 def test_values_with_objects_may_have_equal_sizes(memory: Memory, tmp_path: Path) -> None:
     """What was written with objects is read-only, and no memory for the next value."""
     ref = make.bind(3)
@@ -88,6 +102,137 @@ def test_values_with_objects_may_have_equal_sizes(memory: Memory, tmp_path: Path
         value = workflow.run(passes.bind(ref, passes.bind(ref, passes.bind(ref))))
         assert memory.get(value["ref"]).sum() == 3000.0
     assert COUNTS == {"make": 1, "passes": 3}
+
+
+# Another session
+
+
+@task(deterministic=True, checkpoint="none")
+def see(ref: Any, number: int, ctx: TaskContext) -> float:
+    COUNTS["see"] += 1
+    if number == 1 and LOSE:
+        LOSE.pop()()
+    return float(ctx.get(ref)[0])
+
+
+@task(checkpoint="async")
+def learn(seen: float, ctx: TaskContext) -> Any:
+    COUNTS["learn"] += 1
+    return ctx.put(np.full(1000, seen + 1.0))
+
+
+@task(deterministic=True)
+def turn(state: Any, number: int) -> Any:
+    return learn.bind(see.bind(state, number))
+
+
+@task(deterministic=True)
+def seen(ref: Any, ctx: TaskContext) -> float:
+    return float(ctx.get(ref)[0])
+
+
+def test_a_loop_goes_on_in_another_session_without_what_was_not_written(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second turn went on to a graph with the first state's ref, whose file never came."""
+
+    def stop() -> None:
+        raise ArithmeticError("the job ends")
+
+    node = seen.bind(loop(turn, make.bind(3), 3))
+    LOSE.append(stop)
+    with monkeypatch.context() as patch, workflow_over(memory, tmp_path) as workflow:
+        patch.setattr(Attempts, "write", lambda *what: None)
+        with pytest.raises(TaskFailedError, match="the job ends"):
+            workflow.run(node)
+        ledger, _ = workflow._folder.look()
+    assert ledger.done("turn[0]/learn").place == COMING and ledger.done("turn[1]").place == LIVE
+    assert COUNTS == {"make": 1, "see": 2, "learn": 1}
+    with workflow_over(Memory(random.Random(2)), tmp_path) as workflow:
+        assert workflow.run(node) == 6.0
+    assert COUNTS["learn"] == 4
+
+
+@task(deterministic=True, checkpoint="none")
+def twice(ref: Any, number: int, ctx: TaskContext) -> Any:
+    COUNTS["twice"] += 1
+    return ctx.put(2 * ctx.get(ref))
+
+
+@task(deterministic=True, checkpoint="none")
+def go_on(ref: Any) -> Any:
+    return twice.bind(ref, 0)
+
+
+@pytest.mark.parametrize("kind", ["loop", "graph"])
+def test_who_leads_next_has_objects_of_loops_and_of_what_tasks_went_on_to_made_again(
+    memory: Memory, tmp_path: Path, kind: str
+) -> None:
+    """Their values are those of other tasks."""
+
+    def stop() -> None:
+        raise ArithmeticError("who leads is killed")
+
+    made = make.bind(1)
+    node = see.bind(loop(twice, made, 2) if kind == "loop" else go_on.bind(made), 1)
+    LOSE.append(stop)
+    with workflow_over(memory, tmp_path) as workflow:
+        with pytest.raises(TaskFailedError, match="is killed"):
+            workflow.run(node)
+    memory.lose(0)
+    with workflow_over(memory, tmp_path) as workflow:
+        assert workflow.run(node) == (4.0 if kind == "loop" else 2.0)
+    assert COUNTS["make"] == 2
+
+
+@task(checkpoint="async")
+def number(ctx: TaskContext) -> Any:
+    return {"number": 2, "ref": ctx.put(np.ones(3))}
+
+
+@task(deterministic=True, checkpoint="none")
+def makes(given: Any, ctx: TaskContext) -> Any:
+    return ctx.put(np.full(3, float(given["number"])))
+
+
+@task(deterministic=True, checkpoint="none")
+def looks_on(ref: Any, turn: int) -> Any:
+    return see.bind(ref, 1)
+
+
+@task(checkpoint="sync")
+def keeps(given: Any) -> Any:
+    return {"number": given["number"]}
+
+
+@task(external=True, idempotency_key=True)
+def announces(value: Any) -> Any:
+    CAME.set()
+    return value["number"]
+
+
+def test_an_effect_waits_for_what_a_ref_in_the_graph_of_a_turn_may_need_again(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lost with its file still to come, `number` would be another one, also for the effect."""
+    go, write = threading.Event(), Attempts.write
+    early: list[bool] = []
+
+    def late(*what: Any) -> None:
+        go.wait(_PATIENCE_S)
+        write(*what)
+
+    def look() -> None:
+        early.append(CAME.wait(0.5))
+        go.set()
+
+    LOSE.append(look)
+    monkeypatch.setattr(Attempts, "write", late)
+    drawn = number.bind()
+    effect = announces.bind(keeps.bind(drawn))
+    with workflow_over(memory, tmp_path) as workflow:
+        assert workflow.run(both.bind(loop(looks_on, makes.bind(drawn), 1), effect)) == [2.0, 2]
+    assert early == [False]
 
 
 # The objects, as an attempt has them

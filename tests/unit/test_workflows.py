@@ -327,6 +327,18 @@ def test_what_was_made_from_a_lost_value_is_undone_newest_first(run: Run, store:
     assert {("a", void), ("b", void)} <= set(SET["workflow"].ran)
 
 
+def test_a_loop_whose_turns_were_undone_begins_with_the_first(run: Run) -> None:
+    lost = token.options(checkpoint="none").bind()
+    turns = loop(tasks.put.options(checkpoint="sync"), lost, 3, every=3)
+    node = tasks.join.bind(turns, lost, tasks.fails.bind(1).after(turns))
+    with pytest.raises(TaskFailedError):
+        run(node)
+    (before,) = set(DONE)
+    last, now, _ = run(node)
+    assert last == now != before and DONE == [now] * 3
+    assert SET["workflow"].undone == ["put[2]", "put[1]", "put[0]"]
+
+
 def test_a_rollback_that_fails(run: Run) -> None:
     SET.update(put="x", rollback=OSError("no"))
     with pytest.raises(TaskFailedError, match="the rollback of put failed: OSError: no; nothing"):
