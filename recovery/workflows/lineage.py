@@ -22,7 +22,7 @@ from hopcoll.objects import ObjectRef
 from recovery.workflows import values
 from recovery.workflows.board import AVAILABLE, WAITING, Slot
 from recovery.workflows.graph import Task
-from recovery.workflows.ledger import FILE, LIVE, Done
+from recovery.workflows.ledger import COMING, FILE, LIVE, Done
 from recovery.workflows.references import GET_S, UNKNOWN, Found, key_of, refs_in
 
 if TYPE_CHECKING:
@@ -397,19 +397,18 @@ class Lineage:
         )
 
     def give_up_lost(self, tasks: Iterable[str]) -> bool:
-        """Take values that were to become durable, and were lost before, for never made. Locked.
+        """Take values that were to become durable and never will for never made. Locked.
 
-        Nobody who runs needs them, or they would have been made again. But an effect waits for them
+        They were lost before, or who was to write them is gone. Nobody who runs needs them, or they would have been made again. But an effect waits for them
         to last, and none that was made from them can have been released.
         """
-        found = False
-        for task in tasks:
+        found = bool(self._restoring)  # a value may wait for these, to be written
+        for task in tasks if not found else ():
             done = self._engine.ledger.done(task)
-            if done is not None and (done.head.get("lost") or task in self._put_off):
+            if done is not None and (done.head.get("lost") or done.place == COMING):
                 self._engine.append("anew", {"t": task})
                 found = True
-        if found:
-            self._engine.begin_anew()
+                self._engine.begin_anew()
         return found
 
     def _restore(self, task: str) -> None:

@@ -235,6 +235,31 @@ def test_an_effect_waits_for_what_a_ref_in_the_graph_of_a_turn_may_need_again(
     assert early == [False]
 
 
+def test_a_value_that_who_led_before_was_to_write_is_made_anew_for_an_effect(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody needs it any more: what was made from it is there, in the memory of a rank."""
+
+    def stop() -> None:
+        raise ArithmeticError("who leads is killed")
+
+    drawn = number.bind()
+    kept = keeps.bind(drawn)
+    look = see.bind(makes.options(on=1).bind(drawn), 1).after(kept)
+    node = both.bind(look, announces.bind(kept).after(look))
+    LOSE.append(stop)
+    with monkeypatch.context() as patch, workflow_over(memory, tmp_path) as workflow:
+        patch.setattr(Attempts, "write", lambda *what: None)
+        with pytest.raises(TaskFailedError, match="is killed"):
+            workflow.run(node)
+        ledger, _ = workflow._folder.look()
+    assert ledger.done("number").place == COMING and ledger.done("makes").place == LIVE
+    with workflow_over(memory, tmp_path) as workflow:
+        assert workflow.run(node) == [2.0, 2]
+        ledger, _ = workflow._folder.look()
+    assert ledger.done("number").attempt == 2 and ledger.done("announces").attempt == 1
+
+
 # The objects, as an attempt has them
 
 
