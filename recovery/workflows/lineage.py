@@ -382,8 +382,9 @@ class Lineage:
     def give_up_lost(self, tasks: Iterable[str]) -> bool:
         """Take values that were to become durable and never will for never made. Locked.
 
-        They were lost before, or who was to write them is gone. Nobody who runs needs them, or they would have been made again. But an effect waits for them
-        to last, and none that was made from them can have been released.
+        They were lost before, or who was to write them is gone. Nobody who runs needs them, or they
+        would have been made again. But an effect waits for them to last, and none that was made
+        from them can have been released.
         """
         found = bool(self._restoring)  # a value may wait for these, to be written
         for task in tasks if not found else ():

@@ -27,6 +27,7 @@ from recovery.workflows.references import References, key_of
 from recovery.workflows.values import Packed
 from tests.crash import workflow_memory
 from tests.crash.workflow_memory import Memory, OneRank
+from tests.crash.workflow_mutants import MUTANTS
 
 COUNTS: collections.Counter[str] = collections.Counter()
 LOSE: list[Any] = []
@@ -93,6 +94,17 @@ def test_a_value_is_written_when_a_lost_object_of_it_was_made_again(
         ledger, _ = workflow._folder.look()
     assert COUNTS == {"make": 2, "passes": 2}
     assert ledger.done("passes").place == FILE and ledger.done("passes").attempt == 1
+
+
+def test_a_value_that_is_taken_for_at_hand_without_its_objects_is_noticed(
+    memory: Memory, tmp_path: Path
+) -> None:
+    """Nobody makes them then, and all begins anew for the effect."""
+    with (
+        pytest.raises(AssertionError, match="'passes': 3"),
+        MUTANTS["what_only_carries_a_ref_is_at_hand_without_its_maker"](),
+    ):
+        test_a_value_is_written_when_a_lost_object_of_it_was_made_again(memory, tmp_path)
 
 
 def test_values_with_objects_may_have_equal_sizes(memory: Memory, tmp_path: Path) -> None:
