@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hopcoll.errors import TaskFailedError, TransferTimeoutError
+from hopcoll.errors import EffectUnknownError, TaskFailedError, TransferTimeoutError
 from hopcoll.objects import ObjectRef
 from recovery.workflows import TaskContext, Workflow, loop, task
 from recovery.workflows.attempts import Attempts
+from recovery.workflows.board import Slot
 from recovery.workflows.checks import check_graph
+from recovery.workflows.engine import Engine
 from recovery.workflows.graph import Graph
 from recovery.workflows.ledger import COMING, FILE, LIVE, NOWHERE, Done, Settled, exposed
 from recovery.workflows.lineage import Lineage
@@ -270,6 +272,80 @@ def test_a_value_that_who_led_before_was_to_write_is_made_anew_for_an_effect(
         assert workflow.run(node) == [2.0, 2]
         ledger, _ = workflow._folder.look()
     assert ledger.done("number").attempt == 2 and ledger.done("announces").attempt == 1
+
+
+# Effects
+
+
+def is_done(ref: Any, ctx: TaskContext) -> bool:
+    COUNTS["asked"] += 1
+    return COUNTS["sent"] > 0
+
+
+@task(external=True, idempotency_key=True)
+def sends(ref: Any, ctx: TaskContext) -> float:
+    COUNTS["called"] += 1
+    while LOSE:
+        LOSE.pop()()
+    found = float(ctx.get(ref)[0])
+    COUNTS["sent"] += 1
+    return found
+
+
+asks = sends.options(idempotency_key=False, verify=is_done)
+blind = sends.options(idempotency_key=False)
+
+
+@pytest.mark.parametrize("kind", [sends, asks, blind])
+def test_the_object_that_an_effect_is_called_with_is_made_again_beside_it(
+    memory: Memory, tmp_path: Path, kind: Any
+) -> None:
+    LOSE.append(lambda: memory.lose(1))
+    with workflow_over(memory, tmp_path) as workflow:
+        assert workflow.run(kind.bind(make.bind(3))) == 3.0
+    assert COUNTS == {"make": 2, "called": 1, "sent": 1}
+
+
+@pytest.mark.parametrize("kind", [sends, asks])
+def test_an_effect_that_loses_what_it_was_called_with_begins_again(
+    memory: Memory, tmp_path: Path, kind: Any
+) -> None:
+    """What makes the object again is a turn of a loop: all that runs ends first."""
+    LOSE.extend((lambda: memory.lose(0), lambda: memory.lose(1)))
+    with workflow_over(memory, tmp_path) as workflow:
+        assert workflow.run(kind.bind(loop(twice, make.bind(3), 1))) == 6.0
+        ledger, _ = workflow._folder.look()
+    assert COUNTS["sent"] == 1 and COUNTS["called"] == 2 and COUNTS["asked"] == (kind is asks)
+
+
+def test_an_effect_that_loses_what_it_was_called_with_may_be_unknown(
+    memory: Memory, tmp_path: Path
+) -> None:
+    LOSE.extend((lambda: memory.lose(0), lambda: memory.lose(1)))
+    with workflow_over(memory, tmp_path) as workflow:
+        with pytest.raises(EffectUnknownError, match=r"sends raised .*VoidError: .* is lost"):
+            workflow.run(blind.bind(loop(twice, make.bind(3), 1)))
+
+
+def test_an_effect_that_was_announced_and_not_called_yet_is_known_not_to_be_done(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All begins anew between its intent and its call."""
+    after_flush = Engine.after_flush
+    begun: list[Slot] = []
+
+    def then_anew(self: Engine, seq: int, slot: Slot | None, phase: int) -> None:
+        after_flush(self, seq, slot, phase)
+        if slot is not None and slot.announced and not begun:
+            begun.append(slot)
+            self.begin_anew()
+
+    monkeypatch.setattr(Engine, "after_flush", then_anew)
+    with workflow_over(memory, tmp_path) as workflow:
+        assert workflow.run(blind.bind(make.bind(3))) == 3.0
+        ledger, _ = workflow._folder.look()
+    assert [slot.id for slot in begun] == ["sends"] and ledger.done("sends").attempt == 2
+    assert COUNTS == {"make": 1, "called": 1, "sent": 1}
 
 
 # The objects, as an attempt has them
