@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hopcoll.errors import EffectUnknownError, TaskFailedError, TransferTimeoutError
+from hopcoll.errors import (
+    EffectUnknownError,
+    TaskFailedError,
+    TransferTimeoutError,
+    WorkflowError,
+)
 from hopcoll.objects import ObjectRef
 from recovery.workflows import TaskContext, Workflow, loop, task
 from recovery.workflows.attempts import Attempts
@@ -272,6 +277,28 @@ def test_a_value_that_who_led_before_was_to_write_is_made_anew_for_an_effect(
         assert workflow.run(node) == [2.0, 2]
         ledger, _ = workflow._folder.look()
     assert ledger.done("number").attempt == 2 and ledger.done("announces").attempt == 1
+
+
+@task(deterministic=True)
+def goes_on_with_its_own(ctx: TaskContext) -> Any:
+    return see.bind(ctx.put(np.ones(3)), 0)
+
+
+@task(deterministic=True)
+def goes_on_twice(ref: Any, times: int) -> Any:
+    return goes_on_twice.bind(ref, times - 1) if times else see.bind(ref, 0)
+
+
+def test_refs_that_a_graph_may_not_have(memory: Memory, tmp_path: Path) -> None:
+    with workflow_over(memory, tmp_path / "own") as workflow:
+        with pytest.raises(WorkflowError, match="graph with a ref of its own in it.* or before"):
+            workflow.run(goes_on_with_its_own.bind())
+    with workflow_over(memory, tmp_path / "once") as workflow:
+        assert workflow.run(goes_on_twice.bind(make.bind(3), 0)) == 3.0
+    text = "whose graph goes on from that of goes_on_twice, .*of who made them nothing is kept: use"
+    with workflow_over(memory, tmp_path / "twice") as workflow:
+        with pytest.raises(WorkflowError, match=text):
+            workflow.run(goes_on_twice.bind(make.bind(3), 2))
 
 
 # Effects
