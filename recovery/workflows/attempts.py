@@ -130,13 +130,13 @@ class Attempts:
             self.succeeded(slot, task, value, time.perf_counter() - start_s, found=found)
 
     def answered(
-        self, slot: Slot, task: Task, arguments: Any, keywords: Any, value: Any,
+        self, slot: Slot, task: Task, arguments: Any, keywords: Any, rank: int, value: Any,
         error: BaseException | None,
     ) -> None:  # fmt: skip
         """A call at another rank has ended."""
         if error is None:
             value, found, took_s = value
-            self.succeeded(slot, task, value, took_s, found=found)
+            self.succeeded(slot, task, value, took_s, extra={"on": rank}, found=found)
         elif isinstance(error, RankGoneError):
             self._lose(slot, f"{error}, where it ran")
         elif isinstance(error, Exception):
@@ -290,12 +290,6 @@ class Attempts:
             if isinstance(error, TaskTimeoutError):
                 head["late"] = 1
             self._engine.append("fail", head)
-        if isinstance(error, VoidError) and not options.external:
-            if options.rollback is not None:
-                head = {"t": slot.id, "a": slot.attempt}
-                self.roll_back(slot.id, task, arguments, keywords, head)
-            self._engine.void(slot)
-            return
         if options.external:
             not_done = isinstance(error, NotDoneError)
             if not (not_done or options.verify is None or isinstance(error, TaskTimeoutError)):
@@ -311,7 +305,9 @@ class Attempts:
                 raise self._unknown(slot, f"raised {text},") from error
         elif options.rollback is not None:
             self.roll_back(slot.id, task, arguments, keywords, {"t": slot.id, "a": slot.attempt})
-        if slot.tries < options.retries:
+        if isinstance(error, VoidError):
+            self._engine.void(slot)
+        elif slot.tries < options.retries:
             delay_s = options.backoff_s * 2**slot.tries
             slot.tries += 1
             self._engine.delay(slot, delay_s)

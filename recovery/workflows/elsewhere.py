@@ -78,7 +78,7 @@ class Elsewhere:
             with self._engine.lock:
                 if version is not None:
                     self._homes[version.name] = rank
-                self.answers.append((slot, task, arguments, keywords, value, error))
+                self.answers.append((slot, task, arguments, keywords, rank, value, error))
                 self._engine.employ()
 
         with self._engine.lock:

@@ -153,7 +153,9 @@ def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     function : callable
         Of a module, not a lambda. A parameter named ``ctx`` is given a `TaskContext`. What it
         returns is the task's value; where that is a node, the workflow goes on with its graph
-        instead (a *continuation*). It must not change its arguments: others may use them.
+        instead (a *continuation*). The graph may have refs in it that came with the arguments; one
+        that goes on from it must have none (in a `loop` each turn may). It must not change its
+        arguments: others may use them.
     name : str, optional
         The function's own where it is None.
     deterministic : bool, default False
@@ -169,10 +171,10 @@ def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         before the task runs again, or when it was cut off, and so may have done nothing yet; what
         was made from it is undone before. It may be called again where it was cut off itself. A
         process that was taken for silent, not dead, and wakes up may do after it what it was about
-        to do.
+        to do. Such a task runs where the journal is, at the rank that leads.
     external : bool, default False
         The task has an effect that cannot be undone. It is released only when its intent and all
-        that it depends on can no longer become another.
+        that it depends on can no longer become another. It runs where the journal is as well.
     idempotency_key : bool or str, default False
         Whether the outside does nothing for a key that it has seen (``ctx.idempotency_key``, made
         from the workflow and the task, or this text); then the effect is called again after a

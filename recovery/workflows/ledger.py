@@ -10,9 +10,9 @@ begin    the intent of an attempt with an effect: ``t``, ``a``, ``in``, ``by`` (
 done     an attempt has ended: ``t``, ``a``, ``in``, ``h`` (hash), ``nd`` (not deterministic),
          ``st`` (where the value is, below), ``s`` (seconds), ``c`` (code), and what only some have:
          ``f`` and ``sh`` (file and its record), ``w`` (contributors), ``e`` (event), ``l`` (the
-         last of a loop), ``why`` (it ran again), ``x`` (an external effect), ``refs`` (the refs in
-         it: key, who made it, "" if nobody), ``ses`` (whose memory they are in), ``rf`` (its file
-         has their bytes), ``k`` (of reductions: inputs, and which were taken); body: the value
+         last of a loop), ``why`` (it ran again), ``x`` (an external effect), ``on`` (at which other
+         rank), ``refs`` (those in it: key, who made it or ""), ``ses`` (whose memory they are in),
+         ``rf`` (its file has their bytes), ``k`` (of reductions: given, taken); body: the value
 more     an attempt has ended, and its graph goes on in its place: as done, ``o`` (of whose
          generation), ``g`` (which); body: the graph
 kept     the value of a done attempt is durable now: ``t``, ``a``, ``f``, ``sh``

@@ -56,10 +56,14 @@ class Job:
         end_s = time.monotonic() + _LIMIT_S
         while time.monotonic() < end_s and self.process.poll() is None:
             with contextlib.suppress(HopcollError, OSError):
-                if there(self.workflow._folder.look()[0]):
+                if there(self.ledger()):
                     return
             threading.Event().wait(0.02)
         raise AssertionError(f"it did not come so far: {self.end()}")
+
+    def ledger(self) -> Any:
+        """What the journal says by now."""
+        return self.workflow._folder.look()[0]
 
     def kill(self, rank: int) -> None:
         os.kill(self.pids()[rank], signal.SIGKILL)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import collections
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -89,13 +89,37 @@ def test_living_things_are_cut_off_at_any_moment() -> None:
     assert counts.reasons["its references were lost"] + counts.reasons["rank 1 is gone"] > 0
 
 
-def test_a_value_that_counts_as_kept_without_its_objects_is_noticed() -> None:
-    with (
-        pytest.raises(WrongError, match="is lost"),
-        MUTANTS["a_value_counts_as_kept_without_what_it_refers_to"](),
-    ):
-        for number in range(_TRIALS_MAX):
-            try_seed((FIRST + number % (100 - FIRST)) * 1000 + number, Counts())
+def _living(count: int = _TRIALS_MAX) -> Iterable[int]:
+    """Seeds of graphs with living things."""
+    return ((FIRST + number % (100 - FIRST)) * 1000 + number for number in range(count))
+
+
+#: What goes wrong with living things, and what is noticed.
+_OF_THE_LIVING = {
+    "a_value_counts_as_kept_without_what_it_refers_to": "is lost",
+    "objects_have_other_names_each_time": "is annotated as deterministic, but gave another value",
+    "calls_whose_refs_become_others_have_failed": "is lost",
+    "objects_of_another_session_are_unknown": "is lost",
+}
+
+
+@pytest.mark.parametrize("name", _OF_THE_LIVING)
+def test_what_goes_wrong_with_living_things_is_noticed(name: str) -> None:
+    with pytest.raises(WrongError, match=_OF_THE_LIVING[name]), MUTANTS[name]():
+        for seed in _living():
+            try_seed(seed, Counts())
+
+
+def test_losses_that_are_not_recorded_are_noticed() -> None:
+    """Whoever leads next finds them all the same: they are missing among the reasons."""
+    counts = Counts()
+    with MUTANTS["losses_are_not_recorded"]():
+        for seed in _living(_TRIALS_MAX // 2):
+            try_seed(seed, counts)
+    assert counts.rerun > 20 and not counts.reasons["its references were lost"]
+    for seed in _living(_TRIALS_MAX // 2):
+        try_seed(seed, counts)
+    assert counts.reasons["its references were lost"]
 
 
 @pytest.mark.parametrize("name", _OF_THE_CORPUS)

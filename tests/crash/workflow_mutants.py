@@ -8,6 +8,7 @@ caught by random workflows, the others by small graphs that were made for them
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,8 @@ from recovery.workflows.attempts import Attempts
 from recovery.workflows.board import READY, Board
 from recovery.workflows.engine import Engine
 from recovery.workflows.ledger import Ledger, Plan, Wants
+from recovery.workflows.lineage import Lineage
+from recovery.workflows.references import References
 from tests.powercut import RecordingDisk
 
 Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -207,4 +210,64 @@ def events_of_generations_that_are_over_are_lost() -> Iterator[None]:
 @_mutant
 def a_value_counts_as_kept_without_what_it_refers_to() -> Iterator[None]:
     with mock.patch.object(attempts, "LIVE", ledger.INLINE):
+        yield
+
+
+# Of living things
+
+
+@_mutant
+def losses_are_not_recorded() -> Iterator[None]:
+    append = Engine.append
+
+    def silent(self: Engine, kind: str, head: dict[str, Any], body: bytes = b"") -> int:
+        return self._appended if kind == "lost" else append(self, kind, head, body)
+
+    with mock.patch.object(Engine, "append", silent):
+        yield
+
+
+@_mutant
+def objects_have_other_names_each_time() -> Iterator[None]:
+    begin = References.__init__
+
+    def careless(
+        self: References, objects: Any, rank: int, name: str | None, *how: Any, **more: Any
+    ) -> None:
+        begin(self, objects, rank, name and f"{name} {secrets.token_hex(4)}", *how, **more)
+
+    with mock.patch.object(References, "__init__", careless):
+        yield
+
+
+@_mutant
+def what_only_carries_a_ref_is_at_hand_without_its_maker() -> Iterator[None]:
+    at_hand = Lineage.at_hand
+
+    def careless(self: Lineage, task: str, done: Any) -> Any:
+        return None if at_hand(self, task, done) is None else []
+
+    with mock.patch.object(Lineage, "at_hand", careless):
+        yield
+
+
+@_mutant
+def calls_whose_refs_become_others_have_failed() -> Iterator[None]:
+    never = property(lambda self: None, lambda self, error: None)
+    with mock.patch.object(References, "void", never, create=True):
+        yield
+
+
+@_mutant
+def objects_of_another_session_are_unknown() -> Iterator[None]:
+    load = Lineage.load
+
+    def forgetful(self: Lineage) -> None:
+        load(self)
+        self._objects = {key: one for key, one in self._objects.items() if not one.lost}
+
+    with (
+        mock.patch.object(Lineage, "load", forgetful),
+        mock.patch.object(Lineage, "_recall", lambda self, key: None),
+    ):
         yield

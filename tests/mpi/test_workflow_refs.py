@@ -40,8 +40,11 @@ def play(
 
 def ran(store: Path) -> collections.Counter[str]:
     """How often each task ran, wherever."""
-    lines = (store.parent / "ran.txt").read_text().splitlines()
-    return collections.Counter(line.rpartition(" ")[0] for line in lines)
+    return collections.Counter(line.rpartition(" ")[0] for line in _lines(store))
+
+
+def _lines(store: Path) -> list[str]:
+    return (store.parent / "ran.txt").read_text().splitlines()
 
 
 def ledger_of(store: Path) -> Any:
@@ -125,3 +128,18 @@ def test_a_reference_that_outlives_its_workflow_is_stored(store: Path) -> None:
     arrays = Workflow("refs", store).output()
     assert [type(one) for one in arrays] == [np.ndarray] * 2
     assert [float(one.sum()) for one in arrays] == want
+
+
+@pytest.mark.parametrize("ranks", [2, 5])
+def test_a_job_goes_on_with_another_number_of_ranks(store: Path, ranks: int) -> None:
+    """Its actor and its objects were on ranks that may not exist any more."""
+    play("resized", store, code=1)
+    assert ran(store) == {"make 1": 1, "add": 1, "passes": 1}
+    before = _lines(store)
+    assert {line.rpartition(" ")[2] for line in before} == {"2", "3"}
+    assert play("resized", store, ranks=ranks) == [10.0 + 1 + 2, total(1)]
+    # What is lost with the first job is made again, and the actor goes on from its checkpoint.
+    again = {"make 1": 2, "passes": 1, "restore": 1, "add": 2, "make 2": 1, "total": 1}
+    assert ran(store) == again
+    places = {line.rpartition(" ")[2] for line in _lines(store)[len(before) :]}
+    assert places <= {str(rank) for rank in range(ranks)} and len(places) > 1

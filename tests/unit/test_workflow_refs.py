@@ -14,11 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hopcoll.errors import TaskFailedError, TransferTimeoutError
+from hopcoll.errors import (
+    EffectUnknownError,
+    TaskFailedError,
+    TransferTimeoutError,
+    WorkflowError,
+)
 from hopcoll.objects import ObjectRef
 from recovery.workflows import TaskContext, Workflow, loop, task
 from recovery.workflows.attempts import Attempts
+from recovery.workflows.board import Slot
 from recovery.workflows.checks import check_graph
+from recovery.workflows.engine import Engine
 from recovery.workflows.graph import Graph
 from recovery.workflows.ledger import COMING, FILE, LIVE, NOWHERE, Done, Settled, exposed
 from recovery.workflows.lineage import Lineage
@@ -27,6 +34,7 @@ from recovery.workflows.references import References, key_of
 from recovery.workflows.values import Packed
 from tests.crash import workflow_memory
 from tests.crash.workflow_memory import Memory, OneRank
+from tests.crash.workflow_mutants import MUTANTS
 
 COUNTS: collections.Counter[str] = collections.Counter()
 LOSE: list[Any] = []
@@ -93,6 +101,17 @@ def test_a_value_is_written_when_a_lost_object_of_it_was_made_again(
         ledger, _ = workflow._folder.look()
     assert COUNTS == {"make": 2, "passes": 2}
     assert ledger.done("passes").place == FILE and ledger.done("passes").attempt == 1
+
+
+def test_a_value_that_is_taken_for_at_hand_without_its_objects_is_noticed(
+    memory: Memory, tmp_path: Path
+) -> None:
+    """Nobody makes them then, and all begins anew for the effect."""
+    with (
+        pytest.raises(AssertionError, match="'passes': 3"),
+        MUTANTS["what_only_carries_a_ref_is_at_hand_without_its_maker"](),
+    ):
+        test_a_value_is_written_when_a_lost_object_of_it_was_made_again(memory, tmp_path)
 
 
 def test_values_with_objects_may_have_equal_sizes(memory: Memory, tmp_path: Path) -> None:
@@ -258,6 +277,102 @@ def test_a_value_that_who_led_before_was_to_write_is_made_anew_for_an_effect(
         assert workflow.run(node) == [2.0, 2]
         ledger, _ = workflow._folder.look()
     assert ledger.done("number").attempt == 2 and ledger.done("announces").attempt == 1
+
+
+@task(deterministic=True)
+def goes_on_with_its_own(ctx: TaskContext) -> Any:
+    return see.bind(ctx.put(np.ones(3)), 0)
+
+
+@task(deterministic=True)
+def goes_on_twice(ref: Any, times: int) -> Any:
+    return goes_on_twice.bind(ref, times - 1) if times else see.bind(ref, 0)
+
+
+def test_refs_that_a_graph_may_not_have(memory: Memory, tmp_path: Path) -> None:
+    with workflow_over(memory, tmp_path / "own") as workflow:
+        with pytest.raises(WorkflowError, match="graph with a ref of its own in it.* or before"):
+            workflow.run(goes_on_with_its_own.bind())
+    with workflow_over(memory, tmp_path / "once") as workflow:
+        assert workflow.run(goes_on_twice.bind(make.bind(3), 0)) == 3.0
+    text = "whose graph goes on from that of goes_on_twice, .*of who made them nothing is kept: use"
+    with workflow_over(memory, tmp_path / "twice") as workflow:
+        with pytest.raises(WorkflowError, match=text):
+            workflow.run(goes_on_twice.bind(make.bind(3), 2))
+
+
+# Effects
+
+
+def is_done(ref: Any, ctx: TaskContext) -> bool:
+    COUNTS["asked"] += 1
+    return COUNTS["sent"] > 0
+
+
+@task(external=True, idempotency_key=True)
+def sends(ref: Any, ctx: TaskContext) -> float:
+    COUNTS["called"] += 1
+    while LOSE:
+        LOSE.pop()()
+    found = float(ctx.get(ref)[0])
+    COUNTS["sent"] += 1
+    return found
+
+
+asks = sends.options(idempotency_key=False, verify=is_done)
+blind = sends.options(idempotency_key=False)
+
+
+@pytest.mark.parametrize("kind", [sends, asks, blind])
+def test_the_object_that_an_effect_is_called_with_is_made_again_beside_it(
+    memory: Memory, tmp_path: Path, kind: Any
+) -> None:
+    LOSE.append(lambda: memory.lose(1))
+    with workflow_over(memory, tmp_path) as workflow:
+        assert workflow.run(kind.bind(make.bind(3))) == 3.0
+    assert COUNTS == {"make": 2, "called": 1, "sent": 1}
+
+
+@pytest.mark.parametrize("kind", [sends, asks])
+def test_an_effect_that_loses_what_it_was_called_with_begins_again(
+    memory: Memory, tmp_path: Path, kind: Any
+) -> None:
+    """What makes the object again is a turn of a loop: all that runs ends first."""
+    LOSE.extend((lambda: memory.lose(0), lambda: memory.lose(1)))
+    with workflow_over(memory, tmp_path) as workflow:
+        assert workflow.run(kind.bind(loop(twice, make.bind(3), 1))) == 6.0
+        ledger, _ = workflow._folder.look()
+    assert COUNTS["sent"] == 1 and COUNTS["called"] == 2 and COUNTS["asked"] == (kind is asks)
+
+
+def test_an_effect_that_loses_what_it_was_called_with_may_be_unknown(
+    memory: Memory, tmp_path: Path
+) -> None:
+    LOSE.extend((lambda: memory.lose(0), lambda: memory.lose(1)))
+    with workflow_over(memory, tmp_path) as workflow:
+        with pytest.raises(EffectUnknownError, match=r"sends raised .*VoidError: .* is lost"):
+            workflow.run(blind.bind(loop(twice, make.bind(3), 1)))
+
+
+def test_an_effect_that_was_announced_and_not_called_yet_is_known_not_to_be_done(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All begins anew between its intent and its call."""
+    after_flush = Engine.after_flush
+    begun: list[Slot] = []
+
+    def then_anew(self: Engine, seq: int, slot: Slot | None, phase: int) -> None:
+        after_flush(self, seq, slot, phase)
+        if slot is not None and slot.announced and not begun:
+            begun.append(slot)
+            self.begin_anew()
+
+    monkeypatch.setattr(Engine, "after_flush", then_anew)
+    with workflow_over(memory, tmp_path) as workflow:
+        assert workflow.run(blind.bind(make.bind(3))) == 3.0
+        ledger, _ = workflow._folder.look()
+    assert [slot.id for slot in begun] == ["sends"] and ledger.done("sends").attempt == 2
+    assert COUNTS == {"make": 1, "called": 1, "sent": 1}
 
 
 # The objects, as an attempt has them

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import hopcoll
-from recovery.workflows import Node, TaskContext, Workflow, task
+from recovery.workflows import Called, Node, TaskContext, Workflow, actor, task
 
 COUNT = 4_000_000
 WORDS = argparse.ArgumentParser()
@@ -203,6 +203,49 @@ def succession() -> Node:
     """Objects of all ranks, used when the one that led is dead."""
     refs = [make.options(on=rank).bind(rank) for rank in range(1, 4)]
     return both.bind(*(late.bind(ref) for ref in refs))
+
+
+@actor(checkpoint="sync", on=3)
+class Keeper:
+    """Adds up the first numbers of arrays."""
+
+    def __init__(self, total: float) -> None:
+        self.total = total
+
+    def checkpoint(self) -> float:
+        return self.total
+
+    def restore(self, state: float) -> None:
+        note("restore")
+        self.total = state
+
+    def add(self, array: np.ndarray) -> float:
+        note("add")
+        self.total += float(array[0])
+        return self.total
+
+
+@task(deterministic=True, checkpoint="none")
+def stops(*before: Any) -> None:
+    """Ends the first job."""
+    if once("stopped"):
+        raise ArithmeticError("the job ends")
+
+
+@task(deterministic=True)
+def told(called: Called) -> float:
+    return called.value
+
+
+@scene
+def resized() -> Node:
+    """An actor, and objects, on the last ranks of a job that ends half-way."""
+    ref = make.options(on=3).bind(1)
+    first = Keeper.call(Keeper.bind(10.0), "add", ref)
+    value = passes.options(on=2).bind(ref)
+    end = stops.bind(first, value)
+    second = Keeper.call(first, "add", make.options(on=2).bind(2).after(end))
+    return both.bind(told.bind(second), total.options(on=3).bind(value).after(end))
 
 
 @scene
