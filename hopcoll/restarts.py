@@ -79,7 +79,8 @@ def tell_progress(
     path : path, optional
         The file; that of ``HOPCOLL_PROGRESS_FILE`` by default.
     **facts
-        More for people (`read_facts`), such as how many ranks there are.
+        More for people (`read_facts`), such as how many ranks there are. With some, the time and
+        the number of restarts are told as well.
 
     Returns
     -------
@@ -90,6 +91,9 @@ def tell_progress(
     name = os.environ.get(PROGRESS_VARIABLE) if path is None else path
     if not name:
         return False
+    if facts:
+        restart = int(os.environ.get(RESTART_VARIABLE, "0"))
+        facts = {"restart": restart, "time": time.time(), **facts}
     target = Path(name)
     temporary = target.with_name(f"{target.name}.{socket.gethostname()}.{os.getpid()}")
     try:
