@@ -80,6 +80,7 @@ def test_what_a_script_asks_of_slurm(script: Path) -> None:
             assert all(not before or before.startswith("#") for before in lines[:number])
     assert options["signal"] == "B:USR1@120"
     assert options["open-mode"] == "append"
+    assert options["comment"] == "hopcoll"
     assert {"requeue", "no-kill", "nodes", "ntasks-per-node", "time", "output"} <= options.keys()
     assert ". hopcoll/job.sh || exit" in lines
 
@@ -104,6 +105,7 @@ GOLDEN = {
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
 #SBATCH --no-kill
+#SBATCH --comment=hopcoll
 
 hopcoll_environment=/shared/env
 hopcoll_ranks=1
@@ -142,6 +144,7 @@ hopcoll_job train.py
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
 #SBATCH --no-kill
+#SBATCH --comment=hopcoll
 #SBATCH --qos=high
 #SBATCH --exclusive
 
