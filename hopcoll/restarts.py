@@ -60,7 +60,11 @@ BACKOFF_S = 1.0
 BACKOFF_S_MAX = 60.0
 #: Seconds in which a host has to answer; all are asked at once.
 PROBE_S = 15.0
+#: Seconds in which Slurm's controller, without which no host can be asked, has to come back.
+CONTROLLER_S = 180.0
 
+#: Seconds between two looks whether it did.
+_AGAIN_S = 5.0
 _TICK_S = 0.05
 _AGENT_NAMES = ("plm_ssh_agent", "plm_rsh_agent")
 _STEP_BYTES_MAX = 32
@@ -313,6 +317,41 @@ def answering(
                 one.wait()
 
 
+def _left(
+    names: Sequence[str], words: Sequence[str], probe_s: float, ending: launcher.Ending
+) -> list[str]:
+    """Return those hosts that answer. Where srun asks them, silence means nothing while Slurm's
+    controller is away, or starts anew: they are asked again, for `CONTROLLER_S` at the most."""
+    deadline_s = time.monotonic() + CONTROLLER_S
+    by_slurm = words[0] == "srun"
+    up = not by_slurm or _controller_answers()
+    told = False
+    while True:
+        found = answering(names, words, probe_s, ending)
+        if len(found) == len(names) or not by_slurm:
+            return found
+        before, up = up, _controller_answers()
+        if (before and up) or ending.over or time.monotonic() > deadline_s:
+            return found
+        if not told:
+            told = True
+            _say("Slurm's controller does not answer, or did not; the hosts are asked again")
+        _wait(_AGAIN_S, ending)
+
+
+def _controller_answers() -> bool:
+    words = ["scontrol", "ping"]
+    try:
+        said = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_S
+        ).stdout
+    except subprocess.TimeoutExpired:
+        return False
+    except OSError:  # no scontrol here, and nothing to be known
+        return True
+    return " is UP" in said
+
+
 def _is_here(name: str) -> bool:
     """Whether an address of this host has that name: only to such a one can a socket be bound."""
     if name in ("localhost", socket.gethostname()):
@@ -422,7 +461,7 @@ def run(
             wait_s = min(backoff_s * 2**count, BACKOFF_S_MAX)
             _say(f"{why}; restart {count + 1} of {restarts} in {wait_s:g} s")
             _wait(wait_s, ending)
-            left = answering(list(slots), agent(mpirun_args), probe_s, ending)
+            left = _left(list(slots), agent(mpirun_args), probe_s, ending)
             if ending.number is not None:
                 return 128 + ending.number
             if ending.asked:  # between two starts all that is committed is durable

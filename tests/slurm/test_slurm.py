@@ -180,6 +180,20 @@ def test_a_lost_node_without_a_spare(cluster, tmp_path, undisturbed):
     assert [era.size for era in job.check(undisturbed).eras] == [3, 2]
 
 
+def test_a_lost_node_while_the_controller_is_away(cluster, tmp_path, undisturbed):
+    """Nobody can be reached then: only afterwards it shows who is lost."""
+    job = Submitted(cluster, tmp_path, "--nodes=2", "--spares=1")
+    job.wait_for_step(12)
+    cluster.freeze_controller(True)
+    cluster.kill_node(cluster.nodes[1])
+    away = "Slurm's controller does not answer, or did not"
+    cluster.wait_for(lambda: away in job.output, f"{away}\n{job.output}", 90)
+    cluster.freeze_controller(False)
+    assert job.wait()["Restarts"] == "0"
+    assert [era.size for era in job.check(undisturbed).eras] == [2, 2]
+    assert f"without {cluster.nodes[1]}, which did not answer" in job.output
+
+
 def test_too_few_ranks_wait_in_the_queue(cluster, tmp_path, undisturbed):
     job = Submitted(cluster, tmp_path, "--nodes=2", "--min-ranks=2")
     job.wait_for_step(12)
