@@ -160,7 +160,7 @@ hopcoll_durable() {
 hopcoll_away_until='' hopcoll_tries=0
 hopcoll_again() {
     : "${hopcoll_away_until:=$((SECONDS + hopcoll_away_max_s))}"
-    if timeout 60 scontrol ping 2>/dev/null | grep -q ' is UP'; then
+    if [[ $(timeout 60 scontrol ping 2>/dev/null) == *" is UP"* ]]; then
         hopcoll_tries=$((hopcoll_tries + 1))
         [ "$hopcoll_tries" -lt 5 ] || return
     fi

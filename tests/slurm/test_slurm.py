@@ -530,6 +530,8 @@ def test_every_script_runs_to_its_end(cluster, tmp_path, name):
     (output,) = tmp_path.glob(f"*-{number}.out")
     assert cluster.job(number)["JobState"] == "COMPLETED", output.read_text()
     assert cluster.job(number)["Restarts"] == "0", output.read_text()
+    told = [path.read_text() for path in tmp_path.glob(f"*-{number}/progress.0")]
+    assert len(told) == (name != "scaling"), "what trains, and what is a workflow, tells its steps"
     if name == "train_sgd":
         assert "40 steps, test accuracy 0.9" in output.read_text()
     if name == "train_rl":
