@@ -320,22 +320,21 @@ def answering(
 def _left(
     names: Sequence[str], words: Sequence[str], probe_s: float, ending: launcher.Ending
 ) -> list[str]:
-    """Return those hosts that answer. Where srun asks them, silence means nothing while Slurm's
-    controller is away, or starts anew: they are asked again, for `CONTROLLER_S` at the most."""
+    """Return those hosts that answer. Where srun asks them, silence means nothing unless Slurm's
+    controller answers before and after: that is waited for, for `CONTROLLER_S` at the most."""
+    if words[0] != "srun":
+        return answering(names, words, probe_s, ending)
     deadline_s = time.monotonic() + CONTROLLER_S
-    by_slurm = words[0] == "srun"
-    up = not by_slurm or _controller_answers()
     told = False
     while True:
-        found = answering(names, words, probe_s, ending)
-        if len(found) == len(names) or not by_slurm:
-            return found
-        before, up = up, _controller_answers()
-        if (before and up) or ending.over or time.monotonic() > deadline_s:
-            return found
+        last = ending.over or time.monotonic() > deadline_s
+        if last or _controller_answers():
+            found = answering(names, words, probe_s, ending)
+            if last or len(found) == len(names) or _controller_answers():
+                return found
         if not told:
             told = True
-            _say("Slurm's controller does not answer, or did not; the hosts are asked again")
+            _say("Slurm's controller does not answer; the hosts are asked when it does")
         _wait(_AGAIN_S, ending)
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -184,9 +185,10 @@ def test_a_lost_node_while_the_controller_is_away(cluster, tmp_path, undisturbed
     """Nobody can be reached then: only afterwards it shows who is lost."""
     job = Submitted(cluster, tmp_path, "--nodes=2", "--spares=1")
     job.wait_for_step(12)
-    cluster.freeze_controller(True)
     cluster.kill_node(cluster.nodes[1])
-    away = "Slurm's controller does not answer, or did not"
+    cluster.wait_for(lambda: "restart 1 of 5" in job.output, "it is to be started again", 60)
+    cluster.freeze_controller(True)
+    away = "Slurm's controller does not answer; the hosts are asked when it does"
     cluster.wait_for(lambda: away in job.output, f"{away}\n{job.output}", 90)
     cluster.freeze_controller(False)
     assert job.wait()["Restarts"] == "0"
@@ -213,6 +215,23 @@ def test_the_first_node_is_lost(cluster, tmp_path, undisturbed):
     job.check(undisturbed)
     (said,) = tmp_path.glob("job-*/watchers.log")
     assert f"lost its first node, {cluster.nodes[0]}; requeued" in said.read_text()
+
+
+def test_the_first_node_is_shut_down(cluster, tmp_path, undisturbed):
+    """Its init ends the batch script, and Slurm knows nothing of it yet."""
+    job = Submitted(cluster, tmp_path, "--nodes=2")
+    job.wait_for_step(12)
+    scripts = [
+        pid
+        for pid in cluster.processes(cluster.nodes[0])
+        if b"/slurm_script" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    assert scripts
+    for pid in scripts:
+        os.kill(pid, signal.SIGTERM)
+    assert job.wait()["Restarts"] == "1"
+    assert "SIGTERM" in job.output and "requeued, for 1 s at least" in job.output
+    job.check(undisturbed)
 
 
 def test_a_drained_node(cluster, tmp_path, undisturbed):
