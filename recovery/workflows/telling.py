@@ -7,8 +7,10 @@ takes the journal, begins tasks, fails, and all these records count for nothing.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,15 +25,17 @@ if TYPE_CHECKING:
 
 __all__ = ["telling"]
 
-#: Seconds between two looks.
-_LOOK_S = 1.0
+#: Seconds between two looks, and from one telling to the next. A start tells its first step soon:
+#: if it is killed then, it got on all the same.
+_LOOK_S = 0.1
+_TELL_S = 1.0
 
 
 @contextmanager
 def telling(journal: Journal, comm: Communicator | None) -> Iterator[None]:
     """Tell progress during the block, and once more at its end. Local.
 
-    A thread of its own does it, once a second at the most: the tasks and the flushes do not wait
+    A thread of its own does it, once a second at the most: neither the tasks nor the flushes wait
     for the file. Nothing is done where the launcher does not want to know.
 
     Parameters
@@ -47,18 +51,19 @@ def telling(journal: Journal, comm: Communicator | None) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        told = reached = 0
-        while True:
+        told = newest = coming = 0
+        told_s = -math.inf
+        last = False
+        while not last:
             last = over.wait(_LOOK_S)
-            # What was there the last time is durable by now, however much has come since.
             for _ in range(1 + last):
-                if told < reached <= journal.durable:
-                    tell_progress(reached, **_facts(comm))
-                    told = reached
-                if told == reached:
-                    reached = journal.counted
-            if last:
-                return
+                # One is held until it is durable, however many come meanwhile.
+                if coming <= journal.durable:
+                    newest, coming = coming, journal.counted
+            now_s = time.monotonic()
+            if newest > told and (last or now_s - told_s >= _TELL_S):
+                tell_progress(newest, **_facts(comm))
+                told, told_s = newest, now_s
 
     journal.counts = _counts
     thread = threading.Thread(target=watch, name="hopcoll-progress", daemon=True)
