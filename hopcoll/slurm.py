@@ -283,26 +283,32 @@ def submit(job: Job) -> str:
     unusable = _check_with_slurm(job)
     script = render(job)
     try:
+        _try_out(script, unusable)
         try:
-            _ask(["sbatch", "--test-only"], script)
-        except _Refused as refused:
-            if not (unusable and _NOT_NOW.search(str(refused))):
-                raise
-            # It is to wait in the queue for them. What could never run sbatch itself refuses.
-            print(
-                f"hopcoll slurm: {unusable} nodes are down, drained or reserved, and the job waits "
-                f"for some of them ({refused})",
-                file=sys.stderr,
-            )
-        said = _ask(["sbatch", "--parsable"], script, within_s=_SUBMIT_S)
-        return said.strip().partition(";")[0]
-    except _Silent as silent:
-        raise LauncherError(
-            f"{silent}: the job may have been submitted; look with 'squeue --me' before you "
-            "submit it again"
-        ) from silent
+            said = _ask(["sbatch", "--parsable"], script, within_s=_SUBMIT_S)
+        except _Silent as silent:
+            raise LauncherError(
+                f"{silent}: the job may have been submitted; look with 'squeue --me' before you "
+                "submit it again"
+            ) from silent
     except _Refused as refused:
         raise LauncherError(f"Slurm does not take the job: {refused}") from refused
+    return said.strip().partition(";")[0]
+
+
+def _try_out(script: str, unusable: int) -> None:
+    """Have Slurm refuse what it would; but what waits for a node that is down is to be queued."""
+    try:
+        _ask(["sbatch", "--test-only"], script)
+    except _Refused as refused:
+        if not (unusable and _NOT_NOW.search(str(refused))):
+            raise
+        # What could never run sbatch itself refuses.
+        print(
+            f"hopcoll slurm: {unusable} nodes are down, drained or reserved, and the job waits "
+            f"for some of them ({refused})",
+            file=sys.stderr,
+        )
 
 
 def _check_with_slurm(job: Job) -> int:
@@ -367,7 +373,8 @@ class _Silent(_Refused):
     """A command of Slurm's did not end in time; what it did is not known."""
 
 
-def _ask(words: Sequence[str], script: str = "", within_s: float = _ASK_S) -> str:
+def _ask(words: Sequence[str], script: str = "", within_s: float | None = None) -> str:
+    within_s = _ASK_S if within_s is None else within_s
     # For sbatch a variable comes before the script, which is to say what the job is.
     said = {_variable(option) for option in re.findall(r"^#SBATCH --([\w-]+)", script, re.M)}
     # A job that is submitted inside another one must not inherit what that one is.
