@@ -22,10 +22,29 @@
 : "${hopcoll_stop_within_s:=90}"
 # Seconds between two looks whether the node of the batch script lives.
 : "${hopcoll_watch_s:=60}"
+# Seconds before Slurm is asked again when its controller is away; they double, up to five minutes.
+# And how long it may be away before the job is given up.
+: "${hopcoll_away_s:=5}"
+: "${hopcoll_away_max_s:=3600}"
 
 # The tasks of an array have one number together, and that of one of them alone means all of them.
 hopcoll_id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 hopcoll_id=${hopcoll_id:-$SLURM_JOB_ID}
+
+hopcoll_say() {
+    echo "hopcoll job $hopcoll_id: $*" >&2
+}
+
+# Before all that takes time: a signal without its trap would end the script for good.
+hopcoll_asked='' hopcoll_ended='' hopcoll_signalled='' hopcoll_pid=''
+hopcoll_pass_on() {
+    hopcoll_say "SIG$1"
+    hopcoll_signalled=yes
+    [ -z "$hopcoll_pid" ] || kill "-$1" "$hopcoll_pid" || :
+}
+trap 'hopcoll_asked=yes; hopcoll_pass_on USR1' USR1
+trap 'hopcoll_ended=yes; hopcoll_pass_on TERM' TERM
+
 # What was submitted inside another job may have inherited that one's array and its count of starts.
 if [ "$hopcoll_id" != "$SLURM_JOB_ID" ] || [ -n "${SLURM_RESTART_COUNT:-}" ]; then
     hopcoll_told=$(timeout 60 scontrol -o show job "$hopcoll_id") || hopcoll_told=''
@@ -44,10 +63,6 @@ fi
 hopcoll_folder=$SLURM_SUBMIT_DIR/$SLURM_JOB_NAME-$hopcoll_id
 hopcoll_start=${SLURM_RESTART_COUNT:-0}
 
-hopcoll_say() {
-    echo "hopcoll job $hopcoll_id: $*" >&2
-}
-
 cd "$SLURM_SUBMIT_DIR" && mkdir -p "$hopcoll_folder" || exit
 : "${hopcoll_environment:=$SLURM_SUBMIT_DIR/.venv}"
 PATH=$hopcoll_environment/bin:$PATH
@@ -65,15 +80,17 @@ if [ "$hopcoll_start" -gt "$hopcoll_requeues" ]; then
     exit 1
 fi
 
+hopcoll_begun='' hopcoll_step='' hopcoll_call=0
 hopcoll_job() {
-    local code
+    local code begin_s=$SECONDS
+    hopcoll_call=$((hopcoll_call + 1))
     if [ -z "$hopcoll_begun" ] && ! hopcoll_begin; then
         # It has run before: a node may have lost its file system, and another start finds others.
         [ "$hopcoll_start" -eq 0 ] || hopcoll_requeue 1 || :
         exit 1
     fi
     if [ -n "$hopcoll_asked$hopcoll_ended" ]; then # while nothing ran
-        [ -n "$hopcoll_ended" ] || hopcoll_requeue 75 || :
+        hopcoll_requeue 75 || :
         exit 75
     fi
 
@@ -93,25 +110,13 @@ hopcoll_job() {
     done
     hopcoll_pid=''
     if [ $code -eq 0 ]; then
-        rm -f "$hopcoll_folder/failures"
+        rm -f "$hopcoll_folder/failures.$hopcoll_call"
         return 0
     fi
-    trap '' USR1 TERM
-    # After TERM Slurm is about to requeue or to cancel it, and knows which.
-    [ -n "$hopcoll_ended" ] || hopcoll_requeue $code || :
+    hopcoll_requeue $code $((SECONDS - begin_s)) || :
     exit $code
 }
 
-hopcoll_asked='' hopcoll_ended='' hopcoll_signalled='' hopcoll_pid=''
-hopcoll_pass_on() {
-    hopcoll_say "SIG$1"
-    hopcoll_signalled=yes
-    [ -z "$hopcoll_pid" ] || kill "-$1" "$hopcoll_pid" || :
-}
-trap 'hopcoll_asked=yes; hopcoll_pass_on USR1' USR1
-trap 'hopcoll_ended=yes; hopcoll_pass_on TERM' TERM
-
-hopcoll_begun='' hopcoll_step=''
 hopcoll_begin() {
     hopcoll_step=$(hopcoll_durable)
     hopcoll_seen || return
@@ -129,47 +134,83 @@ hopcoll_seen() {
         hopcoll_say "$SLURMD_NODENAME finds no hopcoll, neither in $hopcoll_environment nor on PATH"
         return 1
     fi
-    # A node that dies meanwhile says nothing, and is no reason to end.
+    # A node that dies meanwhile says nothing, and is no reason to end. What a site's own scripts
+    # print has no mark.
     # shellcheck disable=SC2016 # the node's own name
     blind=$(timeout 120 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
-        sh -c 'test -x "$0" || echo "$SLURMD_NODENAME"' "$program")
+        sh -c '"$0" --version >/dev/null 2>&1 || echo "blind:$SLURMD_NODENAME"' "$program")
+    blind=$(sed -n 's/^blind://p' <<<"$blind")
     [ -n "$blind" ] || return 0
     hopcoll_say "${blind//$'\n'/, } cannot run $program: it has to be on a shared file system"
     return 1
 }
 
-# The newest step that was durable in any start.
+# What the newest start that told anything told last. Numbers of different programs, such as one that
+# trains and then a workflow, cannot be compared: what is another one is progress.
 hopcoll_durable() {
-    # Longer names are of files that a rank was about to put there.
-    head -qn 1 "$hopcoll_folder"/progress.{[0-9],[0-9][0-9],[0-9][0-9][0-9]} 2>/dev/null |
-        sort -n | tail -n 1 || :
+    local start step=''
+    for ((start = hopcoll_start; start >= 0; start--)); do
+        { read -r step || :; } 2>/dev/null <"$hopcoll_folder/progress.$start" || continue
+        [ -z "$step" ] || break
+    done
+    echo "$step"
 }
 
-hopcoll_requeue() {
-    local code=$1 wait_s=0 failures=0 step='' before='' job=''
-    # A script that lives on, on a node that was out of reach, must not end its successor.
-    for _ in 1 2 3 4 5; do
-        job=$(timeout 60 scontrol -o show job "$hopcoll_id") && break
-        sleep 20 # its controller may be about to start again
+# A controller that answers refuses for good, but may have been away a moment ago.
+hopcoll_away_until='' hopcoll_tries=0
+hopcoll_again() {
+    : "${hopcoll_away_until:=$((SECONDS + hopcoll_away_max_s))}"
+    if [[ $(timeout 60 scontrol ping 2>/dev/null) == *" is UP"* ]]; then
+        hopcoll_tries=$((hopcoll_tries + 1))
+        [ "$hopcoll_tries" -lt 5 ] || return
+    fi
+    [ "$SECONDS" -lt "$hopcoll_away_until" ] || return
+    sleep "$hopcoll_away_s"
+    hopcoll_away_s=$((hopcoll_away_s < 150 ? 2 * hopcoll_away_s : 300))
+}
+
+# Whether Slurm has this start for the one that runs.
+hopcoll_runs() {
+    local job=''
+    until job=$(timeout 60 scontrol -o show job "$hopcoll_id"); do
+        hopcoll_again || break
     done
+    # A script that lives on, on a node that was out of reach, must not end its successor.
     if [[ $job != *" Restarts=$hopcoll_start "* ]]; then
-        hopcoll_say "ended with $code, and a newer start of it runs, or Slurm does not answer"
-        return
+        hopcoll_say "ended with $1, and a newer start of it runs, or Slurm does not answer"
+        return 1
     fi
     if [[ $job != *" JobState=RUNNING "* ]]; then # a requeue would bring back what was cancelled
-        hopcoll_say "ended with $code, and Slurm has ended the job"
-        return
+        hopcoll_say "ended with $1, and Slurm has ended the job"
+        return 1
     fi
+}
+
+# After this code, and so many seconds.
+hopcoll_requeue() {
+    trap '' USR1 TERM # Slurm's TERM for this very requeue comes before the time is told
+    local code=$1 lasted_s=${2:-} wait_s=0 failures=0 step='' before=''
+    local file=$hopcoll_folder/failures.$hopcoll_call
+    # TERM comes from Slurm, which then knows what is to become of the job, or from a node that is
+    # shut down, and then the job runs.
+    [ -z "$hopcoll_ended" ] || sleep 2
+    hopcoll_runs "$code" || return
     if [ "$hopcoll_start" -ge "$hopcoll_requeues" ]; then
         hopcoll_say "ended with $code; it was requeued $hopcoll_start times, which is the most"
         return
     fi
     step=$(hopcoll_durable)
+    # By convention; another start would have the same arguments.
+    if [ "$code" -eq 2 ] && [ "$hopcoll_start" -eq 0 ] && [ -z "$step" ] &&
+        [ "${lasted_s:-300}" -lt 300 ]; then
+        hopcoll_say "ended with 2 at once: it was called wrongly"
+        return
+    fi
     if [ -n "$hopcoll_asked" ] && [ -z "$step" ]; then
         wait_s=$hopcoll_backoff_s # a program that tells no steps may have got on
     # Who was asked to stop, and committed something, goes on at once.
-    elif [ -z "$hopcoll_asked" ] || [ "$code" -ne 75 ] || [ "$step" = "$hopcoll_step" ]; then
-        read -r failures before 2>/dev/null <"$hopcoll_folder/failures" || :
+    elif [ -z "$hopcoll_asked" ] || [ "$step" = "$hopcoll_step" ]; then
+        read -r failures before 2>/dev/null <"$file" || :
         [ "$before" = "$step" ] || failures=0
         failures=$((failures + 1))
         if [ "$failures" -ge "$hopcoll_failures" ]; then
@@ -177,14 +218,17 @@ hopcoll_requeue() {
             return
         fi
         # What cannot be counted must not go on.
-        echo "$failures $step" >"$hopcoll_folder/failures" || return
+        echo "$failures $step" >"$file" || return
         wait_s=$((hopcoll_backoff_s << (failures > 7 ? 6 : failures - 1)))
         [ "$wait_s" -le 3600 ] || wait_s=3600
     fi
     hopcoll_say "ended with $code; requeued, for $wait_s s at least"
-    # This ends the script as well, but not before it has said when to start.
-    scontrol requeue "$hopcoll_id" && [ "$wait_s" -gt 0 ] &&
-        scontrol update "JobId=$hopcoll_id" "StartTime=now+$wait_s"
+    # It may have been done, though nobody said so: each try is for this start alone.
+    until timeout 60 scontrol requeue "$hopcoll_id"; do
+        hopcoll_again && hopcoll_runs "$code" || return
+    done
+    # The requeue ends the script as well, but not before it has said when to start.
+    [ "$wait_s" -eq 0 ] || scontrol update "JobId=$hopcoll_id" "StartTime=now+$wait_s"
 }
 
 # --no-kill leaves a job without its first node running, with nobody there. So others look after it.

@@ -60,7 +60,11 @@ BACKOFF_S = 1.0
 BACKOFF_S_MAX = 60.0
 #: Seconds in which a host has to answer; all are asked at once.
 PROBE_S = 15.0
+#: Seconds in which Slurm's controller, without which no host can be asked, has to come back.
+CONTROLLER_S = 180.0
 
+#: Seconds between two looks whether it did.
+_AGAIN_S = 5.0
 _TICK_S = 0.05
 _AGENT_NAMES = ("plm_ssh_agent", "plm_rsh_agent")
 _STEP_BYTES_MAX = 32
@@ -79,7 +83,8 @@ def tell_progress(
     path : path, optional
         The file; that of ``HOPCOLL_PROGRESS_FILE`` by default.
     **facts
-        More for people (`read_facts`), such as how many ranks there are.
+        More for people (`read_facts`), such as how many ranks there are. With some, the time and
+        the number of restarts are told as well.
 
     Returns
     -------
@@ -90,6 +95,9 @@ def tell_progress(
     name = os.environ.get(PROGRESS_VARIABLE) if path is None else path
     if not name:
         return False
+    if facts:
+        restart = int(os.environ.get(RESTART_VARIABLE, "0"))
+        facts = {"restart": restart, "time": time.time(), **facts}
     target = Path(name)
     temporary = target.with_name(f"{target.name}.{socket.gethostname()}.{os.getpid()}")
     try:
@@ -309,6 +317,40 @@ def answering(
                 one.wait()
 
 
+def _left(
+    names: Sequence[str], words: Sequence[str], probe_s: float, ending: launcher.Ending
+) -> list[str]:
+    """Return those hosts that answer. Where srun asks them, silence means nothing unless Slurm's
+    controller answers before and after: that is waited for, for `CONTROLLER_S` at the most."""
+    if words[0] != "srun":
+        return answering(names, words, probe_s, ending)
+    deadline_s = time.monotonic() + CONTROLLER_S
+    told = False
+    while True:
+        last = ending.over or time.monotonic() > deadline_s
+        if last or _controller_answers():
+            found = answering(names, words, probe_s, ending)
+            if last or len(found) == len(names) or _controller_answers():
+                return found
+        if not told:
+            told = True
+            _say("Slurm's controller does not answer; the hosts are asked when it does")
+        _wait(_AGAIN_S, ending)
+
+
+def _controller_answers() -> bool:
+    words = ["scontrol", "ping"]
+    try:
+        said = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_S
+        ).stdout
+    except subprocess.TimeoutExpired:
+        return False
+    except OSError:  # no scontrol here, and nothing to be known
+        return True
+    return " is UP" in said
+
+
 def _is_here(name: str) -> bool:
     """Whether an address of this host has that name: only to such a one can a socket be bound."""
     if name in ("localhost", socket.gethostname()):
@@ -418,7 +460,7 @@ def run(
             wait_s = min(backoff_s * 2**count, BACKOFF_S_MAX)
             _say(f"{why}; restart {count + 1} of {restarts} in {wait_s:g} s")
             _wait(wait_s, ending)
-            left = answering(list(slots), agent(mpirun_args), probe_s, ending)
+            left = _left(list(slots), agent(mpirun_args), probe_s, ending)
             if ending.number is not None:
                 return 128 + ending.number
             if ending.asked:  # between two starts all that is committed is durable

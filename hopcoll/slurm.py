@@ -7,6 +7,7 @@ share and in which the behaviour is. `check` finds what is wrong before anything
 from __future__ import annotations
 
 import getpass
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,19 @@ SIGNAL_S = 120
 _SIGNAL_EARLY_S = 60
 #: Seconds for one question to Slurm.
 _ASK_S = 30.0
+#: ... for a submission, which a busy controller may take after its client has gone.
+_SUBMIT_S = 300.0
 #: Folders that each host has for itself.
 _OF_ONE_HOST = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 _MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
-_MARK = "hopcoll "
+#: A job's comment: this, and from its first start on also a space and its folder.
+_MARK = "hopcoll"
+#: What sbatch says of nodes that are down at the moment, as of those that never were.
+_NOT_NOW = re.compile(r"node configuration is not available|Required node not available")
+_UNUSABLE = re.compile(r"down|drain|fail|maint|reserv|boot|\*")
+#: Variables that mean the same as an option, but are not named after it.
+_VARIABLES = {"time": "TIMELIMIT", "array": "ARRAY_INX", "requeue": "NO_REQUEUE"}
 _FACT = re.compile(r"(\w+)=(.*?)(?= \w+=|$)")
 
 
@@ -101,7 +111,7 @@ def render(job: Job) -> str:
     program = job.program[1:] if job.program[0] == "-m" else job.program
     name = job.name or re.sub(r"[^\w.-]+", "-", Path(program[0]).stem)
     options = [
-        f"--job-name={name}",
+        f"--job-name={shlex.quote(name)}",
         f"--nodes={job.nodes + job.spares}",
         f"--ntasks-per-node={job.ranks_per_node}",
         f"--time={shlex.quote(job.time)}",
@@ -111,6 +121,7 @@ def render(job: Job) -> str:
         "--open-mode=append",
         f"--signal=B:USR1@{SIGNAL_S}",
         "--no-kill",
+        f"--comment={_MARK}",
         *map(_quoted, job.options),
     ]
     lines = [
@@ -155,6 +166,10 @@ def check(job: Job, *, environment_is_shared: bool = False) -> None:
     if script == "-m":
         if len(job.program) < 2:
             raise LauncherError("program is missing: a module's name after -m")
+        if job.environment == sys.prefix and not _has_module(job.program[1]):
+            raise LauncherError(
+                f"module {job.program[1]!r} is neither in {os.getcwd()} nor in this environment"
+            )
     elif not os.path.isfile(script):
         raise LauncherError(f"script {script!r} is not there")
     if job.ranks_max > job.slots:
@@ -182,6 +197,7 @@ def check(job: Job, *, environment_is_shared: bool = False) -> None:
         raise LauncherError(f"environment {job.environment!r} has no bin/python: --env PATH")
     if not environment_is_shared:
         places = [("environment", job.environment), ("working directory", os.getcwd())]
+        places.append(("interpreter", os.path.realpath(python)))
         places.append(("hopcoll", str(SHARED_PART.parent)))
         if script != "-m":
             places.append(("folder of the script", os.path.dirname(os.path.abspath(script))))
@@ -191,6 +207,25 @@ def check(job: Job, *, environment_is_shared: bool = False) -> None:
                     f"{what} {path} is {why}: compute nodes do not see it. Put it on a shared "
                     "file system (or say --shared, if they do see it)"
                 )
+
+
+def _has_module(name: str) -> bool:
+    """Whether `python -m` finds it from here; no code of it is run."""
+    top, *rest = name.split(".")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        found = importlib.util.find_spec(top)  # also what an editable installation has
+        for number, _ in enumerate(rest, 2):
+            inside = None if found is None else found.submodule_search_locations
+            if inside is None:
+                return False
+            found = PathFinder.find_spec(".".join(name.split(".")[:number]), inside)
+    except (ImportError, ValueError):
+        return False
+    finally:
+        sys.path.remove(here)
+    return found is not None
 
 
 def seconds_of(text: str) -> int | None:
@@ -245,16 +280,39 @@ def submit(job: Job) -> str:
     LauncherError
         There is no Slurm, or it would not take the job; the message says why.
     """
-    _check_with_slurm(job)
+    unusable = _check_with_slurm(job)
     script = render(job)
     try:
-        _ask(["sbatch", "--test-only"], script)
-        return _ask(["sbatch", "--parsable"], script).strip().partition(";")[0]
+        _try_out(script, unusable)
+        try:
+            said = _ask(["sbatch", "--parsable"], script, within_s=_SUBMIT_S)
+        except _Silent as silent:
+            raise LauncherError(
+                f"{silent}: the job may have been submitted; look with 'squeue --me' before you "
+                "submit it again"
+            ) from silent
     except _Refused as refused:
         raise LauncherError(f"Slurm does not take the job: {refused}") from refused
+    return said.strip().partition(";")[0]
 
 
-def _check_with_slurm(job: Job) -> None:
+def _try_out(script: str, unusable: int) -> None:
+    """Have Slurm refuse what it would; but what waits for a node that is down is to be queued."""
+    try:
+        _ask(["sbatch", "--test-only"], script)
+    except _Refused as refused:
+        if not (unusable and _NOT_NOW.search(str(refused))):
+            raise
+        # What could never run sbatch itself refuses.
+        print(
+            f"hopcoll slurm: {unusable} nodes are down, drained or reserved, and the job waits "
+            f"for some of them ({refused})",
+            file=sys.stderr,
+        )
+
+
+def _check_with_slurm(job: Job) -> int:
+    """Refuse what Slurm has not; return how many nodes of the partition are of no use now."""
     missing = [tool for tool in ("sbatch", "scontrol", "sinfo", "squeue") if not shutil.which(tool)]
     if missing:
         raise LauncherError(
@@ -262,13 +320,16 @@ def _check_with_slurm(job: Job) -> None:
             "of the cluster, or use 'hopcoll run' here"
         )
     try:
-        said = _ask(["sinfo", "-a", "-h", "-o", "%R|%D"])
+        said = _ask(["sinfo", "-a", "-h", "-o", "%R|%D|%T"])
     except _Refused as refused:
         raise LauncherError(f"Slurm does not answer: {refused}") from refused
     counts: dict[str, int] = {}
+    unusable: dict[str, int] = {}
     for line in said.splitlines():
-        partition, _, count = line.partition("|")
-        counts[partition] = counts.get(partition, 0) + int(count or 0)
+        partition, count, state = line.split("|")
+        counts[partition] = counts.get(partition, 0) + int(count)
+        if _UNUSABLE.search(state):
+            unusable[partition] = unusable.get(partition, 0) + int(count)
     if job.partition is not None:
         for name in job.partition.split(","):
             if name not in counts:
@@ -284,6 +345,7 @@ def _check_with_slurm(job: Job) -> None:
         )
     if job.account is not None:
         _check_account(job.account)
+    return max((unusable.get(name, 0) for name in names), default=0)
 
 
 def _check_account(account: str) -> None:
@@ -307,29 +369,42 @@ class _Refused(Exception):
     """A command of Slurm's failed; the message is its own."""
 
 
-def _ask(words: Sequence[str], text: str | None = None) -> str:
+class _Silent(_Refused):
+    """A command of Slurm's did not end in time; what it did is not known."""
+
+
+def _ask(words: Sequence[str], script: str = "", within_s: float | None = None) -> str:
+    within_s = _ASK_S if within_s is None else within_s
+    # For sbatch a variable comes before the script, which is to say what the job is.
+    said = {_variable(option) for option in re.findall(r"^#SBATCH --([\w-]+)", script, re.M)}
     # A job that is submitted inside another one must not inherit what that one is.
     environment = {
         name: value
         for name, value in os.environ.items()
-        if name == "SLURM_CONF" or not name.startswith("SLURM_")
+        if name == "SLURM_CONF" or not (name.startswith("SLURM_") or name in said)
     }
     try:
         done = subprocess.run(
             words,
-            input=text or "",
+            input=script,
             capture_output=True,
             text=True,
             check=False,
             env=environment,
-            timeout=_ASK_S,
+            timeout=within_s,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        raise _Silent(f"{words[0]} did not answer within {within_s:g} s") from error
+    except OSError as error:
         raise _Refused(f"{words[0]}: {error}") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"{words[0]} ended with {done.returncode}"]
         raise _Refused("; ".join(lines))
     return done.stdout
+
+
+def _variable(option: str) -> str:
+    return "SBATCH_" + _VARIABLES.get(option, option.upper().replace("-", "_"))
 
 
 @dataclass(frozen=True)
@@ -390,7 +465,7 @@ def look(jobs: Sequence[str] = ()) -> list[Shown]:
         facts = {key: value.strip() for key, value in _FACT.findall(line)}
         if "JobId" not in facts or not (jobs or facts.get("UserId", "").endswith(mine)):
             continue
-        if not jobs and not facts.get("Comment", "").startswith(_MARK):
+        if not jobs and facts.get("Comment", "").partition(" ")[0] != _MARK:
             continue  # another kind of job
         shown.append(_shown(facts))
     return shown
@@ -401,9 +476,9 @@ def _shown(facts: dict[str, str]) -> Shown:
     if "ArrayJobId" in facts and "ArrayTaskId" in facts:
         number = f"{facts['ArrayJobId']}_{facts['ArrayTaskId']}"
     told: dict[str, Any] = {}
-    comment = facts.get("Comment", "")
-    if comment.startswith(_MARK):
-        told = _told(Path(comment[len(_MARK) :]))
+    mark, _, folder = facts.get("Comment", "").partition(" ")
+    if mark == _MARK and folder:
+        told = _told(Path(folder))
     return Shown(
         job=number,
         name=facts.get("JobName", ""),

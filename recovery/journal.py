@@ -147,6 +147,9 @@ class Journal:
         #: Whether a thread is writing; it alone touches `_own`.
         self._writing = False
         self._pending: list[Entry] = []
+        #: Told the kind and the head of a record, whether `counted` is to be its number.
+        self.counts: Callable[[str, dict[str, Any]], bool] | None = None
+        self.counted = 0
         self._appended = 0
         self._durable = 0
 
@@ -222,6 +225,8 @@ class Journal:
             self._check()
             self._appended += 1
             self._pending.append((self._appended, segments.RECORD, *entry))
+            if self.counts is not None and self.counts(kind, head):
+                self.counted = self._appended
             return self._appended
 
     @property

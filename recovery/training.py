@@ -29,7 +29,7 @@ from hopcoll.errors import (
     TooFewRanksError,
 )
 from hopcoll.launcher import STOPPED
-from hopcoll.restarts import RESTART_VARIABLE, tell_progress
+from hopcoll.restarts import tell_progress
 from recovery import live
 from recovery.history import History
 from recovery.interval import Measured, next_interval
@@ -618,8 +618,6 @@ class TrainingSession:
                 epoch=self.comm.epoch,
                 ranks=len(self.contributors),
                 began=self.comm.size,
-                restart=int(os.environ.get(RESTART_VARIABLE, "0")),
-                time=time.time(),
             )
 
     def _finish(self) -> None:

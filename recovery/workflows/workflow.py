@@ -29,6 +29,7 @@ from recovery.workflows.gang import Gang
 from recovery.workflows.graph import Graph, Node
 from recovery.workflows.ledger import FILE, INLINE, Ledger
 from recovery.workflows.stored import dump_graph, load_graph
+from recovery.workflows.telling import telling
 
 if TYPE_CHECKING:
     from hopcoll import Communicator
@@ -114,6 +115,7 @@ class Workflow:
         self._patience_s = patience_s
         self._proven_dead = proven_dead
         self._progress = progress
+        self._comm = comm
         self._gang = None if comm is None else Gang(comm)
         self._busy = threading.Lock()
         self._engine: Engine | None = None
@@ -286,7 +288,7 @@ class Workflow:
             if ledger.status == "done":
                 return self._stored(ledger)
             self._folder.resume(ledger)
-        with self._reporting() as report:
+        with telling(self._folder.journal, self._comm), self._reporting() as report:
             gang = self._gang
             engine = self._engine = Engine(
                 self._folder,

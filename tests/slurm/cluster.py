@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sysconfig
 import threading
@@ -239,6 +240,11 @@ class Cluster:
         """Kill everything on a node at once, its slurmd included."""
         assert self.lab.lose(self.host_of(node)) > 0
 
+    def freeze_controller(self, frozen: bool) -> None:
+        """Have the controller answer nobody, as while another takes over, or go on."""
+        daemon = self._daemons["slurmctld"]
+        os.killpg(daemon.pid, signal.SIGSTOP if frozen else signal.SIGCONT)
+
     def cable(self, node: str, plugged: bool) -> None:
         """Pull a node's cable, or plug it in again. Its disk is still that of all."""
         self.lab.cable(self.host_of(node), plugged)
@@ -270,6 +276,7 @@ class Cluster:
 
     def heal(self) -> None:
         """Have all nodes idle again, and no job left."""
+        self.freeze_controller(False)
         self.call("scancel", "--user=root", check=False)
         for node, folder in self._hidden:
             pid = self._daemons[f"slurmd-{node}"].pid

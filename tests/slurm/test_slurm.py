@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -180,6 +181,21 @@ def test_a_lost_node_without_a_spare(cluster, tmp_path, undisturbed):
     assert [era.size for era in job.check(undisturbed).eras] == [3, 2]
 
 
+def test_a_lost_node_while_the_controller_is_away(cluster, tmp_path, undisturbed):
+    """Nobody can be reached then: only afterwards it shows who is lost."""
+    job = Submitted(cluster, tmp_path, "--nodes=2", "--spares=1")
+    job.wait_for_step(12)
+    cluster.kill_node(cluster.nodes[1])
+    cluster.wait_for(lambda: "restart 1 of 5" in job.output, "it is to be started again", 60)
+    cluster.freeze_controller(True)
+    away = "Slurm's controller does not answer; the hosts are asked when it does"
+    cluster.wait_for(lambda: away in job.output, f"{away}\n{job.output}", 90)
+    cluster.freeze_controller(False)
+    assert job.wait()["Restarts"] == "0"
+    assert [era.size for era in job.check(undisturbed).eras] == [2, 2]
+    assert f"without {cluster.nodes[1]}, which did not answer" in job.output
+
+
 def test_too_few_ranks_wait_in_the_queue(cluster, tmp_path, undisturbed):
     job = Submitted(cluster, tmp_path, "--nodes=2", "--min-ranks=2")
     job.wait_for_step(12)
@@ -199,6 +215,23 @@ def test_the_first_node_is_lost(cluster, tmp_path, undisturbed):
     job.check(undisturbed)
     (said,) = tmp_path.glob("job-*/watchers.log")
     assert f"lost its first node, {cluster.nodes[0]}; requeued" in said.read_text()
+
+
+def test_the_first_node_is_shut_down(cluster, tmp_path, undisturbed):
+    """Its init ends the batch script, and Slurm knows nothing of it yet."""
+    job = Submitted(cluster, tmp_path, "--nodes=2")
+    job.wait_for_step(12)
+    scripts = [
+        pid
+        for pid in cluster.processes(cluster.nodes[0])
+        if b"/slurm_script" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    assert scripts
+    for pid in scripts:
+        os.kill(pid, signal.SIGTERM)
+    assert job.wait()["Restarts"] == "1"
+    assert "SIGTERM" in job.output and "requeued, for 1 s at least" in job.output
+    job.check(undisturbed)
 
 
 def test_a_drained_node(cluster, tmp_path, undisturbed):
@@ -227,6 +260,28 @@ def test_a_signal_leads_to_a_commit_and_a_requeue(cluster, tmp_path, undisturbed
     assert len(history.eras) == 2 and history.eras[1].first > 12
 
 
+def test_a_workflow_tells_how_far_it_came(cluster, tmp_path, undisturbed):
+    """So it goes on at once when it was asked to stop: its training told 50 steps before."""
+    wide = ("--nodes=1", "--ranks-per-node=2")
+    job = Submitted(cluster, tmp_path, *wide, step_s=0, effects=8, effect_s=1)
+    world = tmp_path / "job" / "world"
+
+    def shown() -> dict[str, object]:
+        said = cluster.call("hopcoll", "slurm", "status", "--json", job.number).stdout
+        (facts,) = json.loads(said)
+        return facts
+
+    cluster.wait_for(lambda: len(list(world.glob("done.*"))) >= 2, "some effects are done", 60)
+    cluster.wait_for(lambda: shown()["step"] not in (None, STEPS), "the workflow tells", 10)
+    facts = shown()
+    assert (facts["ranks"], facts["began"]) == (2, 2) and facts["age_s"] < 20
+    cluster.wait_for(lambda: shown()["step"] > facts["step"], "it tells more", 10)
+    cluster.call("scancel", "--signal=USR1", "--batch", job.number)
+    assert job.wait()["Restarts"] == "1"
+    assert "requeued, for 0 s at least" in job.output
+    job.check(undisturbed, effects=8)
+
+
 def test_requeued_by_an_administrator(cluster, tmp_path, undisturbed):
     job = Submitted(cluster, tmp_path, "--nodes=2")
     job.wait_for_step(12)
@@ -235,13 +290,63 @@ def test_requeued_by_an_administrator(cluster, tmp_path, undisturbed):
     assert len(job.check(undisturbed).eras) == 2
 
 
-def test_cancelled_jobs_stay_cancelled(cluster, tmp_path):
+@pytest.mark.parametrize("asked", [False, True], ids=["cancelled", "asked to stop just before"])
+def test_cancelled_jobs_stay_cancelled(cluster, tmp_path, asked):
     job = Submitted(cluster, tmp_path, "--nodes=2")
     job.wait_for_step(6)
+    if asked:
+        cluster.call("scancel", "--signal=USR1", "--batch", job.number)
     cluster.call("scancel", job.number)
     job.wait("CANCELLED")
     cluster.wait_for(lambda: set(cluster.states().values()) == {"idle"}, "its nodes are free", 30)
     assert cluster.job(job.number)["JobState"] == "CANCELLED"
+
+
+def test_names_with_spaces_and_quotes(cluster, tmp_path, undisturbed):
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    job = Submitted(cluster, folder, "--nodes=2", "--name=it's", step_s=0)
+    assert job.wait()["JobName"] == "it's"
+    job.check(undisturbed)
+    (shown,) = json.loads(cluster.call("hopcoll", "slurm", "status", "--json", job.number).stdout)
+    assert shown["step"] is not None
+    assert [path.name for path in folder.glob("it's-*")] != []
+    assert (folder / f"it's-{job.number}" / "progress.0").exists()
+
+
+def test_an_ordinary_users_job_requeues_itself_and_waits(cluster):
+    """With programs of the shell alone: this Python may be root's."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "bin").mkdir()
+        program = folder / "bin" / "hopcoll"
+        program.write_text(
+            '#!/bin/sh\n[ "$1" != --version ] || exit 0\ndate +%s.%N >> times\nid -u > user\n'
+            '[ -n "$SLURM_RESTART_COUNT" ] || exit 3\n'
+        )
+        program.chmod(0o755)
+        shutil.copy(launch.ROOT / "hopcoll" / "job.sh", folder)
+        (folder / "script").write_text(
+            f"#!/bin/bash\nhopcoll_backoff_s=5 hopcoll_environment={folder}\n"
+            ". ./job.sh || exit\nhopcoll_job x.py\n"
+        )
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, 65534, 65534)
+        nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+        words = ("--nodes=2", "--ntasks-per-node=1", "--output=out", "--open-mode=append")
+        number = cluster.call(
+            *(*nobody, "sbatch", "--parsable", "--requeue", *words, "script"), cwd=folder
+        ).stdout.strip()
+        over = ("COMPLETED", "FAILED")
+        cluster.wait_for(lambda: cluster.job(number)["JobState"] in over, "it ends", 60)
+        said = (folder / "out").read_text()
+        facts = cluster.job(number)
+        assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), said
+        assert facts["Comment"] == "hopcoll" and "requeued, for 5 s at least" in said
+        assert (folder / "user").read_text() == "65534\n"
+        first, second = map(float, (folder / "times").read_text().split())
+        # Slurm's clock has whole seconds.
+        assert second - first >= 4
 
 
 def test_preempted_with_a_commit(cluster, tmp_path, undisturbed):
@@ -380,7 +485,7 @@ def test_an_environment_that_a_node_does_not_see(cluster, tmp_path):
     where = tmp_path / "environment" / "bin"
     where.mkdir(parents=True)
     program = where / "hopcoll"
-    program.write_text("#!/bin/sh\nexit 1\n")
+    program.write_text('#!/bin/sh\n[ "$1" = --version ]\n')
     program.chmod(0o755)
     cluster.hide(cluster.nodes[1], tmp_path / "environment")
     settings = {**SETTINGS, "hopcoll_environment": str(where.parent)}
@@ -395,6 +500,17 @@ def test_an_environment_that_a_node_does_not_see(cluster, tmp_path):
     assert cluster.job(number)["Restarts"] == "0"
     said = (tmp_path / f"{number}.out").read_text()
     assert f"{cluster.nodes[1]} cannot run {program}: it has to be on a shared file system" in said
+
+
+def test_a_job_waits_for_a_node_that_is_drained(cluster, tmp_path):
+    drain = ("state=drain", "reason=test")
+    cluster.call("scontrol", "update", f"NodeName={cluster.nodes[0]}", *drain)
+    words = ("--shared", "--time=10", "--nodes=4", str(PROGRAM))
+    done = cluster.call("hopcoll", "slurm", "submit", *words, cwd=tmp_path)
+    assert "1 nodes are down, drained or reserved, and the job waits" in done.stderr
+    assert cluster.job(done.stdout.strip())["JobState"] == "PENDING"
+    row = cluster.call("hopcoll", "slurm", "status").stdout.splitlines()[-1].split()
+    assert row[:3] == [done.stdout.strip(), "job", "PENDING"]
 
 
 def test_the_doctor_looks_at_all_nodes(cluster, tmp_path):
@@ -433,6 +549,8 @@ def test_every_script_runs_to_its_end(cluster, tmp_path, name):
     (output,) = tmp_path.glob(f"*-{number}.out")
     assert cluster.job(number)["JobState"] == "COMPLETED", output.read_text()
     assert cluster.job(number)["Restarts"] == "0", output.read_text()
+    told = [path.read_text() for path in tmp_path.glob(f"*-{number}/progress.0")]
+    assert len(told) == (name != "scaling"), "what trains, and what is a workflow, tells its steps"
     if name == "train_sgd":
         assert "40 steps, test accuracy 0.9" in output.read_text()
     if name == "train_rl":

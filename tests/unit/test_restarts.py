@@ -187,10 +187,41 @@ def test_in_another_allocation_mpirun_is_asked_again(cluster, monkeypatch):
     assert all("--host" not in words for words in cluster.starts)
 
 
+@pytest.mark.parametrize("is_back", [True, False])
+def test_a_controller_that_is_away_does_not_make_hosts_dead(
+    cluster, monkeypatch, capfd, is_back
+) -> None:
+    """Without it srun reaches nobody. Host b is really gone."""
+    tools = cluster.folder / "tools"
+    tools.mkdir()
+    away = cluster.folder / "away"
+    cluster._program(tools / "srun", f'test ! -s {away} -a "$6" != b')
+    once = f"truncate -s -1 {away}; " if is_back else ""
+    cluster._program(
+        tools / "scontrol", f"if [ -s {away} ]; then {once}echo X is DOWN; else echo X is UP; fi"
+    )
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(restarts, "_AGAIN_S", 0.0)
+    if not is_back:
+        monkeypatch.setattr(restarts, "CONTROLLER_S", 0.2)
+    cluster.plays(f"printf xxx > {away}; {HOST_LOST}", DONE)
+    assert cluster.run(1, mpirun_args=[]) == (0 if is_back else launcher.NOBODY_SURVIVED)
+    said = capfd.readouterr().err
+    assert said.count("Slurm's controller does not answer; the hosts are asked when it does") == 1
+    if is_back:
+        assert cluster.where()[1] == ("4", "a:2,c:2")
+    else:
+        assert "no host answered within" in said
+
+
 def test_the_hosts_of_a_slurm_allocation(cluster, monkeypatch):
     bin_folder = cluster.folder / "bin"
     bin_folder.mkdir()
-    cluster._program(bin_folder / "scontrol", 'test "$*" = "show hostnames n[1-4]" && seq -f n%g 4')
+    cluster._program(
+        bin_folder / "scontrol",
+        'test "$1" = ping && echo x is UP\ntest "$*" = "show hostnames n[1-4]" && seq -f n%g 4',
+    )
     cluster._program(bin_folder / "srun", f'test "$6" != n3 && echo "$@" >> {cluster.folder}/srun')
     monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")

@@ -24,6 +24,8 @@ SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
 HOPCOLL = """\
 #!{python}
 import json, os, signal, sys
+if "--version" in sys.argv:
+    sys.exit()
 json.dump(sys.argv[1:], open("arguments.json", "w"))
 signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
 signal.signal(signal.SIGUSR1, lambda *_: os._exit(75))
@@ -78,6 +80,7 @@ def test_what_a_script_asks_of_slurm(script: Path) -> None:
             assert all(not before or before.startswith("#") for before in lines[:number])
     assert options["signal"] == "B:USR1@120"
     assert options["open-mode"] == "append"
+    assert options["comment"] == "hopcoll"
     assert {"requeue", "no-kill", "nodes", "ntasks-per-node", "time", "output"} <= options.keys()
     assert ". hopcoll/job.sh || exit" in lines
 
@@ -102,6 +105,7 @@ GOLDEN = {
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
 #SBATCH --no-kill
+#SBATCH --comment=hopcoll
 
 hopcoll_environment=/shared/env
 hopcoll_ranks=1
@@ -140,6 +144,7 @@ hopcoll_job train.py
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
 #SBATCH --no-kill
+#SBATCH --comment=hopcoll
 #SBATCH --qos=high
 #SBATCH --exclusive
 
@@ -215,8 +220,8 @@ def test_a_job_that_ends_well(tmp_path: Path, start) -> None:
     ]
     looks, *watchers = (tmp_path / "srun.txt").read_text().splitlines()
     program = tmp_path / ".venv/bin/hopcoll"
-    assert looks.startswith("--nodes=3 --ntasks=3 --ntasks-per-node=1 sh -c test -x ")
-    assert looks.endswith(f" {program}")
+    assert looks.startswith("--nodes=3 --ntasks=3 --ntasks-per-node=1 sh -c ")
+    assert '"$0" --version' in looks and looks.endswith(f" {program}")
     nodes = [line for line in watchers if line.startswith("--nodes=1 --ntasks=1 --nodelist=")]
     assert sorted(line.split()[2][-2:] for line in nodes) == ["n2", "n3"]
 
@@ -288,7 +293,7 @@ def test_the_signal_before_the_time_limit_has_it_commit_and_requeued(tmp_path: P
         assert process.wait(30) == 75
     # At once, and it is no failure.
     assert asked(tmp_path) == ["requeue 123"]
-    assert not (tmp_path / "train-123" / "failures").exists()
+    assert not (tmp_path / "train-123" / "failures.1").exists()
 
 
 @pytest.mark.parametrize("code", [75, 138])
@@ -301,7 +306,7 @@ def test_stops_without_a_newer_commit_count_and_wait(
     (tmp_path / "train-123").mkdir()
     if step:
         (tmp_path / "train-123" / "progress.0").write_text(f"{step}\n")
-    (tmp_path / "train-123" / "failures").write_text(f"3 {step}\n")
+    (tmp_path / "train-123" / "failures.1").write_text(f"3 {step}\n")
     waits = []
     for count in ("4", "5"):
         with start("signal", count) as process:
@@ -318,7 +323,7 @@ def test_stops_without_a_newer_commit_count_and_wait(
 
 def test_the_wait_is_an_hour_at_the_most(tmp_path: Path, start) -> None:
     (tmp_path / "train-123").mkdir()
-    (tmp_path / "train-123" / "failures").write_text("70 \n")
+    (tmp_path / "train-123" / "failures.1").write_text("70 \n")
     with start("7", "71", hopcoll_failures="99") as process:
         assert process.wait(30) == 7
     assert asked(tmp_path) == ["requeue 123", "update JobId=123 StartTime=now+3600"]
@@ -379,7 +384,7 @@ def test_a_signal_before_the_program_has_begun(tmp_path: Path, start) -> None:
     srun = tmp_path / ".venv/bin/srun"
     # Its parent is `timeout`, and that one's is the script.
     kill = 'kill -USR1 "$(awk \'{print $4}\' "/proc/$PPID/stat")"'
-    srun.write_text(f'#!/bin/sh\ncase "$*" in *test*) {kill} ;; esac\n')
+    srun.write_text(f'#!/bin/sh\ncase "$*" in *--version*) {kill} ;; esac\n')
     with start("0") as process:
         process.wait(30)
     assert asked(tmp_path) == ["requeue 123", "update JobId=123 StartTime=now+60"]
@@ -388,15 +393,116 @@ def test_a_signal_before_the_program_has_begun(tmp_path: Path, start) -> None:
 
 def test_whom_slurm_ends_asks_for_nothing(tmp_path: Path, start) -> None:
     """After scancel a requeue would bring the job back."""
+    scontrol = tmp_path / ".venv/bin/scontrol"
+    scontrol.write_text(SCONTROL.replace("JobState=RUNNING", "JobState=CANCELLED"))
+    with start("signal") as process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in (75, 143)
+    assert asked(tmp_path) == []
+
+
+def test_a_node_that_is_shut_down_has_the_job_requeued(tmp_path: Path, start) -> None:
+    """Its own init sends SIGTERM, and of that Slurm knows nothing."""
     with start("signal") as process:
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 143
+    assert asked(tmp_path) == ["requeue 123", "update JobId=123 StartTime=now+60"]
+
+
+def test_a_program_that_was_called_wrongly_is_not_called_again(tmp_path: Path, start) -> None:
+    with start("2") as process:
+        assert process.wait(30) == 2
+        assert "ended with 2 at once: it was called wrongly" in process.stderr.read()
     assert asked(tmp_path) == []
+    (tmp_path / "scontrol.txt").unlink()
+    with start("2", "1") as process:  # it has run before
+        assert process.wait(30) == 2
+    assert asked(tmp_path) == ["requeue 123", "update JobId=123 StartTime=now+60"]
+
+
+@pytest.mark.parametrize("away", ["show", "requeue"])
+def test_a_controller_that_is_away_is_waited_for(tmp_path: Path, start, away: str) -> None:
+    """It answers the fourth time; the first was the start's own."""
+    (tmp_path / "away").write_text("xxx")
+    scontrol = tmp_path / ".venv/bin/scontrol"
+    refuses = (
+        f'case "$*" in *"-o {away}"*|{away}*) [ ! -s away ] || {{ truncate -s -1 away; exit 1; }};;'
+        " ping) [ -s away ] || echo Slurmctld is UP; exit;; esac\n"
+    )
+    scontrol.write_text(SCONTROL.replace("#!/bin/sh\n", f"#!/bin/sh\n{refuses}"))
+    with start("7", hopcoll_away_s="0") as process:
+        assert process.wait(30) == 7
+    assert asked(tmp_path) == ["requeue 123", "update JobId=123 StartTime=now+60"]
+    assert (tmp_path / "away").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("ping", "tries"), [("is UP", 5), ("is DOWN", 1)], ids=["refuses", "is away"]
+)
+def test_slurm_is_not_asked_for_ever(tmp_path: Path, start, ping: str, tries: int) -> None:
+    scontrol = tmp_path / ".venv/bin/scontrol"
+    refuses = (
+        f'case "$1" in ping) echo Slurmctld {ping}; exit;;'
+        " requeue) echo x >>tries; exit 1;; esac\n"
+    )
+    scontrol.write_text(SCONTROL.replace("#!/bin/sh\n", f"#!/bin/sh\n{refuses}"))
+    most_s = "0" if tries == 1 else "60"
+    with start("7", hopcoll_away_s="0", hopcoll_away_max_s=most_s) as process:
+        assert process.wait(30) == 7
+    assert asked(tmp_path) == []
+    assert (tmp_path / "tries").read_text() == "x\n" * tries
+
+
+def test_a_signal_before_anything_else(tmp_path: Path, start) -> None:
+    """While the script asks Slurm for its own number."""
+    scontrol = tmp_path / ".venv/bin/scontrol"
+    kill = 'kill -USR1 "$(awk \'{print $4}\' "/proc/$PPID/stat")"'
+    once = f'[ -e killed ] || {{ touch killed; {kill}; }}\n'
+    scontrol.write_text(SCONTROL.replace("#!/bin/sh\n", f'#!/bin/sh\ncd "${{0%/.venv*}}"; {once}'))
+    with start("0", "1") as process:
+        assert process.wait(30) == 75
+    assert asked(tmp_path) == ["requeue 123", "update JobId=123 StartTime=now+60"]
+    assert not (tmp_path / "arguments.json").exists()
+
+
+def test_each_call_of_a_script_has_its_own_failures(tmp_path: Path, start) -> None:
+    """The first one ends well each time, and the second never."""
+    hopcoll = tmp_path / ".venv/bin/hopcoll"
+    hopcoll.write_text(hopcoll.read_text().replace(
+        'os.environ["END"] == "signal"', '"first.py" in sys.argv:\n    sys.exit()\nif False'
+    ))  # fmt: skip
+    script = tmp_path / "two.sbatch"
+    script.write_text(
+        'cd "$SLURM_SUBMIT_DIR"\n. hopcoll/job.sh\nhopcoll_job first.py\nhopcoll_job second.py\n'
+    )
+    for count in range(5):
+        with start("7", str(count), script=str(script.with_suffix(""))) as process:
+            assert process.wait(30) == 7
+            said = process.stderr.read()
+    assert "failed 5 times since step 0, the last time with 7" in said
+
+
+def test_what_another_program_of_the_job_tells_is_progress(tmp_path: Path, start) -> None:
+    """It trains to step 500, and then a workflow counts in another way."""
+    waits = []
+    for count, step in enumerate(("500", "30", "", "30", "40")):
+        with start("7", str(count), STEP=step) as process:
+            assert process.wait(30) == 7
+        waits += [line.rpartition("+")[2] for line in asked(tmp_path) if "StartTime" in line]
+        (tmp_path / "scontrol.txt").unlink()
+    assert waits == ["60", "60", "120", "240", "60"]
+
+
+def test_what_a_site_prints_on_each_node_is_no_finding(tmp_path: Path, start) -> None:
+    with start("0", BLIND="Welcome to n2\\n") as process:
+        assert process.wait(30) == 0
 
 
 def test_nodes_that_do_not_see_the_environment(tmp_path: Path, start) -> None:
-    with start("0", BLIND="n2\\nn3\\n") as process:
+    with start("0", BLIND="blind:n2\\nblind:n3\\n") as process:
         assert process.wait(30) == 1
         said = process.stderr.read()
     assert f"n2, n3 cannot run {tmp_path}/.venv/bin/hopcoll: it has to be on a shared" in said
@@ -404,7 +510,7 @@ def test_nodes_that_do_not_see_the_environment(tmp_path: Path, start) -> None:
 
 
 def test_a_node_that_does_not_see_it_any_more_is_tried_again(tmp_path: Path, start) -> None:
-    with start("0", "1", BLIND="n2\\n") as process:
+    with start("0", "1", BLIND="blind:n2\\n") as process:
         assert process.wait(30) == 1
     lines = (tmp_path / "scontrol.txt").read_text().splitlines()
     assert lines == ["requeue 123", "update JobId=123 StartTime=now+60"]

@@ -34,7 +34,7 @@ class Tools:
         folder.mkdir()
         for name in ("sbatch", "squeue"):
             self.plays(name, f'cat > "{folder}/script"; echo "$@" >> "{folder}/asked"; echo 42')
-        self.plays("sinfo", "printf 'main|4\\nmain|2\\ngpu|1\\n'")
+        self.plays("sinfo", "printf 'main|4|idle\\nmain|2|mixed\\ngpu|1|idle\\n'")
         self.plays("scontrol", "exit 1")
 
     def plays(self, name: str, text: str) -> None:
@@ -70,6 +70,9 @@ def test_a_job_is_tried_before_it_is_submitted(tools: Tools) -> None:
     [
         (Job(("no.py",)), "script 'no.py' is not there"),
         (Job(("-m",)), "program is missing: a module's name after -m"),
+        (Job(("-m", "no.such.module")), "module 'no.such.module' is neither in "),
+        (Job(("-m", "json.nothing")), "module 'json.nothing' is neither in "),
+        (Job(("-m", "train.more")), "module 'train.more' is neither in "),
         (
             Job(("train.py",), nodes=2, spares=1, ranks_per_node=4, ranks=13),
             "ranks: 13 are more than the 12 for which 2 nodes and 1 spares with 4 each have room",
@@ -135,11 +138,40 @@ def test_what_slurm_says(tools: Tools) -> None:
     tools.plays("sinfo", "echo 'slurm_load_partitions: Unable to contact' >&2; exit 1")
     with pytest.raises(LauncherError, match=r"Slurm does not answer: .*Unable to contact"):
         submit(Job(("train.py",)))
-    tools.plays("sinfo", "echo 'main|4'")
+    tools.plays("sinfo", "echo 'main|4|idle'")
     tools.plays("sbatch", "echo 'sbatch: error: Invalid qos' >&2; exit 1")
     with pytest.raises(LauncherError, match=r"Slurm does not take the job: .*Invalid qos"):
         submit(Job(("train.py",)))
     assert tools.asked == []
+
+
+def test_nodes_that_are_down_are_waited_for(
+    tools: Tools, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = "allocation failure: Requested node configuration is not available"
+    refuses = f'echo "{said}" >&2; exit 1'
+    tools.plays("sbatch", f'[ "$1" = --parsable ] || {{ {refuses}; }}; echo 42')
+    with pytest.raises(LauncherError, match="Slurm does not take the job: allocation failure"):
+        submit(Job(("train.py",), nodes=4))
+    tools.plays("sinfo", "printf 'main|3|idle\\nmain|1|drained*\\ngpu|1|idle\\n'")
+    with pytest.raises(LauncherError, match="Slurm does not take the job: allocation failure"):
+        submit(Job(("train.py",), partition="gpu"))
+    assert submit(Job(("train.py",), nodes=4)) == "42"
+    assert "1 nodes are down, drained or reserved, and the job waits" in capfd.readouterr().err
+    tools.plays("sbatch", "echo 'Invalid qos' >&2; exit 1")
+    with pytest.raises(LauncherError, match="Slurm does not take the job: Invalid qos"):
+        submit(Job(("train.py",), nodes=4))
+
+
+def test_a_submission_without_an_answer(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "_SUBMIT_S", 0.2)
+    tools.plays("sbatch", '[ "$1" = --test-only ] || exec sleep 60')
+    with pytest.raises(LauncherError, match=r"within 0.2 s: the job may have been .*squeue --me"):
+        submit(Job(("train.py",)))
+    monkeypatch.setattr(slurm, "_ASK_S", 2.0)
+    tools.plays("sbatch", "exec sleep 60")  # nothing but a trial, so far
+    with pytest.raises(LauncherError, match=r"Slurm does not take the job: .* did not answer"):
+        submit(Job(("train.py",)))
 
 
 def test_an_account_that_does_not_exist(tools: Tools) -> None:
@@ -166,6 +198,18 @@ def test_what_is_submitted_inside_a_job_inherits_nothing_of_it(
     assert (tools.folder / "seen").read_text() == "SLURM_CONF=7\n"
 
 
+def test_a_variable_does_not_overrule_the_script(
+    tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of variables and a script sbatch believes the variables."""
+    ours = ("TIMELIMIT", "SIGNAL", "NO_REQUEUE", "NO_KILL", "OPEN_MODE", "JOB_NAME", "QOS")
+    for name in (*ours, "PARTITION", "RESERVATION"):
+        monkeypatch.setenv(f"SBATCH_{name}", "7")
+    tools.plays("sbatch", f'env | grep ^SBATCH_ | sort > "{tools.folder}/seen"; echo 42')
+    assert submit(Job(("train.py",), options=("--qos=high",))) == "42"
+    assert (tools.folder / "seen").read_text() == "SBATCH_PARTITION=7\nSBATCH_RESERVATION=7\n"
+
+
 def test_names_and_values_that_need_care(here: Path) -> None:
     job = Job(("my runs/a b.py",), partition="a b", options=("--comment=it is", "--exclusive"))
     lines = render(job).splitlines()
@@ -174,13 +218,17 @@ def test_names_and_values_that_need_care(here: Path) -> None:
     assert "#SBATCH --comment='it is'" in lines and "#SBATCH --exclusive" in lines
 
 
-@pytest.mark.parametrize("what", ["hopcoll", "folder of the script"])
+@pytest.mark.parametrize("what", ["hopcoll", "folder of the script", "interpreter"])
 def test_all_that_the_nodes_need_is_looked_at(
     here: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     (here / "sub").mkdir()
     (here / "sub" / "train.py").touch()
-    where = {"hopcoll": slurm.SHARED_PART.parent, "folder of the script": here / "sub"}[what]
+    where = {
+        "hopcoll": slurm.SHARED_PART.parent,
+        "folder of the script": here / "sub",
+        "interpreter": os.path.realpath(sys.executable),
+    }[what]
     monkeypatch.setattr(slurm, "only_here", lambda path: "far" if path == str(where) else "")
     with pytest.raises(LauncherError, match=f"{what} {where} is far: compute nodes do not see it"):
         check(Job(("sub/train.py",)))
@@ -196,6 +244,8 @@ def test_options_may_stand_behind_the_script(tools: Tools) -> None:
     assert tools.asked == []
     done = CliRunner().invoke(cli.main, [*words, environment])
     assert (done.exit_code, done.output) == (0, "42\n")
+    (tools.folder.parent / "mine").mkdir()
+    (tools.folder.parent / "mine" / "train.py").write_text("raise SystemExit('it was imported')")
     module = CliRunner().invoke(cli.main, ["slurm", "submit", environment, "--dry-run", "--",
                                            "-m", "mine.train", "--nodes", "7"])  # fmt: skip
     assert "#SBATCH --job-name=mine\n#SBATCH --nodes=1\n" in module.output
@@ -206,7 +256,7 @@ def test_options_may_stand_behind_the_script(tools: Tools) -> None:
 
 def line(folder: Path | None, number: str, more: str = "") -> str:
     """What scontrol shows of a job."""
-    comment = f"Comment=hopcoll {folder}" if folder else "Comment=mine"
+    comment = f"Comment=hopcoll {folder}" if folder else "Comment=hopcollective"
     return (
         f"JobId={number} {more}JobName=train UserId=somebody({os.getuid()}) JobState=RUNNING "
         f"Reason=None Restarts=2 NumNodes=4-4 Command=/a b.sh {comment}  StdErr=/x.out Power="
@@ -246,6 +296,10 @@ def test_a_job_that_told_nothing_yet(tools: Tools, tmp_path: Path) -> None:
     tools.plays("scontrol", f"echo '{line(tmp_path / 'none', '7')}'")
     (shown,) = look(["7"])
     assert shown.step is None and shown.requeues == 2
+    # Before its first start it has no folder.
+    tools.plays("scontrol", f"echo '{line(None, '7').replace('collective', 'coll')}'")
+    (shown,) = look()
+    assert shown.step is None and shown.job == "7"
     tools.plays("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     with pytest.raises(LauncherError, match=r"Slurm does not tell: .*Invalid job id"):
         look(["999"])
