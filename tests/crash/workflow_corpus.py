@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import secrets
 import shutil
 import tempfile
@@ -236,7 +237,7 @@ class Trial:
         executed = dict(world.executed)
         self.counts.undone += len(world.undone)
         for _, reason in workflow.ran:
-            self.counts.reasons[reason.split(",")[0]] += 1
+            self.counts.reasons[re.sub(r"<.*>", "an object", reason.split(",")[0])] += 1
 
         def is_void(name: str) -> bool:
             done = before.done(name)
