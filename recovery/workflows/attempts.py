@@ -23,6 +23,7 @@ from recovery.workflows.checks import check_graph
 from recovery.workflows.context import Done, NotDoneError, TaskContext
 from recovery.workflows.graph import Graph, Node, Stop, Task, takes_context
 from recovery.workflows.ledger import COMING, FILE, FIRST, INLINE, LIVE, NOWHERE
+from recovery.workflows.lineage import gone
 from recovery.workflows.post import RankGoneError
 from recovery.workflows.references import UNKNOWN, Found, key_of, refs_in
 from recovery.workflows.stored import dump_call, dump_graph
@@ -510,7 +511,7 @@ class Attempts:
         try:
             place = self._write(packed)
         except (ObjectLostError, ObjectDeletedError) as error:
-            lineage.put_off(task, attempt, packed, key_of(error.ref), era)
+            lineage.put_off(task, attempt, packed, error, era)
             return
         self._engine.kept(task, attempt, place)
         if packed.refs:
@@ -532,11 +533,7 @@ class Attempts:
                 key = key_of(error.ref)
                 again = None if key in made else lineage.rebuild([key], era)
                 if again == UNKNOWN:
-                    raise TaskFailedError(
-                        f"{slot.id} returned a ref whose object is gone, and nothing is known of "
-                        f"who made it: {error}",
-                        slot.id,
-                    ) from error
+                    raise gone(slot.id, error) from error
                 if again is not None:
                     continue
                 if slot.vertex.node.task.annotations.external:

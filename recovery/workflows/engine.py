@@ -632,7 +632,7 @@ class Engine:
                 return slot.value
             done = self.ledger.done(name)
             assert done is not None and (done.durable or done.body), (task, name, done)
-        put = None if self.gang is None else self.lineage.put_again
+        put = None if self.gang is None else self.lineage.put_again(done.head)
         value = values.freeze(self.folder.read_value(done.head, done.body, name, put))
         with self.lock:
             slot.value, slot.valued = value, True

@@ -357,7 +357,7 @@ class Folder:
 
     def read_value(
         self, head: dict[str, Any], body: bytes, task: str,
-        put: Callable[[Any, Any], None] | None = None,
+        put: Callable[[Any, Any], object] | None = None,
     ) -> Any:  # fmt: skip
         """Return a value that is durable. `put` is told what is behind its refs, ref by ref;
         without it, the arrays stand in their place."""

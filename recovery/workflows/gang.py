@@ -93,10 +93,13 @@ class Gang:
         """Delete an object meanwhile."""
         self._post.delete(ref)
 
-    def put_again(self, ref: ObjectRef, array: np.ndarray) -> None:
+    def put_again(self, ref: ObjectRef, array: np.ndarray) -> bool:
         """Put the bytes of a stored ref into this rank's memory, where they are not in any."""
-        with contextlib.suppress(ObjectExistsError):
+        try:
             self.objects.put(array, ref)
+        except ObjectExistsError:
+            return False
+        return True
 
     # Tasks on one rank
 

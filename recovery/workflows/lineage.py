@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hopcoll._refs import ref_of
-from hopcoll.errors import TransferTimeoutError
+from hopcoll.errors import (
+    ObjectDeletedError,
+    ObjectLostError,
+    TaskFailedError,
+    TransferTimeoutError,
+)
 from hopcoll.objects import ObjectRef
 from recovery.workflows import values
 from recovery.workflows.board import AVAILABLE, WAITING, Slot
@@ -28,7 +33,7 @@ from recovery.workflows.references import GET_S, UNKNOWN, Found, key_of, refs_in
 if TYPE_CHECKING:
     from recovery.workflows.engine import Engine
 
-__all__ = ["Lineage"]
+__all__ = ["Lineage", "gone"]
 
 #: An object that is lost so often is not made again.
 _LOSSES_MAX = 30
@@ -42,6 +47,7 @@ class _Object:
     ref: ObjectRef | None = None  # None until a value with it was looked at
     lost: bool = False
     era: int = 0  # when it was made last
+    read: bool = False  # from a file, into memory
     holders: set[str] = field(default_factory=set)
 
 
@@ -68,6 +74,7 @@ class Lineage:
         self.era = 0
         self._missed: collections.Counter[str] = collections.Counter()
         self._restoring: set[str] = set()
+        self._is_new = True
         #: Values that wait for an object to be written with, by task, and their attempts.
         self._put_off: dict[str, tuple[int, values.Packed]] = {}
         #: Values that the board that comes next may use, with their versions.
@@ -91,11 +98,13 @@ class Lineage:
                 elif gang is not None and done.head.get("ses") == gang.session:
                     known = self._objects.get(key)
                     if known is None:
-                        ref = ref_of(bytes.fromhex(key), None, 0)
+                        # Of who led before; later, what is not known was deleted.
+                        ref = ref_of(bytes.fromhex(key), None, 0) if self._is_new else None
                         known = self._objects[key] = _Object(maker, ref)
                     known.lost |= bool(done.head.get("lost")) and maker == task
         for key, maker in self._made_by.items():
             self._objects.setdefault(key, _Object(maker, lost=True))
+        self._is_new = False
 
     def is_there(self, key: str) -> bool:
         """Whether an object is there, as far as is known, or can be read back."""
@@ -224,7 +233,8 @@ class Lineage:
 
     def _delete(self, key: str) -> None:
         known = self._objects.pop(key)
-        if known.maker and known.ref is not None and self._engine.gang is not None:
+        is_ours = known.maker != "" or known.read
+        if is_ours and known.ref is not None and self._engine.gang is not None:
             self._engine.gang.delete(known.ref)
 
     def prune(self) -> None:
@@ -269,30 +279,25 @@ class Lineage:
             if engine.is_ending:
                 tell(None)
                 return
-            waiting: set[str] = set()
-            lost: set[str] = set()
+            waiting: dict[str, _Object] = {}
             for key in keys:
                 known = self._objects.get(key) or self._recall(key)
-                if known is None:
-                    tell(UNKNOWN)
-                    return
-                if not known.lost and era is not None and known.era > era:
+                if known is not None and not known.lost and era is not None and known.era > era:
                     continue  # it was made again since
-                waiting.add(key)
-                if not known.maker and key not in self._stored:
+                if known is None or not self._can_be_made(key, known):
                     tell(UNKNOWN)
                     return
+                waiting[key] = known
+            if not waiting:
+                tell(self.era)
+                return
+            lost: set[str] = set()
+            for key, known in waiting.items():
                 if not (known.lost and self._is_being_made(key, known)):
                     known.lost = True
                     lost.add(key)
                     self._missed[key] += 1
-                    if self._missed[key] > _LOSSES_MAX:
-                        tell(UNKNOWN)
-                        return
-            if not waiting:
-                tell(self.era)
-                return
-            self._waiting.append((waiting, tell))
+            self._waiting.append((set(waiting), tell))
             again = {key for key in lost if key not in self._stored}
             self._restoring |= lost - again
             for task in {self._stored[key] for key in lost - again}:
@@ -304,6 +309,9 @@ class Lineage:
                     engine.append("lost", {"t": task, "a": done.attempt})
             if again:
                 self._make_again(makers)
+
+    def _can_be_made(self, key: str, known: _Object) -> bool:
+        return (known.maker != "" or key in self._stored) and self._missed[key] < _LOSSES_MAX
 
     def _is_being_made(self, key: str, known: _Object) -> bool:
         slot = self._engine.board.slots.get(known.maker)
@@ -422,27 +430,29 @@ class Lineage:
                     self._restoring.clear()
                     engine.begin_anew()
                     return
-            engine.folder.read_value(done.head, done.body, task, self.put_again)
+            engine.folder.read_value(done.head, done.body, task, self.put_again(done.head))
             with engine.lock:
-                self.era += 1
-                for key, *_ in done.head["refs"]:
-                    known = self._objects.get(key)
-                    self._restoring.discard(key)
-                    if known is not None and known.lost:
-                        known.lost, known.era = False, self.era
-                self._tell_those_who_wait()
+                self._restoring -= {key for key, *_ in done.head["refs"]}
         except BaseException as error:
             engine.stop(error)
 
-    def put_again(self, ref: ObjectRef, array: np.ndarray) -> None:
-        """Have the bytes of a stored ref in some memory."""
-        gang = self._engine.gang
+    def put_again(self, head: dict[str, Any]) -> Callable[[ObjectRef, np.ndarray], None]:
+        """What has the objects of a record's file in memory, when that is read."""
+        gang, makers = self._engine.gang, {key: maker for key, maker, *_ in head.get("refs", ())}
         assert gang is not None
-        gang.put_again(ref, array)
-        with self._engine.lock:
-            key = key_of(ref)
-            known = self._objects.setdefault(key, _Object(self._made_by.get(key, "")))
-            known.ref = known.ref or ref
+
+        def put(ref: ObjectRef, array: np.ndarray) -> None:
+            was_put = gang.put_again(ref, array)
+            with self._engine.lock:
+                key = key_of(ref)
+                known = self._objects.setdefault(key, _Object(makers.get(key, "")))
+                known.ref = known.ref or ref
+                known.read |= was_put
+                self.era += 1
+                known.lost, known.era = False, self.era
+                self._tell_those_who_wait()
+
+        return put
 
     def _tell_those_who_wait(self) -> None:
         for entry in list(self._waiting):
@@ -491,8 +501,17 @@ class Lineage:
         for task, (attempt, packed) in self._put_off.items():
             self.hold(f"file of {task} {attempt}", packed.refs)
         self._write_again()
-        for key in [key for key, one in self._objects.items() if not one.holders and not one.lost]:
-            self._delete(key)
+        for key, one in list(self._objects.items()):
+            if not (one.holders or one.lost or self._is_about_to_be_put(one)):
+                self._delete(key)
+
+    def _is_about_to_be_put(self, known: _Object) -> bool:
+        """Whether its task runs again, and gives its objects the names that they had."""
+        slot = self._engine.board.slots.get(known.maker)
+        done = self._engine.ledger.done(known.maker)
+        return (
+            slot is not None and slot.phase != AVAILABLE and done is not None and done.deterministic
+        )
 
     def _hold_all(self, task: str, done: Done) -> None:
         for key, maker, *_ in done.head["refs"]:
@@ -503,13 +522,24 @@ class Lineage:
     # Files
 
     def put_off(
-        self, task: str, attempt: int, packed: values.Packed, key: str, era: int
+        self,
+        task: str,
+        attempt: int,
+        packed: values.Packed,
+        error: ObjectLostError | ObjectDeletedError,
+        era: int,
     ) -> None:
         """A value was not written, for an object that is lost: it is once that is there again."""
+
+        def told(era: int | None) -> None:
+            if era == UNKNOWN:
+                self._put_off.pop(task, None)
+                self._engine.stop(gone(task, error))
+
         with self._engine.lock:
             self._put_off[task] = attempt, packed
             if self._is_to_write(task, attempt):
-                self.report([key], era)
+                self.report([key_of(error.ref)], era, told)
             self._write_again()
 
     def _write_again(self) -> None:
@@ -550,3 +580,11 @@ class Lineage:
             except TransferTimeoutError:
                 if self._engine.cancelled.is_set():
                     raise  # nobody will use the file
+
+
+def gone(task: str, error: Exception) -> TaskFailedError:
+    """What a task raises whose value has a ref to what nobody can make again."""
+    text = f"{task} returned a ref whose object is gone, and that nobody can make again: {error}"
+    failed = TaskFailedError(text, task)
+    failed.__cause__ = error
+    return failed
