@@ -89,8 +89,9 @@ def test_living_things_are_cut_off_at_any_moment() -> None:
     assert counts.reasons["its references were lost"] + counts.reasons["rank 1 is gone"] > 0
 
 
-def _living(count: int = _TRIALS_MAX) -> Iterable[int]:
-    """Seeds of graphs with living things."""
+def _living(count: int = 5 * _TRIALS_MAX) -> Iterable[int]:
+    """Seeds of graphs with living things. Their threads are not the seed's: what comes of one may
+    be another thing next time."""
     return ((FIRST + number % (100 - FIRST)) * 1000 + number for number in range(count))
 
 
@@ -117,9 +118,11 @@ def test_losses_that_are_not_recorded_are_noticed() -> None:
         for seed in _living(_TRIALS_MAX // 2):
             try_seed(seed, counts)
     assert counts.rerun > 20 and not counts.reasons["its references were lost"]
-    for seed in _living(_TRIALS_MAX // 2):
+    for seed in _living():
         try_seed(seed, counts)
-    assert counts.reasons["its references were lost"]
+        if counts.reasons["its references were lost"]:
+            return
+    pytest.fail("nothing was lost")
 
 
 @pytest.mark.parametrize("name", _OF_THE_CORPUS)
