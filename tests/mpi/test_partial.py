@@ -38,7 +38,8 @@ def test_a_late_rank_holds_nobody_up(victim):
     others = [rank for rank in range(4) if rank != victim]
     for rank, line in said.items():
         assert line["seen"] == [others] * 8
-        assert line["late"] == (8 if rank == victim else 0)
+        # Counted at the call: that the others have begun may not have reached it by then.
+        assert 0 < line["late"] <= 8 if rank == victim else line["late"] == 0
 
 
 @VICTIMS
