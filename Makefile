@@ -1,6 +1,6 @@
 # Two commands need nothing but Python 3.10-3.13, a C compiler and make:
 #   make demo    train, kill a rank, go on; then kill the whole job and resume
-#   make test    the whole test suite
+#   make test    the whole test suite, but for what needs a real Slurm (make test-slurm)
 # Each makes .venv with all that it needs from the package index; a second call only rebuilds what
 # changed. Another interpreter: make test PYTHON=python3.12
 
