@@ -15,12 +15,12 @@ mark of who began tells.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
 import pwd
 import re
-import select
 import shlex
 import shutil
 import signal
@@ -32,10 +32,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from hopcoll._orphans import Orphans, forget_session, kill_descendants
-from hopcoll._rank import BEGIN_MARK, END_MARK
+from hopcoll._relay import Relay
 from hopcoll._scratch import JOB_VARIABLE, job_folder
 
 __all__ = [
@@ -66,14 +65,6 @@ NOBODY_SURVIVED = 1
 STOPPED = 75
 #: Tells the ranks, if it is set, that SIGUSR1 asks them to commit and to stop.
 STOPS_VARIABLE = "HOPCOLL_STOPS"
-
-#: What Open MPI 5 says before it ends a job because one of its daemons is gone, or never came.
-HOST_LOST = (
-    b"PRTE has lost communication with a remote daemon",
-    b"A daemon failed to report back after being spawned",
-    b"was unable to reliably start one or more daemons",
-    b"PRTE daemon has unexpectedly failed after launch",
-)
 
 #: Seconds between two looks at whether mpirun still runs.
 _TICK_S = 0.1
@@ -459,6 +450,11 @@ def attend(job: Plan, ending: Ending) -> Ended:
     """
     if job.note:
         print(f"hopcoll run: {job.note}", file=sys.stderr, flush=True)
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # the caller closed it, and a pipe would get its number
+            os.open(os.devnull, os.O_RDWR)
     libc = ctypes.CDLL(None, use_errno=True)
     # Ranks whose mpirun was killed become children of this process, which can end them.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -474,6 +470,7 @@ def attend(job: Plan, ending: Ending) -> Ended:
 
     mpirun = subprocess.Popen(
         job.command,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,  # what has come is passed on at once
         env=environment,
@@ -482,12 +479,15 @@ def attend(job: Plan, ending: Ending) -> Ended:
         start_new_session=True,
         preexec_fn=before_exec,
     )
-    assert mpirun.stderr is not None
-    relay = _Relay(mpirun.stderr)
+    assert mpirun.stdout is not None and mpirun.stderr is not None
+    relay = Relay([(mpirun.stdout, 1), (mpirun.stderr, 2)])
     ending.watch(mpirun)
     orphans = Orphans(mpirun.pid)
     while mpirun.poll() is None:
         relay.pass_on(_TICK_S)
+        if not relay.is_open and not relay.is_behind:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                mpirun.wait(_TICK_S)
         ending.enforce()
         orphans.look()
     code = mpirun.wait()
@@ -500,8 +500,10 @@ def attend(job: Plan, ending: Ending) -> Ended:
     # A process that hides from us may hold the other end open for ever.
     deadline_s = time.monotonic() + GRACE_S
     while relay.is_open and time.monotonic() < deadline_s:
+        relay.pass_on(_TICK_S, ahead=True)
+    relay.close()
+    while relay.is_behind and (ending.number is None or time.monotonic() < deadline_s):
         relay.pass_on(_TICK_S)
-    relay.source.close()
     if ending.number is not None:
         return Ended(128 + ending.number)
     if relay.host_lost:
@@ -591,54 +593,3 @@ class Ending:
         # Its ranks, orphaned, come to this process, which kills them when mpirun is gone.
         if self.mpirun is not None and time.monotonic() > self.deadline_s:
             self.mpirun.kill()
-
-
-class _Relay:
-    """Passes mpirun's stderr on, and keeps the ranks' marks back; hears mpirun lose a host.
-
-    No thread: when a process of two threads is killed, the kernel may tell its child twice that
-    the parent died, and at the second SIGTERM mpirun flees and leaves its ranks behind.
-    """
-
-    def __init__(self, source: IO[bytes]) -> None:
-        self.source = source
-        self.began = False
-        self.marks = 0
-        self.is_open = True
-        self.host_lost = False
-        self.held = b""
-        self._tail = b""
-
-    def pass_on(self, within_s: float) -> None:
-        """Wait for some text, for so long at the most, and pass it on."""
-        if not self.is_open:
-            time.sleep(within_s)
-            return
-        if not select.select([self.source], [], [], within_s)[0]:
-            return
-        block = self.source.read(1 << 16)
-        self.is_open = bool(block)
-        self._listen(block)
-        text = self.held + block
-        self.marks += text.count(END_MARK)
-        self.began |= BEGIN_MARK in text or self.marks > 0
-        text = text.replace(BEGIN_MARK, b"").replace(END_MARK, b"")
-        # The beginning of a mark may be all that has come so far.
-        split = text.rfind(END_MARK[:1])
-        rest = text[split:]
-        keeps = self.is_open and split >= 0 and (
-            BEGIN_MARK.startswith(rest) or END_MARK.startswith(rest)
-        )
-        text, self.held = (text[:split], text[split:]) if keeps else (text, b"")
-        while text:
-            try:
-                text = text[os.write(2, text) :]
-            except BlockingIOError:  # not blocking, and its reader is slow
-                select.select([], [2], [])
-            except OSError:  # nobody reads it any more; the job goes on
-                return
-
-    def _listen(self, block: bytes) -> None:
-        heard = self._tail + block
-        self.host_lost |= any(words in heard for words in HOST_LOST)
-        self._tail = heard[-max(map(len, HOST_LOST)) :]

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from hopcoll._orphans import forget_session
 from hopcoll.launcher import find_mpirun
 from tests import launch
 
@@ -205,6 +206,8 @@ def plain_mpirun(ranks, *words, settings=None):
         capture_output=True,
         text=True,
         timeout=60,
+        # As `hopcoll run` does: of this id there may have been one that a test killed.
+        preexec_fn=lambda: forget_session(os.getpid()),
     )
 
 

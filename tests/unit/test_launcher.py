@@ -203,73 +203,10 @@ def test_a_directory_left_by_a_killed_mpirun_is_in_nobodys_way(tmp_path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ompi.171", "other.17"]
 
 
-def test_a_slow_reader_of_stderr_gets_all_of_it():
-    """With stderr not blocking, a write that finds no room waits for some."""
-    reading, writing = os.pipe()
-    stderr = os.dup(2)
-    os.set_blocking(writing, False)
-    text = b"x" * (1 << 18)
-    source_end, feed = os.pipe()
-    seen = bytearray()
-
-    def drain():
-        while len(seen) < len(text):
-            seen.extend(os.read(reading, 1000))
-
-    def supply():
-        with os.fdopen(feed, "wb") as pipe:
-            pipe.write(text)
-
-    threads = [threading.Thread(target=drain), threading.Thread(target=supply)]
-    os.dup2(writing, 2)
-    try:
-        for thread in threads:
-            thread.start()
-        with os.fdopen(source_end, "rb", buffering=0) as source:
-            relay = launcher._Relay(source)
-            while relay.is_open:
-                relay.pass_on(10)
-    finally:
-        os.dup2(stderr, 2)
-    for thread in threads:
-        thread.join(20)
-    assert bytes(seen) == text
-    for descriptor in (reading, writing, stderr):
-        os.close(descriptor)
-
-
 def test_the_mpirun_of_this_environment_comes_before_path(fake_mpirun, monkeypatch):
     beside = fake_mpirun(OPEN_MPI_5)
     monkeypatch.setattr(launcher.sysconfig, "get_path", lambda _: os.path.dirname(beside))
     assert launcher.find_mpirun().path == beside
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_marks_are_kept_back_wherever_the_pipe_cuts(size, capfd):
-    text = BEGIN_MARK + b"one\n" + END_MARK + b"two\x1e\x1ehop" + END_MARK + END_MARK
-    text += b"three\n" + BEGIN_MARK + END_MARK[:4]
-    reading, writing = os.pipe()
-    with os.fdopen(reading, "rb", buffering=0) as source:
-        relay = launcher._Relay(_Slow(source, size))
-        os.write(writing, text)
-        os.close(writing)
-        while relay.is_open:
-            relay.pass_on(10)
-    assert (relay.began, relay.marks) == (True, 3)
-    assert capfd.readouterr().err.encode() == b"one\ntwo\x1e\x1ehopthree\n" + END_MARK[:4]
-
-
-class _Slow:
-    """A pipe whose reads bring `size` bytes at the most."""
-
-    def __init__(self, source, size):
-        self.source, self.size = source, size
-
-    def fileno(self):
-        return self.source.fileno()
-
-    def read(self, limit):
-        return os.read(self.source.fileno(), min(limit, self.size))
 
 
 def test_version():
