@@ -228,7 +228,11 @@ hopcoll_requeue() {
         hopcoll_again && hopcoll_runs "$code" || return
     done
     # The requeue ends the script as well, but not before it has said when to start.
-    [ "$wait_s" -eq 0 ] || scontrol update "JobId=$hopcoll_id" "StartTime=now+$wait_s"
+    hopcoll_tries=0
+    until [ "$wait_s" -eq 0 ] ||
+        timeout 60 scontrol update "JobId=$hopcoll_id" "StartTime=now+$wait_s"; do
+        hopcoll_again || return
+    done
 }
 
 # --no-kill leaves a job without its first node running, with nobody there. So others look after it.

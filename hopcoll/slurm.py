@@ -50,7 +50,21 @@ _MARK = "hopcoll"
 _NOT_NOW = re.compile(r"node configuration is not available|Required node not available")
 _UNUSABLE = re.compile(r"down|drain|fail|maint|reserv|boot|\*")
 #: Variables that mean the same as an option, but are not named after it.
-_VARIABLES = {"time": "TIMELIMIT", "array": "ARRAY_INX", "requeue": "NO_REQUEUE"}
+_VARIABLES = {
+    "time": "TIMELIMIT",
+    "array": "ARRAY_INX",
+    "requeue": "NO_REQUEUE",
+    "mem": "MEM_PER_NODE",
+    "switches": "REQ_SWITCH",
+    "verbose": "DEBUG",
+}
+#: Options of sbatch by their letters, as far as there is a variable for them.
+_LETTERS = {
+    **{"A": "account", "C": "constraint", "G": "gpus", "J": "job-name", "M": "clusters"},
+    **{"O": "overcommit", "S": "core-spec", "W": "wait", "a": "array", "e": "error"},
+    **{"i": "input", "k": "no-kill", "m": "distribution", "o": "output", "p": "partition"},
+    **{"q": "qos", "t": "time", "v": "verbose"},
+}
 _FACT = re.compile(r"(\w+)=(.*?)(?= \w+=|$)")
 
 
@@ -376,7 +390,8 @@ class _Silent(_Refused):
 def _ask(words: Sequence[str], script: str = "", within_s: float | None = None) -> str:
     within_s = _ASK_S if within_s is None else within_s
     # For sbatch a variable comes before the script, which is to say what the job is.
-    said = {_variable(option) for option in re.findall(r"^#SBATCH --([\w-]+)", script, re.M)}
+    options = re.findall(r"^#SBATCH -(?:-([\w-]+)|(\w))", script, re.M)
+    said = {_variable(name or _LETTERS.get(letter, letter)) for name, letter in options}
     # A job that is submitted inside another one must not inherit what that one is.
     environment = {
         name: value

@@ -210,6 +210,27 @@ def test_a_variable_does_not_overrule_the_script(
     assert (tools.folder / "seen").read_text() == "SBATCH_PARTITION=7\nSBATCH_RESERVATION=7\n"
 
 
+@pytest.mark.parametrize(
+    ("option", "variable"),
+    [
+        ("-pdebug", "PARTITION"),
+        ("-p debug", "PARTITION"),
+        ("-A me", "ACCOUNT"),
+        ("-t 5", "TIMELIMIT"),
+        ("--mem=1G", "MEM_PER_NODE"),
+        ("-k", "NO_KILL"),
+    ],
+)
+def test_a_variable_does_not_overrule_an_option(
+    tools: Tools, monkeypatch: pytest.MonkeyPatch, option: str, variable: str
+) -> None:
+    monkeypatch.setenv(f"SBATCH_{variable}", "7")
+    monkeypatch.setenv("SBATCH_WCKEY", "7")
+    tools.plays("sbatch", f'env | grep ^SBATCH_ | sort > "{tools.folder}/seen"; echo 42')
+    submit(Job(("train.py",), options=(option,)))
+    assert (tools.folder / "seen").read_text() == "SBATCH_WCKEY=7\n"
+
+
 def test_names_and_values_that_need_care(here: Path) -> None:
     job = Job(("my runs/a b.py",), partition="a b", options=("--comment=it is", "--exclusive"))
     lines = render(job).splitlines()
