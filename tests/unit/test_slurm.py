@@ -168,7 +168,7 @@ def test_a_submission_without_an_answer(tools: Tools, monkeypatch: pytest.Monkey
     tools.plays("sbatch", '[ "$1" = --test-only ] || exec sleep 60')
     with pytest.raises(LauncherError, match=r"within 0.2 s: the job may have been .*squeue --me"):
         submit(Job(("train.py",)))
-    monkeypatch.setattr(slurm, "_ASK_S", 2.0)
+    monkeypatch.setattr(slurm, "_ASK_S", 5.0)
     tools.plays("sbatch", "exec sleep 60")  # nothing but a trial, so far
     with pytest.raises(LauncherError, match=r"Slurm does not take the job: .* did not answer"):
         submit(Job(("train.py",)))

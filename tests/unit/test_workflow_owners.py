@@ -40,7 +40,7 @@ Run = Callable[..., Any]
 
 #: A process with a workflow of its own: what it prints, and when it goes on, is up to its code.
 HEAD = """
-import os, sys, threading
+import os, signal, sys, threading
 from recovery.workflows import Workflow, event
 from tests import workflow_tasks as tasks
 tasks.SET.update(begun=threading.Event(), waits=threading.Event())
@@ -82,6 +82,7 @@ RUNS = """
 try:
     say(Workflow("w", store).run(tasks.join.bind(tasks.waits.bind())))
 except BaseException as error:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one that comes late
     say(f"{type(error).__name__}: {error}")
 """
 
