@@ -11,7 +11,7 @@ import pytest
 
 from recovery.workflows import Workflow
 from tests import launch
-from tests.mpi.programs.workflow_refs import COUNT
+from tests.mpi.programs.workflow_refs import COUNT, SHAPES
 
 PROGRAM = "tests.mpi.programs.workflow_refs"
 
@@ -143,3 +143,15 @@ def test_a_job_goes_on_with_another_number_of_ranks(store: Path, ranks: int) -> 
     assert ran(store) == again
     places = {line.rpartition(" ")[2] for line in _lines(store)[len(before) :]}
     assert places <= {str(rank) for rank in range(ranks)} and len(places) > 1
+
+
+@pytest.mark.parametrize("ranks", [(2, 1), (1, 2)])
+def test_arrays_without_elements(store: Path, ranks: tuple[int, int]) -> None:
+    """Also where a rank is alone; the second job has them from the files of the first."""
+    play("nothing", store, ranks=ranks[0], code=1)
+    assert ran(store) == {"put nothing": 2, "add nothing": 1, "see nothing": 2}
+    want = [[dtype, list(shape)] for shape in SHAPES for dtype in ("float64", "int16")]
+    assert play("nothing", store, ranks=ranks[1]) == [want] * 6
+    assert ran(store)["put nothing"] == 2 and ran(store)["add nothing"] == 1
+    *_, kept = Workflow("refs", store).output()
+    assert [[str(one.dtype), list(one.shape)] for one in kept["ref"]] == want
