@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,21 @@ def test_arrays_without_elements(store: Path, ranks: tuple[int, int]) -> None:
     assert ran(store)["put nothing"] == 2 and ran(store)["add nothing"] == 1
     *_, kept = Workflow("refs", store).output()
     assert [[str(one.dtype), list(one.shape)] for one in kept["ref"]] == want
+
+
+def test_ctrl_c_while_another_rank_is_called(store: Path) -> None:
+    """As a terminal sends it: to the whole group."""
+    job = launch.start(2, "-m", PROGRAM, "interrupted", store)
+    try:
+        assert job.stdout is not None
+        said = sorted(job.stdout.readline().strip() for _ in range(3))
+        assert said.pop() == "called", said
+        os.killpg(job.pid, signal.SIGINT)
+        job.communicate(timeout=30)
+    finally:
+        launch.end(job)
+    assert job.returncode == 128 + signal.SIGINT
+    assert launch.ended_processes([int(pid) for pid in said], within_s=0)
+    assert ran(store) == {"make 1": 1, "effect before": 1, "held": 1}
+    assert play("interrupted", store, ranks=2) == [total(1), None]
+    assert ran(store) == {"make 1": 2, "effect before": 1, "held": 2, "effect after": 1}

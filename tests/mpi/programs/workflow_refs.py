@@ -248,6 +248,29 @@ def resized() -> Node:
     return both.bind(told.bind(second), total.options(on=3).bind(value).after(end))
 
 
+@task(external=True, idempotency_key=True)
+def effect(what: str, *before: Any) -> None:
+    note(f"effect {what}")
+
+
+@task(deterministic=True, on=1)
+def held(ref: Any, ctx: TaskContext) -> float:
+    """Does not return in the first job."""
+    note("held")
+    found = float(ctx.get(ref).sum())
+    if once("held"):
+        print("called", flush=True)
+        threading.Event().wait()
+    return found
+
+
+@scene
+def interrupted() -> Node:
+    """The first job ends while rank 1 is called."""
+    value = held.bind(make.bind(1)).after(effect.bind("before"))
+    return both.bind(value, effect.bind("after", value))
+
+
 SHAPES = [(0,), (0, 3), (2, 0, 4)]
 
 
@@ -293,6 +316,8 @@ def main() -> None:
     RANK[0] = comm.rank
     if {f"{when}:{comm.rank}" for when in ("at once", "later", "giving")} & set(words.die):
         threading.Thread(target=die_when_it_gives, args=(comm.objects,), daemon=True).start()
+    if words.scene == "interrupted":
+        print(os.getpid(), flush=True)
     with Workflow("refs", words.store, comm=comm) as workflow:
         value = workflow.run(SCENES[words.scene]())
         if words.scene == "stored":
