@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -115,8 +116,19 @@ class _Comm(SimpleNamespace):
         return self.ranks.alive  # type: ignore[no-any-return]
 
 
+def _unreadable() -> Any:
+    raise ImportError("not here")
+
+
+class Unreadable:
+    def __reduce__(self) -> Any:
+        return _unreadable, ()
+
+
 def _handle(source: int, what: Any) -> Any:
-    return LARGE if what == "large" else what
+    if what == "exit":
+        sys.exit(3)
+    return {"large": LARGE, "unreadable": Unreadable()}.get(what, what)
 
 
 @pytest.fixture
@@ -343,3 +355,10 @@ def test_letters_that_a_dead_rank_has_read_are_left_alone(ranks: Ranks) -> None:
     assert not ranks.objects.data
     assert [ranks.objects.deleted.get(timeout=_PATIENCE_S)] == [f"s 0>1 {count}"]
     assert ranks.objects.deleted.empty()
+
+
+def test_letters_that_nobody_can_read_and_calls_that_exit_are_answered(ranks: Ranks) -> None:
+    assert isinstance(ranks.ask("exit"), SystemExit)
+    assert isinstance(ranks.ask(Unreadable()), ImportError)
+    assert "what rank 1 answered cannot be read: ImportError" in str(ranks.ask("unreadable"))
+    assert ranks.ask("well") == "well"
