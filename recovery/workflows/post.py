@@ -138,7 +138,7 @@ class Post:
         else:
             try:
                 self._send(rank, letter)
-            except ObjectStoreFullError:
+            except MemoryError:
                 # Not here: what gives objects up may be for this thread to do.
                 self._start(self._call_late, rank, number, letter)
             except BaseException:
@@ -250,7 +250,7 @@ class Post:
             try:
                 self._send(rank, letter)
                 return
-            except ObjectStoreFullError as error:
+            except MemoryError as error:
                 if limit_s is not None and time.monotonic() - begin_s >= limit_s:
                     self._drop_body(letter)
                     raise self._no_room(f"what goes to rank {rank}", error) from error
@@ -262,14 +262,14 @@ class Post:
     def _call_late(self, rank: int, number: int, letter: _Letter) -> None:
         try:
             self._send_at_last(rank, letter, ROOM_S)
-        except ObjectStoreFullError as error:
+        except Exception as error:
             self._end_call(number, None, error)
 
-    def _no_room(self, what: str, error: ObjectStoreFullError) -> ObjectStoreFullError:
+    def _no_room(self, what: str, error: MemoryError) -> ObjectStoreFullError:
         return ObjectStoreFullError(
             f"rank {self._comm.rank} had no room for {what} for {ROOM_S:g} s: {error}; raise "
             "object_bytes, or have less put there at a time",
-            error.ref,
+            getattr(error, "ref", None),
         )
 
     def _end_call(self, number: int, value: Any, error: BaseException | None) -> None:
