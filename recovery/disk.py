@@ -9,10 +9,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Disk"]
+__all__ = ["Disk", "writing"]
+
+
+@contextlib.contextmanager
+def writing(what: str, path: Path) -> Iterator[None]:
+    """Let an error of the disk say what it was that could not be written, and where."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        text = f"{what} could not be written: {error.strerror}"
+        raise OSError(error.errno, text, str(path)) from error
 
 
 class Disk:

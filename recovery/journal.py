@@ -72,7 +72,7 @@ from typing import Any
 
 from hopcoll.errors import CheckpointMismatchError, WorkflowError, WorkflowFencedError
 from recovery import segments
-from recovery.disk import Disk
+from recovery.disk import Disk, writing
 from recovery.runs import refusal
 from recovery.segments import Entry, Record
 
@@ -183,8 +183,9 @@ class Journal:
         """
         if self._own is not None or self._closed:
             raise ValueError("journal was opened before; make another one")
-        self._prepare()
-        own = self._take_next()
+        with writing("the journal", self.folder):
+            self._prepare()
+            own = self._take_next()
         try:
             chain = segments.load(self.folder, below=own.number)
             if why := refusal(self.folder, chain.owner):
@@ -193,8 +194,7 @@ class Journal:
                 (one.seq, *segments.encode_entry(one.kind, one.head, one.body))
                 for one in chain.carried
             ]
-            own.put([segments.encode_base(chain.last, chain.counts, carried)])
-            self._look(own)
+            self._write(own, [segments.encode_base(chain.last, chain.counts, carried)])
         except BaseException:
             self._disk.close(own.descriptor)
             # It said nothing, or nothing that anybody was told. Were it left, a journal that cannot
@@ -313,7 +313,8 @@ class Journal:
         old = self._own
         assert old is not None
         for _ in range(_TRIES_MAX):
-            own = self._take(old.number + 1)
+            with writing("the journal", self.folder):
+                own = self._take(old.number + 1)
             if own is not None:
                 break
             self._look(old)  # passes where somebody took the number and gave up
@@ -403,7 +404,8 @@ class Journal:
     def _write(self, own: _Own, entries: Sequence[Entry]) -> None:
         """Write one group, make it durable, look."""
         try:
-            own.put(entries)
+            with writing("the journal", self.folder / own.name):
+                own.put(entries)
         except OSError as error:
             # On a shared file system that may be because a successor removed the file.
             try:

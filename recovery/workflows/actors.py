@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from hopcoll.errors import WorkflowError
 from hopcoll.objects import ObjectRef
 from recovery.workflows import values
 from recovery.workflows.context import TaskContext
@@ -109,7 +111,8 @@ def _bring(version: Actor, ctx: TaskContext) -> Any:
         kind = _find(version.kind)
         thing = kind.__new__(kind)
         # Copies: others may begin at this version as well.
-        state, calls = copy.deepcopy((version.state, version.calls))
+        what = f"the state of actor {version.kind[1]}"
+        state, calls = _copied((version.state, version.calls), what)
         thing.restore(state)
         for method, arguments, keywords in calls:
             _call_method(thing, method, arguments, keywords, ctx)
@@ -140,14 +143,61 @@ def _spawn(
 ) -> Actor:
     """Make an actor."""
     thing = _call_method(_Maker(_find(kind)), "make", arguments, keywords, ctx)
-    version = Actor(kind, 0, _name(ctx), every, _state_of(thing))
+    version = Actor(kind, 0, _name(ctx), every, _state_of(thing, kind))
     _LIVE.keep(version, thing)
     return version
 
 
-def _state_of(thing: Any) -> Any:
+def _state_of(thing: Any, kind: tuple[str, str, str | None]) -> Any:
     """What `checkpoint` returns, and nothing that the object goes on to change."""
-    return copy.deepcopy(thing.checkpoint())
+    return _copied(thing.checkpoint(), f"the state of actor {kind[1]}")
+
+
+def _copied(value: Any, what: str) -> Any:
+    """Return a copy of a value.
+
+    Raises
+    ------
+    WorkflowError
+        It can neither be copied nor be written.
+    """
+    try:
+        return _copy(value)
+    except Exception as error:
+        path, part = _culprit(value)
+        kind = type(part)
+        raise WorkflowError(
+            f"{what} cannot be copied: {path or 'it'} is a {kind.__module__}.{kind.__qualname__}: "
+            f"{error}; leave that out, or give it what pickle wants (__reduce__)"
+        ) from error
+
+
+def _copy(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        # As it will be stored: what pickle can write need not be what deepcopy can (tensors that
+        # have a history).
+        return pickle.loads(pickle.dumps(value, protocol=5))
+
+
+def _culprit(value: Any, path: str = "") -> tuple[str, Any]:
+    """Which part of a value, however deep, it is that cannot be copied, and where it is."""
+    parts: Iterable[tuple[str, Any]]
+    if isinstance(value, Mapping):
+        parts = [(f"[{key!r}]", part) for key, part in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [(f"[{index}]", part) for index, part in enumerate(value)]
+    else:
+        parts = [(f".{name}", part) for name, part in getattr(value, "__dict__", {}).items()]
+    for name, part in parts:
+        try:
+            _copy(part)
+        except RecursionError:
+            break
+        except Exception:
+            return _culprit(part, path + name)
+    return path, value
 
 
 class _Maker:
@@ -166,12 +216,13 @@ def _call(
     after = replace(before, version=number, name=_name(ctx))
     is_due = number % before.every == 0
     if not is_due:  # what it is given it may change
-        call = copy.deepcopy((method, tuple(arguments), dict(keywords)))
+        given = (method, tuple(arguments), dict(keywords))
+        call = _copied(given, f"what {before.kind[1]}.{method} is called with")
         after = replace(after, calls=(*before.calls, call))
     thing = _bring(before, ctx)
     value = _call_method(thing, method, arguments, keywords, ctx)
     if is_due:
-        after = replace(after, state=_state_of(thing), calls=())
+        after = replace(after, state=_state_of(thing, before.kind), calls=())
     _LIVE.keep(after, thing)
     return Called(value, after)
 

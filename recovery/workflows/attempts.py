@@ -204,8 +204,9 @@ class Attempts:
         body = b""
         if task.annotations.rollback is not None:
             head["r"] = 1
-            call = dump_call((task, arguments, keywords), f"the arguments of {slot.id}")
-            head_of_file, body = self._folder.spool(call)
+            what = f"the arguments of {slot.id}"
+            call = dump_call((task, arguments, keywords), what)
+            head_of_file, body = self._folder.spool(call, what)
             head.update(head_of_file)
         with self._engine.lock:
             slot.announced = True
@@ -509,7 +510,7 @@ class Attempts:
         lineage = self._engine.lineage
         era = lineage.era
         try:
-            place = self._write(packed)
+            place = self._write(task, packed)
         except (ObjectLostError, ObjectDeletedError) as error:
             lineage.put_off(task, attempt, packed, error, era)
             return
@@ -528,7 +529,7 @@ class Attempts:
         while True:
             _, era = lineage.known(slot)
             try:
-                return self._write(packed)
+                return self._write(slot.id, packed)
             except (ObjectLostError, ObjectDeletedError) as error:
                 key = key_of(error.ref)
                 again = None if key in made else lineage.rebuild([key], era)
@@ -543,10 +544,10 @@ class Attempts:
                     self._lose(slot, str(error))
                 return None
 
-    def _write(self, packed: values.Packed) -> dict[str, Any]:
+    def _write(self, task: str, packed: values.Packed) -> dict[str, Any]:
         start_s = time.perf_counter()
         whole = self._engine.lineage.with_objects(packed) if packed.refs else packed
-        place = self._folder.write_value(whole)
+        place = self._folder.write_value(whole, f"the value of {task}")
         if packed.refs:
             place["rf"] = 1
         self._note_cost(whole.nbytes, time.perf_counter() - start_s)
@@ -570,7 +571,7 @@ class Attempts:
         graph = Graph.of(node, ledgers.generation_prefix(owner, generation))
         check_graph(graph)
         self._engine.elsewhere.check(graph.vertices.values())
-        in_file, body = self._folder.spool(dump_graph(graph))
+        in_file, body = self._folder.spool(dump_graph(graph), f"the graph of {slot.id}")
         head = {**head, **in_file, "st": INLINE, "o": owner, "g": generation}
         if found.refs:
             head.update(self._engine.lineage.head_of(slot, found), st=LIVE)

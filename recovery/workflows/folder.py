@@ -30,7 +30,7 @@ from hopcoll.errors import (
     WorkflowNotFoundError,
     WorkflowRunningError,
 )
-from recovery.disk import Disk
+from recovery.disk import Disk, writing
 from recovery.journal import Journal
 from recovery.lease import Lease, Verdict, describe_owner, observe, release
 from recovery.log import publish, read_sealed
@@ -224,11 +224,12 @@ class Folder:
         self._proven = proven_dead
         journal_path = self.path / "journal"
         for path in (self.path, journal_path):
-            with contextlib.suppress(FileExistsError):
-                self._disk.mkdir(path)
-            if not path.is_dir():
-                raise WorkflowMismatchError(f"{path} is no folder of a workflow")
-            self._disk.fsync_folder(path.parent)
+            with writing(f"workflow {self.id}", path):
+                with contextlib.suppress(FileExistsError):
+                    self._disk.mkdir(path)
+                if not path.is_dir():
+                    raise WorkflowMismatchError(f"{path} is no folder of a workflow")
+                self._disk.fsync_folder(path.parent)
         reading = Journal.read(journal_path)
         # Before a segment is taken, which would fence the later start.
         if why := refusal(f"workflow {self.id}", reading.owner):
@@ -277,7 +278,7 @@ class Folder:
     def start(self, ledger: Ledger, fingerprint: str, graph: bytes) -> None:
         """Write down what the workflow is; durable when this returns."""
         self.uuid = secrets.token_hex(16)
-        place, body = self.spool(graph)
+        place, body = self.spool(graph, "the graph")
         head = {"uuid": self.uuid, "print": fingerprint, "owner": self._owner, **place}
         self._put(ledger, "start", head, body)
 
@@ -339,17 +340,18 @@ class Folder:
 
     # Values
 
-    def write_value(self, packed: values.Packed) -> dict[str, Any]:
+    def write_value(self, packed: values.Packed, what: str) -> dict[str, Any]:
         """Make a value durable in a file of its own; returns what a record says of it."""
         folder = self.path / "values"
-        if not folder.is_dir():
-            with contextlib.suppress(FileExistsError):
-                self._disk.mkdir(folder)
-            self._disk.fsync_folder(self.path)
         name = f"{self.nonce}-{next(self._count)}.h5"
         try:
-            shard = values.write(self._disk, folder / name, packed)
-            self._disk.fsync_folder(folder)
+            with writing(what, folder / name):
+                if not folder.is_dir():
+                    with contextlib.suppress(FileExistsError):
+                        self._disk.mkdir(folder)
+                    self._disk.fsync_folder(self.path)
+                shard = values.write(self._disk, folder / name, packed)
+                self._disk.fsync_folder(folder)
         except BaseException:
             self.remove_values([name])
             raise
@@ -379,11 +381,11 @@ class Folder:
             with contextlib.suppress(OSError):
                 self._disk.unlink(self.path / "values" / name)
 
-    def spool(self, data: bytes) -> tuple[dict[str, Any], bytes]:
+    def spool(self, data: bytes, what: str) -> tuple[dict[str, Any], bytes]:
         """Return the head and the body of a record for bytes that may be too many for it."""
         if len(data) <= _SPOOL_BYTES_MAX:
             return {}, data
-        return self.write_value(values.Packed(values.dumps(None, ""), [data])), b""
+        return self.write_value(values.Packed(values.dumps(None, ""), [data]), what), b""
 
     def unspool(self, body: bytes, head: dict[str, Any]) -> bytes:
         """Return the bytes that `spool` put away."""

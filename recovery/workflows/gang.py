@@ -6,6 +6,9 @@ workflow's own, so waiting survives the leader: when it dies, all learn the same
 takes the journal over and goes on. Orders are given at least every `_BEAT_S`, so that nobody is
 taken for late.
 
+The wait for orders has no limit, nor that for the end of a gang, but its own ``timeout_s``:
+then all who wait raise. A rank that is stuck in a function cannot follow any order.
+
 A gang's function runs on a communicator of its own (a Split). What a rank's death does to it is
 hopcoll's business; the value is the leader's. A rank whose function raises leaves that
 communicator, so that the others, who may wait for it, go on without it; then the attempt has
@@ -19,14 +22,23 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
+import math
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from hopcoll.errors import HopcollError, ObjectExistsError, RankFailedError, WorkflowError
+from hopcoll.errors import (
+    HopcollError,
+    ObjectExistsError,
+    RankFailedError,
+    TaskFailedError,
+    TransferTimeoutError,
+    WorkflowError,
+)
 from recovery.lease import describe_owner
 from recovery.workflows.attempts import GangError, VoidError
 from recovery.workflows.context import TaskContext
@@ -47,6 +59,8 @@ __all__ = ["Gang"]
 Answered = Callable[[Any, "BaseException | None"], None]
 
 _BEAT_S = 2.0
+#: For the ranks of a gang whose time is over: who has waited for one that did not come returns.
+_LATE_S = 5.0
 _CALL, _BEAT, _END, _RAISE = range(4)
 
 
@@ -75,6 +89,7 @@ class Gang:
         self._members: set[int] = set()
         self._note_members()
         self._told_s = time.monotonic()
+        self._stuck = False  # a rank is, and nobody can be told anything any more
         self.session = next(one[1] for one in told if one is not None)
         self.rank = self._comm.rank
         self.objects: Objects = comm.objects
@@ -87,7 +102,7 @@ class Gang:
 
     def close(self) -> None:
         self._post.close()
-        self._comm.close()
+        self._comm.close(0.0 if self._stuck else None)
 
     def delete(self, ref: ObjectRef) -> None:
         """Delete an object meanwhile."""
@@ -195,7 +210,7 @@ class Gang:
             if leader == self._comm.rank:
                 return self._lead(lead)
             try:
-                order, argument = self._comm.bcast(None, root=leader)
+                order, argument = self._comm.bcast(None, root=leader, timeout_s=math.inf)
             except RankFailedError:
                 self._members -= {leader}  # it is dead, and there is another
                 continue
@@ -224,14 +239,15 @@ class Gang:
             told = error
             if not isinstance(error, HopcollError):
                 told = WorkflowError(f"rank {self._comm.rank}, which leads: {error!r}")
-            with contextlib.suppress(HopcollError):
-                self._order(_RAISE, told)
+            if not self._stuck:
+                with contextlib.suppress(HopcollError):
+                    self._order(_RAISE, told)
             raise
         self._order(_END, value)
         return value
 
     def _order(self, order: int, argument: Any = None) -> None:
-        self._comm.bcast((order, argument), root=self._comm.rank)
+        self._comm.bcast((order, argument), root=self._comm.rank, timeout_s=math.inf)
         self._note_members()
         self._told_s = time.monotonic()
 
@@ -252,6 +268,8 @@ class Gang:
             A rank raised, or too few are left.
         VoidError
             What it was called with is lost, and will be another.
+        TaskFailedError
+            A rank did not return in time (``timeout_s``); the others raise it as well.
         """
         wanted = task.annotations.ranks
         members = tuple(sorted(self._comm.alive))
@@ -261,7 +279,7 @@ class Gang:
                 raise GangError(RankFailedError(text))
             members = members[:wanted]
         call = dump_call((task, arguments, keywords), f"the arguments of {task.name}")
-        order = (members, call, context.bare(), self.rank)
+        order = (members, call, context.bare(), self.rank, task.annotations.timeout_s)
         self._order(_CALL, order)
         answer = self._take_part(order, context)
         assert answer is not None
@@ -269,9 +287,12 @@ class Gang:
         return value, contributors, whole and (wanted != "all" or len(members) == self._comm.size)
 
     def _take_part(
-        self, order: tuple[tuple[int, ...], bytes, Any, int], leading: TaskContext | None
+        self,
+        order: tuple[tuple[int, ...], bytes, Any, int, float | None],
+        leading: TaskContext | None,
     ) -> tuple[tuple[Any, Found], tuple[int, ...], bool] | None:
-        members, call, bare, leader = order
+        members, call, bare, leader, limit_s = order
+        begin_s = time.monotonic()
         rank = self._comm.rank
         comm = self._comm.Split(0 if rank in members else None, rank)
         value: Any = None
@@ -279,6 +300,10 @@ class Gang:
         partial, void = False, False
         found = Found()
         if comm is not None:
+            if limit_s is not None:
+                # Else who waits for the one that is stuck would be stuck as well.
+                least_s = min(limit_s, comm.config.timeout_s or math.inf)
+                comm.config = dataclasses.replace(comm.config, timeout_s=least_s)
             try:
                 task, arguments, keywords = load_call(call)
                 fixed = task.annotations.deterministic
@@ -299,7 +324,7 @@ class Gang:
                 comm.close(0.0)
         text = repr(failure) if failure else ""
         told = None if comm is None else (text, partial, void, found.new)
-        answers = self._comm.allgather(told)
+        answers = self._answers(told, bare[1], limit_s, begin_s)
         contributors = tuple(r for r in members if answers[r] is not None)
         if comm is not None and failure is None:
             comm.close()
@@ -316,6 +341,24 @@ class Gang:
         # What another rank has found may be in the value: they talk.
         found.new |= any(answers[r][3] for r in contributors)
         return (value, found), contributors, whole
+
+    def _answers(self, told: Any, task: str, limit_s: float | None, begin_s: float) -> list[Any]:
+        """What all ranks say of a gang that has ended."""
+        if limit_s is None:
+            return self._comm.allgather(told, timeout_s=math.inf)
+        left_s = limit_s + _LATE_S - (time.monotonic() - begin_s)
+        try:
+            # Who comes too late does not find that it is alone, and the next to lead.
+            if left_s <= 0:
+                raise TransferTimeoutError(f"rank {self.rank} was late")
+            return self._comm.allgather(told, timeout_s=left_s)
+        except TransferTimeoutError as error:
+            self._stuck = True
+            raise TaskFailedError(
+                f"{task} did not end at all ranks within {limit_s:g} s: {error}; a rank that is "
+                "stuck in a gang cannot be called back: end the job, and start it again",
+                task,
+            ) from error
 
 
 def run_task(

@@ -115,10 +115,6 @@ class Options:
                 f"{where}: what an external effect returned is always durable before anyone uses "
                 f"it, so checkpoint={self.checkpoint!r} contradicts external=True; leave it out"
             )
-        if self.ranks is not None and self.timeout_s is not None:
-            raise ValueError(
-                f"{where}: timeout_s cannot end a gang; give the collectives of ctx.comm one"
-            )
         if self.rollback is not None and self.timeout_s is not None:
             raise ValueError(
                 f"{where}: a call that took too long goes on in its thread and cannot be undone: "
@@ -192,7 +188,9 @@ def task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     backoff_s : float, default 1.0
         The wait before the first of them, in seconds; twice as long before each next one.
     timeout_s : float, optional
-        How long one call may take, in seconds. The call itself goes on in its thread, unheard.
+        How long one call may take, in seconds. The call itself goes on in its thread, unheard. Of
+        a gang, what each collective of ``ctx.comm`` may wait; who has not returned by then, and a
+        little later, cannot be called back, so the workflow ends.
     catch_exceptions : bool, default False
         The value is ``(value, None)`` or ``(None, exception)``; the workflow does not fail.
 

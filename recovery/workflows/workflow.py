@@ -483,10 +483,11 @@ class Workflow:
                         "c": "", "st": INLINE, "x": 1, "by_hand": 1}  # fmt: skip
                 if begun.head.get("p"):
                     value = (value, None)  # as catch_exceptions gives it
-                packed = values.pack(value, f"the value of {task}")
+                what = f"the value of {task}"
+                packed = values.pack(value, what)
                 body = packed.data
                 if not packed.is_small:
-                    head.update(self._folder.write_value(packed), st=FILE)
+                    head.update(self._folder.write_value(packed, what), st=FILE)
                     body = b""
                 seq = self._folder.journal.append("done", head, body)
                 ledger.apply("done", head, body, seq)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from recovery.workflows import Workflow
 from tests import launch
-from tests.mpi.programs.workflow_refs import COUNT
+from tests.mpi.programs.workflow_refs import COUNT, SHAPES
 
 PROGRAM = "tests.mpi.programs.workflow_refs"
 
@@ -143,3 +145,33 @@ def test_a_job_goes_on_with_another_number_of_ranks(store: Path, ranks: int) -> 
     assert ran(store) == again
     places = {line.rpartition(" ")[2] for line in _lines(store)[len(before) :]}
     assert places <= {str(rank) for rank in range(ranks)} and len(places) > 1
+
+
+@pytest.mark.parametrize("ranks", [(2, 1), (1, 2)])
+def test_arrays_without_elements(store: Path, ranks: tuple[int, int]) -> None:
+    """Also where a rank is alone; the second job has them from the files of the first."""
+    play("nothing", store, ranks=ranks[0], code=1)
+    assert ran(store) == {"put nothing": 2, "add nothing": 1, "see nothing": 2}
+    want = [[dtype, list(shape)] for shape in SHAPES for dtype in ("float64", "int16")]
+    assert play("nothing", store, ranks=ranks[1]) == [want] * 6
+    assert ran(store)["put nothing"] == 2 and ran(store)["add nothing"] == 1
+    *_, kept = Workflow("refs", store).output()
+    assert [[str(one.dtype), list(one.shape)] for one in kept["ref"]] == want
+
+
+def test_ctrl_c_while_another_rank_is_called(store: Path) -> None:
+    """As a terminal sends it: to the whole group."""
+    job = launch.start(2, "-m", PROGRAM, "interrupted", store)
+    try:
+        assert job.stdout is not None
+        said = sorted(job.stdout.readline().strip() for _ in range(3))
+        assert said.pop() == "called", said
+        os.killpg(job.pid, signal.SIGINT)
+        job.communicate(timeout=30)
+    finally:
+        launch.end(job)
+    assert job.returncode == 128 + signal.SIGINT
+    assert launch.ended_processes([int(pid) for pid in said], within_s=0)
+    assert ran(store) == {"make 1": 1, "effect before": 1, "held": 1}
+    assert play("interrupted", store, ranks=2) == [total(1), None]
+    assert ran(store) == {"make 1": 2, "effect before": 1, "held": 2, "effect after": 1}

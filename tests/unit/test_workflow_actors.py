@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,39 @@ class Sharer:
         return sum(more)
 
 
+class Tensor:
+    """As those of torch that were computed: pickle writes them, and deepcopy refuses."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError("only leaves support the deepcopy protocol")
+
+
+@actor
+class Network:
+    """Has its number in a tensor that it goes on to change, and at times a lock."""
+
+    def __init__(self, total: int) -> None:
+        self.state: dict[str, Any] = {"layers": [Tensor(total)]}
+
+    def checkpoint(self) -> Any:
+        return self.state
+
+    def restore(self, state: Any) -> None:
+        MADE.append("restored")
+        self.state = state
+
+    def add(self, number: Any) -> int:
+        if isinstance(number, Tensor):
+            number = number.number
+        self.state["layers"][0].number += number
+        if number in BROKEN:
+            self.state["layers"][0].guard = threading.Lock()
+        return self.state["layers"][0].number
+
+
 @task
 def values(*called: Called) -> list[Any]:
     return [(one.value, one.actor.version) for one in called]
@@ -146,6 +180,32 @@ def test_nothing_of_a_version_is_shared_with_the_object(tmp_path: Path) -> None:
     assert Workflow("twice", tmp_path).run(found) == [(111, 2), (121, 2)]
     BROKEN.add(4)
     assert Workflow("again", tmp_path).run(values.bind(Sharer.call(first, "add", 4))) == [(105, 2)]
+
+
+def test_a_state_that_only_pickle_can_copy(tmp_path: Path) -> None:
+    """Nothing of it is shared either, and it comes back in another process."""
+    rare = Network.options(every=2, deterministic=True)
+    for name, kind in (("each", Network), ("rare", rare)):
+        (first,) = chain(kind, 1)
+        more = [kind.call(first, "add", one) for one in (10, Tensor(20))]
+        found = values.bind(*more, kind.call(more[1], "add", 300))
+        assert Workflow(name, tmp_path).run(found) == [(111, 2), (121, 2), (421, 3)]
+    version = Workflow("version", tmp_path).run(chain(rare, 1, 2, 3)[-1]).actor
+    actors._LIVE._objects.clear()
+    MADE.clear()
+    assert Workflow("more", tmp_path).run(rare.call(version, "add", 4)).value == 110
+    assert MADE == ["restored"]
+
+
+def test_a_state_that_nothing_can_copy_is_named(tmp_path: Path) -> None:
+    BROKEN.add(2)
+    text = (
+        r"Network.add~2 failed: .*WorkflowError: the state of actor Network cannot be copied: "
+        r"\['layers'\]\[0\]\.guard is a _thread\.lock: cannot pickle '_thread\.lock' object; leave"
+    )
+    with pytest.raises(TaskFailedError, match=text):
+        Workflow("w", tmp_path).run(values.bind(*chain(Network, 1, 2)))
+    assert Workflow("w", tmp_path).status().state == "failed"
 
 
 def test_calls_that_are_made_again_are_given_what_they_were_given(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ class Talks:
     def Split(self, color: Any, key: int) -> Talks:
         return self
 
-    def allgather(self, told: Any) -> list[Any]:
+    def allgather(self, told: Any, timeout_s: float) -> list[Any]:
         assert len(told) == len(self.other)
         return [told, self.other]
 
@@ -283,7 +283,7 @@ def test_what_another_rank_of_a_gang_took_counts(memory: Memory, new: bool) -> N
     comm: Any = Talks(("", False, False, new))
     gang._comm = comm
     context = TaskContext("w", "T", 1, "uuid", lambda number, ask: ask())
-    order = ((0, 1), dump_call((of_firsts, [], {}), "a call"), context.bare(), 0)
+    order = ((0, 1), dump_call((of_firsts, [], {}), "a call"), context.bare(), 0, None)
     answer = gang._take_part(order, context)
     assert answer is not None
     (value, found), contributors, whole = answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -14,11 +15,12 @@ import pytest
 
 from hopcoll.errors import MpiError, ObjectExistsError, ObjectLostError, ObjectStoreFullError
 from hopcoll.objects import ObjectRef
+from recovery.workflows import post
 from recovery.workflows.post import Post, RankGoneError
 
 _PATIENCE_S = 20.0
-#: As there is no room for it.
-LARGE = "much " * 1000
+#: Has a body.
+LARGE = "much " * 10_000
 
 
 class Letters:
@@ -33,7 +35,8 @@ class Letters:
         self.bad: dict[str, Exception] = {}
         self.waiting: dict[ObjectRef, asyncio.Future[None]] = {}
 
-    def put(self, data: bytes, ref: ObjectRef) -> None:
+    def put(self, data: bytes, ref: ObjectRef | None = None) -> ObjectRef:
+        ref = ObjectRef() if ref is None else ref
         name = str(ref.name)
         self.before(name, data)
         with self.lock:
@@ -44,6 +47,14 @@ class Letters:
                 future = self.waiting[ref]
                 future.get_loop().call_soon_threadsafe(_wake, future)
         self.after(name)
+        return ref
+
+    def get(self, ref: ObjectRef, timeout_s: float = 0.0) -> Any:
+        name = str(ref.name)
+        if name in self.bad:
+            raise self.bad[name]
+        with self.lock:
+            return self.data[ref]
 
     async def get_async(self, ref: ObjectRef) -> Any:
         with self.lock:
@@ -63,7 +74,8 @@ class Letters:
     def delete(self, ref: ObjectRef, timeout_s: float) -> None:
         with self.lock:
             self.data.pop(ref, None)
-        self.deleted.put(str(ref.name))
+        if ref.name is not None:  # the room that is kept for letters has none
+            self.deleted.put(ref.name)
 
 
 def _wake(future: asyncio.Future[None]) -> None:
@@ -104,8 +116,19 @@ class _Comm(SimpleNamespace):
         return self.ranks.alive  # type: ignore[no-any-return]
 
 
+def _unreadable() -> Any:
+    raise ImportError("not here")
+
+
+class Unreadable:
+    def __reduce__(self) -> Any:
+        return _unreadable, ()
+
+
 def _handle(source: int, what: Any) -> Any:
-    return LARGE if what == "large" else what
+    if what == "exit":
+        sys.exit(3)
+    return {"large": LARGE, "unreadable": Unreadable()}.get(what, what)
 
 
 @pytest.fixture
@@ -137,12 +160,97 @@ def test_a_rank_without_room_answers_when_there_is_room(ranks: Ranks) -> None:
     assert ranks.ask("three") == "three"
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for room."""
+    monkeypatch.setattr(post, "ROOM_S", 0.0)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_an_answer_that_never_has_room_is_an_error_as_soon_as_that_has_room(ranks: Ranks) -> None:
-    refused = refuse(ranks.objects, sender=1, times=3, bytes_max=len(LARGE))
-    assert "ObjectStoreFullError: there is no room" in str(ranks.ask("large"))
-    assert len(refused) == 3
-    assert ranks.ask("large") and len(refused) == 4
+    refused = refuse(ranks.objects, sender=1, times=5, bytes_max=len(LARGE))
+    error = str(ranks.ask("large"))
+    assert "ObjectStoreFullError: rank 1 had no room for what goes to rank 0 for 0 s" in error
+    assert "there is no room" in error and "raise object_bytes" in error
+    assert len(refused) == 5 and set(refused[2:]) == {"s 1>0 0"}
     assert ranks.ask("next") == "next"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_call_that_never_has_room_fails_alone(ranks: Ranks) -> None:
+    refuse(ranks.objects, sender=0, times=0, bytes_max=len(LARGE) // 2)
+    error = ranks.ask(LARGE)
+    assert isinstance(error, ObjectStoreFullError)
+    assert "rank 0 had no room for what goes to rank 1 for 0 s: there is no room" in str(error)
+    assert ranks.ask("next") == "next"
+
+
+def test_a_call_waits_for_room_and_lets_others_go_first(ranks: Ranks) -> None:
+    refused = refuse(ranks.objects, sender=0, times=0, bytes_max=len(LARGE) // 2)
+    box = ranks.call(LARGE)
+    assert ranks.ask("next") == "next" and box.empty()
+    assert set(refused) == {"s 0>1 call 0"}
+    ranks.objects.before = lambda name, data: None
+    assert box.get(timeout=_PATIENCE_S) == LARGE
+
+
+def test_a_small_letter_has_the_room_that_was_kept_for_it(ranks: Ranks) -> None:
+    """All memory is full, but for that."""
+    kept = [ref for ref in ranks.objects.data if ref.name is None]
+    assert len(kept) == 2
+
+    def before(name: str, data: bytes) -> None:
+        if kept[0] in ranks.objects.data and kept[1] in ranks.objects.data:
+            raise ObjectStoreFullError("there is no room")
+
+    ranks.objects.before = before
+    assert ranks.ask("one") == "one"
+    assert not any(one.name == "hopcoll-call-1" for one in threading.enumerate())
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "why"),
+    [
+        ("s 0>1 1", "one", "rank 1 had no room for what comes from rank 0"),
+        ("s 1>0 1", "one", "rank 0 had no room for what comes from rank 1"),
+        ("s 0>1 call 1", LARGE, "rank 1 had no room for what comes from rank 0"),
+        ("s 1>0 answer 1", "large", "rank 0 had no room for what comes from rank 1"),
+    ],
+    ids=["call", "answer", "body of a call", "body of an answer"],
+)
+@pytest.mark.usefixtures("impatient")
+def test_who_never_has_room_for_a_letter_says_so(
+    ranks: Ranks, name: str, what: str, why: str
+) -> None:
+    assert ranks.ask("zero") == "zero"
+    ranks.objects.bad[name] = ObjectStoreFullError("there is no room")
+    error = ranks.ask(what)
+    assert isinstance(error, ObjectStoreFullError) and why in str(error)
+    # Who is told late that a letter was not read takes what it has asked until then for that.
+    for source in (0, 1):
+        assert "next" in [ranks.ask("next", source), ranks.ask("next", source)]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("s 0>1 call 1", LARGE), ("s 1>0 answer 1", "large")], ids=["call", "answer"]
+)
+def test_a_lost_body_is_one_lost_attempt(ranks: Ranks, name: str, what: str) -> None:
+    held, go_on = threading.Event(), threading.Event()
+
+    def before(name: str, data: bytes) -> None:
+        if name == "s 1>0 0":
+            held.set()
+            assert go_on.wait(_PATIENCE_S)
+
+    ranks.objects.before = before
+    box = ranks.call("open")
+    assert held.wait(_PATIENCE_S)
+    ranks.objects.before = lambda name, data: None
+    ranks.objects.bad[name] = ObjectLostError("its file is damaged")
+    other = ranks.call(what)
+    go_on.set()
+    assert isinstance(other.get(timeout=_PATIENCE_S), RankGoneError)
+    assert box.get(timeout=_PATIENCE_S) == "open"
 
 
 def test_who_waits_for_room_to_answer_stops_when_nobody_waits_for_it(ranks: Ranks) -> None:
@@ -165,13 +273,12 @@ def test_who_waits_for_room_to_answer_stops_when_nobody_waits_for_it(ranks: Rank
     assert answering and isinstance(box.get(timeout=_PATIENCE_S), RankGoneError)
 
 
-@pytest.mark.parametrize("error", [ObjectStoreFullError("no room"), BufferError("broken")])
-def test_a_call_that_could_not_be_sent_leaves_no_hole(ranks: Ranks, error: Exception) -> None:
+def test_a_call_that_could_not_be_sent_leaves_no_hole(ranks: Ranks) -> None:
     def before(name: str, data: bytes) -> None:
-        raise error
+        raise BufferError("broken")
 
     ranks.objects.before = before
-    with pytest.raises(type(error)):
+    with pytest.raises(BufferError):
         ranks.call("one")
     ranks.objects.before = lambda name, data: None
     assert ranks.ask("two") == "two"
@@ -216,7 +323,7 @@ def test_who_can_hear_nobody_any_more_waits_for_nobody(ranks: Ranks) -> None:
 
 def test_letters_that_a_dead_rank_has_not_read_are_deleted() -> None:
     ranks = Ranks(0)
-    boxes = [ranks.call(f"call {number}") for number in range(3)]
+    boxes = [ranks.call(f"call {number}") for number in range(2)] + [ranks.call(LARGE)]
 
     def after(name: str) -> None:
         """It is found dead while a letter is on its way there."""
@@ -227,21 +334,30 @@ def test_letters_that_a_dead_rank_has_not_read_are_deleted() -> None:
     ranks.objects.after = after
     last = ranks.call("the last")
     assert isinstance(last.get(timeout=_PATIENCE_S), RankGoneError)
-    deleted = [ranks.objects.deleted.get(timeout=_PATIENCE_S) for _ in range(4)]
-    assert deleted == [f"s 0>1 {number}" for number in range(4)]
-    assert not ranks.objects.data
+    deleted = [ranks.objects.deleted.get(timeout=_PATIENCE_S) for _ in range(5)]
+    assert deleted == [*(f"s 0>1 {number}" for number in range(3)), "s 0>1 call 2", "s 0>1 3"]
     ranks.posts[0].close()
+    assert not ranks.objects.data
 
 
 def test_letters_that_a_dead_rank_has_read_are_left_alone(ranks: Ranks) -> None:
     count = 20
     for number in range(count):
-        assert ranks.ask(number) == number
-    for _ in range(2 * count):
+        assert ranks.ask(LARGE) == LARGE
+    for _ in range(4 * count):
         ranks.objects.deleted.get(timeout=_PATIENCE_S)
     ranks.posts.pop(1).close()
     box = ranks.call("to nobody")
     ranks.alive = (0,)
     assert isinstance(box.get(timeout=_PATIENCE_S), RankGoneError)
-    deleted = {ranks.objects.deleted.get(timeout=_PATIENCE_S)}
-    assert deleted == {f"s 0>1 {count}"} and not ranks.objects.data
+    ranks.posts.pop(0).close()
+    assert not ranks.objects.data
+    assert [ranks.objects.deleted.get(timeout=_PATIENCE_S)] == [f"s 0>1 {count}"]
+    assert ranks.objects.deleted.empty()
+
+
+def test_letters_that_nobody_can_read_and_calls_that_exit_are_answered(ranks: Ranks) -> None:
+    assert isinstance(ranks.ask("exit"), SystemExit)
+    assert isinstance(ranks.ask(Unreadable()), ImportError)
+    assert "what rank 1 answered cannot be read: ImportError" in str(ranks.ask("unreadable"))
+    assert ranks.ask("well") == "well"

@@ -1,11 +1,9 @@
-"""References in workflows, over a memory that loses what it is told to; letters; gangs."""
+"""References in workflows, over a memory that loses what it is told to; gangs."""
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import random
-import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +27,7 @@ from recovery.workflows.engine import Engine
 from recovery.workflows.graph import Graph
 from recovery.workflows.ledger import COMING, FILE, LIVE, NOWHERE, Done, Settled, exposed
 from recovery.workflows.lineage import Lineage
-from recovery.workflows.post import Post, RankGoneError
+from recovery.workflows.post import RankGoneError
 from recovery.workflows.references import References, key_of
 from recovery.workflows.values import Packed
 from tests.crash import workflow_memory
@@ -518,68 +516,3 @@ def test_what_a_gang_waits_for_begins_again_beside_it(
     node = both.bind(gang.bind({"loses": False}), kind.bind())
     with workflow_over(memory, tmp_path, Waiting) as workflow:
         assert workflow.run(node) == [7, 1]
-
-
-# Letters
-
-
-class Letters:
-    """Objects that two ranks of this process share."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._data: dict[ObjectRef, np.ndarray] = {}
-        self._waiting: dict[ObjectRef, asyncio.Future[None]] = {}
-
-    def put(self, data: bytes, ref: ObjectRef) -> None:
-        with self._lock:
-            self._data[ref] = np.frombuffer(data, np.uint8)
-            if ref in self._waiting:
-                future = self._waiting.pop(ref)
-                future.get_loop().call_soon_threadsafe(future.set_result, None)
-
-    async def get_async(self, ref: ObjectRef) -> np.ndarray:
-        with self._lock:
-            future = None
-            if ref not in self._data:
-                future = self._waiting[ref] = asyncio.get_running_loop().create_future()
-        if future is not None:
-            await future
-        return self._data[ref]
-
-    def delete(self, ref: ObjectRef, timeout_s: float) -> None:
-        pass
-
-
-def _unreadable() -> Any:
-    raise ImportError("not here")
-
-
-class Unreadable:
-    def __reduce__(self) -> Any:
-        return _unreadable, ()
-
-
-def _handle(source: int, what: Any) -> Any:
-    if what == "exit":
-        sys.exit(3)
-    return Unreadable() if what == "answer" else what
-
-
-def test_letters_that_nobody_can_read_and_calls_that_exit_are_answered() -> None:
-    objects = Letters()
-    posts = []
-    for rank in range(2):
-        comm: Any = SimpleNamespace(rank=rank, size=2, alive=(0, 1), objects=objects)
-        posts.append(Post(comm, "s", _handle))
-    try:
-        with pytest.raises(SystemExit):
-            posts[0].ask(1, "exit")
-        with pytest.raises(ImportError, match="not here"):
-            posts[0].ask(1, Unreadable())
-        with pytest.raises(RuntimeError, match="what rank 1 answered cannot be read: ImportError"):
-            posts[0].ask(1, "answer")
-        assert posts[0].ask(1, "well") == "well"
-    finally:
-        for post in posts:
-            post.close()

@@ -64,7 +64,6 @@ def ids(node: Node) -> list[str]:
         ({"external": True, "checkpoint": "none"}, ValueError, "'none' contradicts external=True"),
         ({"external": True, "checkpoint": "async"}, ValueError, "'async' contradicts"),
         ({"external": True, "ranks": 2}, ValueError, "ranks contradicts external=True"),
-        ({"timeout_s": 1, "ranks": 2}, ValueError, "timeout_s cannot end a gang"),
         ({"timeout_s": 1, "rollback": identity}, ValueError, "timeout_s contradicts rollback"),
     ],
 )

@@ -1,6 +1,6 @@
 """Letters between real ranks; one scene a job, as in `shared_objects`.
 
-    mpirun -n 2 python -m tests.mpi.programs.post SCENE
+    mpirun -n 2 python -m tests.mpi.programs.post SCENE FOLDER
 
 The settings say how little memory there is: room for a few letters of `NBYTES`.
 """
@@ -8,6 +8,7 @@ The settings say how little memory there is: room for a few letters of `NBYTES`.
 from __future__ import annotations
 
 import queue
+import sys
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 import hopcoll
 from hopcoll.errors import ObjectStoreFullError
 from hopcoll.objects import ObjectRef
+from recovery.workflows import Node, Workflow, post as posts, task
 from recovery.workflows.post import Post
 from tests.mpi.programs.shared_objects import LIMIT_S, die, main, scene
 
@@ -35,6 +37,7 @@ class Crowded:
         return getattr(self._objects, name)
 
     def fill(self) -> None:
+        """Leave room for nothing."""
         nbytes = NBYTES
         while nbytes:
             try:
@@ -49,11 +52,14 @@ class Crowded:
         except ObjectStoreFullError:
             self.refused += 1
             if self.refused == self.REFUSALS:
-                refs = [ref for ref, _ in self._held]
-                self._held.clear()
-                for ref in refs:
-                    self._objects.delete(ref)
+                self.empty()
             raise
+
+    def empty(self) -> None:
+        refs = [ref for ref, _ in self._held]
+        self._held.clear()
+        for ref in refs:
+            self._objects.delete(ref)
 
 
 def ask(post: Post, rank: int, what: Any) -> str:
@@ -67,23 +73,74 @@ def ask(post: Post, rank: int, what: Any) -> str:
 
 @scene
 def full(comm: hopcoll.Communicator) -> dict[str, object]:
-    """Rank 1 has no room to answer."""
+    """Rank 1 has no room to answer, but for what is small."""
     crowded = Crowded(comm.objects)
 
     def handle(source: int, what: str) -> str:
         if what == "fill":
             crowded.fill()
-        return what
+        return what * (NBYTES // 5) if what == "large" else what
 
     post = Post(comm, "session", handle)
     post.objects = crowded  # type: ignore[assignment]
     comm.Barrier()
     said = []
     if comm.rank == 0:
-        said = [ask(post, 1, what) for what in ("before", "fill", "after")]
+        said = [ask(post, 1, what) for what in ("before", "fill", "after", "large")]
     comm.Barrier()
     post.close()
     return {"said": said, "refused": crowded.refused}
+
+
+CROWDED: list[Crowded] = []
+
+
+@task(checkpoint="none")
+def fill() -> None:
+    CROWDED[0].fill()
+
+
+@task(checkpoint="none")
+def empty(*before: Any) -> None:
+    CROWDED[0].empty()
+
+
+@task(checkpoint="none", on=1)
+def length(value: bytes, *before: Any) -> int:
+    return len(value)
+
+
+@task
+def told(failed: tuple[Any, Exception], *others: int) -> list[Any]:
+    return [str(failed[1]), *others]
+
+
+def crowded(rank: int) -> Node:
+    """At a rank there is no room for what is large, then there is."""
+    full = fill.options(on=rank).bind()
+    large = length.options(catch_exceptions=True).bind(bytes(NBYTES)).after(full)
+    small = length.bind(b"small").after(large)
+    again = length.bind(bytes(NBYTES)).after(empty.options(on=rank).bind().after(small))
+    return told.bind(large, small, again)
+
+
+def run(comm: hopcoll.Communicator, rank: int) -> dict[str, object]:
+    posts.ROOM_S = 0.3
+    CROWDED.append(Crowded(comm.objects))
+    with Workflow("crowded", sys.argv[2], comm=comm) as workflow:
+        return {"value": workflow.run(crowded(rank))}
+
+
+@scene
+def leading(comm: hopcoll.Communicator) -> dict[str, object]:
+    """Who leads has no room for the calls."""
+    return run(comm, 0)
+
+
+@scene
+def called(comm: hopcoll.Communicator) -> dict[str, object]:
+    """Rank 1 has no room for its calls."""
+    return run(comm, 1)
 
 
 @scene

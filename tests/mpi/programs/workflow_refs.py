@@ -260,6 +260,62 @@ def resized() -> Node:
     return both.bind(told.bind(second), total.options(on=3).bind(value).after(end))
 
 
+@task(external=True, idempotency_key=True)
+def effect(what: str, *before: Any) -> None:
+    note(f"effect {what}")
+
+
+@task(deterministic=True, on=1)
+def held(ref: Any, ctx: TaskContext) -> float:
+    """Does not return in the first job."""
+    note("held")
+    found = float(ctx.get(ref).sum())
+    if once("held"):
+        print("called", flush=True)
+        threading.Event().wait()
+    return found
+
+
+@scene
+def interrupted() -> Node:
+    """The first job ends while rank 1 is called."""
+    value = held.bind(make.bind(1)).after(effect.bind("before"))
+    return both.bind(value, effect.bind("after", value))
+
+
+SHAPES = [(0,), (0, 3), (2, 0, 4)]
+
+
+@task(deterministic=True, checkpoint="none")
+def put_nothing(sign: str, ctx: TaskContext) -> Any:
+    note("put nothing")
+    return [ctx.put(np.zeros(shape, dtype)) for shape in SHAPES for dtype in ("f8", "i2")]
+
+
+@task(checkpoint="none")
+def add_nothing(*parts: Any, ctx: TaskContext) -> Any:
+    note("add nothing")
+    return [ctx.reduce(refs) for refs in zip(*parts, strict=True)]
+
+
+@task(deterministic=True, checkpoint="none")
+def see_nothing(refs: Any, ctx: TaskContext) -> Any:
+    note("see nothing")
+    return [(str(one.dtype), one.shape) for one in map(ctx.get, refs)]
+
+
+@scene
+def nothing() -> Node:
+    """Arrays without elements: passed, got, added up, written, and read back by another job."""
+    parts = [put_nothing.options(on=rank, checkpoint="sync").bind(f"{rank}") for rank in (0, 1)]
+    total = add_nothing.options(on=1, checkpoint="sync").bind(*parts)
+    seen = [see_nothing.options(on=rank).bind(parts[1 - rank]) for rank in (0, 1)]
+    end = stops.bind(*seen, total)
+    again = [see_nothing.bind(one).after(end) for one in (*parts, total)]
+    keep = passes.bind(total).after(end)
+    return both.options(checkpoint="none").bind(*seen, *again, keep)
+
+
 @scene
 def stored() -> Node:
     """The output refers to objects."""
@@ -272,10 +328,15 @@ def main() -> None:
     RANK[0] = comm.rank
     if {f"{when}:{comm.rank}" for when in ("at once", "later", "giving")} & set(words.die):
         threading.Thread(target=die_when_it_gives, args=(comm.objects,), daemon=True).start()
+    if words.scene == "interrupted":
+        print(os.getpid(), flush=True)
     with Workflow("refs", words.store, comm=comm) as workflow:
         value = workflow.run(SCENES[words.scene]())
         if words.scene == "stored":
             value = [float(comm.objects.get(ref, timeout_s=20).sum()) for ref in value]
+        if words.scene == "nothing":
+            refs = value.pop()["ref"]
+            value.append([(str(one.dtype), one.shape) for one in map(comm.objects.get, refs)])
         comm.barrier()
         told = {"rank": comm.rank, "value": value, "ran": workflow.ran}
         print(json.dumps(told), flush=True)
