@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 
 from tests.crash import workflow_living_mutants  # noqa: F401
+from tests.crash.workflow_cases import CASES
 from tests.crash.workflow_corpus import WrongError
-from tests.crash.workflow_directed import CASES, try_case
+from tests.crash.workflow_directed import try_case
 from tests.crash.workflow_mutants import MUTANTS
 
 #: Of a task that gives another object each time: this one has to fail.
@@ -71,6 +72,23 @@ _NOTICED = [
         "calls_whose_refs_become_others_have_failed", "lost, and made another",
         "late_user failed: .* is lost",
     ),
+    ("losses_are_not_recorded", "lost as its leader dies", "late_user was called before made"),
+    (
+        "what_only_carries_a_ref_is_at_hand_without_its_maker", "lost before it is written",
+        "carrier ran 2 times, not 1",
+    ),
+    (
+        "a_value_counts_as_kept_without_what_it_refers_to", "lost beside its user",
+        "late_user failed: .* is lost",
+    ),
+    (
+        "objects_have_other_names_each_time", "used in another session",
+        f"made {_GAVE_ANOTHER}",
+    ),
+    (
+        "objects_of_another_session_are_unknown", "used by what went on",
+        "late_onward/late_user failed: .* is lost",
+    ),
     (
         "what_was_made_again_since_is_taken_for_lost", "reported twice",
         "made ran 3 times, not 2",
@@ -80,6 +98,15 @@ _NOTICED = [
         "objects_are_deleted_that_a_task_is_to_be_called_with", "used by what goes on",
         "made ran twice, though nothing was lost",
     ),
+    (
+        "objects_are_deleted_before_they_are_stored", "used before it is stored",
+        "made ran twice, though nothing was lost",
+    ),
+    (
+        "objects_are_deleted_that_values_of_before_refer_to", "used by another leader",
+        "late_user was called before made, whose value it was given",
+    ),
+    ("what_was_read_back_is_never_deleted", "of before, from a file", "are left in memory"),
     ("objects_are_never_deleted", "used by what goes on", "are left in memory"),
     (
         "values_are_stored_without_what_they_refer_to", "given to the world",
@@ -101,6 +128,7 @@ _NOTICED = [
         "attempts_of_a_dead_leader_go_on", "an attempt goes on late",
         "made ran twice, though nothing was lost",
     ),
+    ("attempts_of_a_dead_leader_put", "an attempt goes on late", "made/1 1'>} are left in memory"),
     # Reductions of the first of many
     (
         "all_that_a_reduction_was_given_counts_as_taken", "of the first: its value",
@@ -133,6 +161,13 @@ _NOTICED = [
     (
         "calls_whose_rank_is_gone_have_failed", "called, and its rank dies",
         "Counter.count failed: ArithmeticError: rank 1 is gone",
+    ),
+    # Gangs
+    (
+        "gangs_that_lost_a_rank_count_as_deterministic", "of a gang", f"fewer {_GAVE_ANOTHER}",
+    ),
+    (
+        "what_a_gang_gave_lasts_before_it_is_durable", "of a gang", "an effect was done twice",
     ),
 ]  # fmt: skip
 

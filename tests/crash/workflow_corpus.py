@@ -256,9 +256,16 @@ class Trial:
                 for one, version in done.inputs.items()
             )
 
+        def is_another(name: str, done: Done) -> bool:
+            """Whether it gives another value, also a gang that has lost a rank only now."""
+            if not done.deterministic:
+                return True
+            again = now.done(name)
+            return "w" in done.head and again is not None and again.attempt != done.attempt
+
         renewed = {
             name for name in executed
-            if (done := before.done(name)) is not None and not done.deterministic
+            if (done := before.done(name)) is not None and is_another(name, done)
         }  # fmt: skip
         while more := {name for name in set(before.states) - renewed if is_void(name)}:
             renewed |= more

@@ -152,6 +152,36 @@ def objects_are_deleted_that_a_task_is_to_be_called_with() -> Iterator[None]:
 
 
 @mutant
+def objects_are_deleted_before_they_are_stored() -> Iterator[None]:
+    hold = Lineage.hold
+
+    def careless(self: Lineage, holder: str, refs: Any) -> None:
+        if not holder.startswith("file of "):
+            hold(self, holder, refs)
+
+    with mock.patch.object(Lineage, "hold", careless):
+        yield
+
+
+@mutant
+def objects_are_deleted_that_values_of_before_refer_to() -> Iterator[None]:
+    with mock.patch.object(Lineage, "_hold_all", lambda self, task, done: None):
+        yield
+
+
+@mutant
+def what_was_read_back_is_never_deleted() -> Iterator[None]:
+    delete = Lineage._delete
+
+    def careless(self: Lineage, key: str) -> None:
+        self._objects[key].read = False
+        delete(self, key)
+
+    with mock.patch.object(Lineage, "_delete", careless):
+        yield
+
+
+@mutant
 def objects_are_never_deleted() -> Iterator[None]:
     with mock.patch.object(Lineage, "_delete", lambda self, key: self._objects.pop(key)):
         yield
@@ -192,6 +222,21 @@ def attempts_of_a_dead_leader_go_on() -> Iterator[None]:
         self._is_over = lambda: False
 
     with mock.patch.object(References, "__init__", careless):
+        yield
+
+
+@mutant
+def attempts_of_a_dead_leader_put() -> Iterator[None]:
+    put = References.put
+
+    def careless(self: References, value: Any) -> ObjectRef:
+        is_over, self._is_over = self._is_over, lambda: False
+        try:
+            return put(self, value)
+        finally:
+            self._is_over = is_over
+
+    with mock.patch.object(References, "put", careless):
         yield
 
 
@@ -309,4 +354,24 @@ def calls_whose_rank_is_gone_have_failed() -> Iterator[None]:
         answered(self, *what, error)
 
     with mock.patch.object(Attempts, "answered", strict):
+        yield
+
+
+# Gangs
+
+
+@mutant
+def gangs_that_lost_a_rank_count_as_deterministic() -> Iterator[None]:
+    succeeded = Attempts.succeeded
+
+    def trusting(self: Attempts, *how: Any, **more: Any) -> None:
+        succeeded(self, *how, **{**more, "whole": True})
+
+    with mock.patch.object(Attempts, "succeeded", trusting):
+        yield
+
+
+@mutant
+def what_a_gang_gave_lasts_before_it_is_durable() -> Iterator[None]:
+    with mock.patch.object(ledger.Done, "lasting", property(lambda self: self.deterministic)):
         yield
