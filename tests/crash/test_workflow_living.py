@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from tests.crash import workflow_living_mutants  # noqa: F401
-from tests.crash.workflow_cases import CASES
+from tests.crash.workflow_cases import CASES, used_in_what_goes_on
 from tests.crash.workflow_corpus import WrongError
-from tests.crash.workflow_directed import try_case
+from tests.crash.workflow_directed import Case, try_case
 from tests.crash.workflow_mutants import MUTANTS
 
 #: Of a task that gives another object each time: this one has to fail.
@@ -26,6 +26,17 @@ def test_a_task_that_puts_another_object_each_time_is_noticed() -> None:
         try_case(CASES[_LIAR])
     with MUTANTS["hashes_leave_out_what_was_put"]():
         try_case(CASES[_LIAR])
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=WrongError,
+    reason="known to be wrong: `Board.users` of a task that went on has those who use the value of "
+    "what it went on to, also when that is durable; so the effect waits for the output",
+)
+@pytest.mark.parametrize("kind", ["turn", "task"])
+def test_an_effect_is_released_when_the_graph_with_the_ref_has_ended(kind: str) -> None:
+    try_case(Case(used_in_what_goes_on(kind), runs={"blind": 1}))
 
 
 #: A rule that is left out, the case, and what is noticed.

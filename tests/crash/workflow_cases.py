@@ -168,6 +168,22 @@ def used_in_a_turn(trial: Directed) -> Node:
     return graphs._out(effect, _kept(loop(late_turn, _put("made", lost), 1)))
 
 
+def used_in_what_goes_on(kind: str) -> Callable[[Directed], Node]:
+    """Alike, by a ref in the graph that a turn, or a task, went on to. Who uses its value has to
+    wait for the effect."""
+
+    def node(trial: Directed) -> Node:
+        lost = graphs._LOST.bind(graphs._HOW)
+        effect, made = graphs.blind.bind({}, _kept(lost)), _put("made", lost)
+        if kind == "turn":
+            return graphs._out(effect, loop(late_turn, made, 1))
+        how = {**_HOW, "options": {"checkpoint": "sync"}}
+        goes_on = onward.options(deterministic=True, checkpoint="sync").bind(how, made)
+        return graphs._out(effect, goes_on)
+
+    return node
+
+
 def _spun() -> Node:
     """The state of a loop, in an object: whoever makes it again is no simple task."""
     around = {**_HOW, "stop": None, "may_stop": False, "goes_on": False}
@@ -272,7 +288,10 @@ def of_before_from_a_file(trial: Directed) -> Node:
 def of_a_gang(trial: Directed) -> Node:
     """An effect of what a gang gave, which is used again."""
     gave = fewer.bind()
-    late = graphs._KEPT.options(name="late_user").bind(graphs._HOW, gave, graphs._late(8))
+    late = _kept().after(gave)
+    for _ in range(6):
+        late = _kept(late)
+    late = graphs._KEPT.options(name="late_user").bind(graphs._HOW, gave, late)
     return graphs._out(late, graphs.blind.bind({}, _kept(gave)))
 
 
@@ -301,10 +320,11 @@ def called_in_a_row(trial: Directed) -> Node:
 
 
 def called_twice(trial: Directed) -> Node:
-    """Two calls of one version."""
+    """Two calls of one version, one after the other."""
     made = Sharer.bind()
     how = {"fails": 0, "others": ["Sharer.count", "Sharer.count~2"]}
-    return graphs._out(Sharer.call(made, "count", how), Sharer.call(made, "count", how))
+    first = Sharer.call(made, "count", how)
+    return graphs._out(first, Sharer.call(made, "count", how).after(first))
 
 
 def called_again(trial: Directed) -> Node:
