@@ -95,12 +95,11 @@ def _living(count: int = 5 * _TRIALS_MAX) -> Iterable[int]:
     return ((FIRST + number % (100 - FIRST)) * 1000 + number for number in range(count))
 
 
-#: What goes wrong with living things, and what is noticed.
+#: What goes wrong with living things, and what is noticed. All else that does is noticed in cases
+#: that were made for it (`test_workflow_living`): by random ones too seldom.
 _OF_THE_LIVING = {
     "a_value_counts_as_kept_without_what_it_refers_to": "is lost",
     "objects_have_other_names_each_time": "is annotated as deterministic, but gave another value",
-    "calls_whose_refs_become_others_have_failed": "is lost",
-    "objects_of_another_session_are_unknown": "is lost",
 }
 
 
@@ -109,20 +108,6 @@ def test_what_goes_wrong_with_living_things_is_noticed(name: str) -> None:
     with pytest.raises(WrongError, match=_OF_THE_LIVING[name]), MUTANTS[name]():
         for seed in _living():
             try_seed(seed, Counts())
-
-
-def test_losses_that_are_not_recorded_are_noticed() -> None:
-    """Whoever leads next finds them all the same: they are missing among the reasons."""
-    counts = Counts()
-    with MUTANTS["losses_are_not_recorded"]():
-        for seed in _living(_TRIALS_MAX // 2):
-            try_seed(seed, counts)
-    assert counts.rerun > 20 and not counts.reasons["its references were lost"]
-    for seed in _living():
-        try_seed(seed, counts)
-        if counts.reasons["its references were lost"]:
-            return
-    pytest.fail("nothing was lost")
 
 
 @pytest.mark.parametrize("name", _OF_THE_CORPUS)

@@ -25,7 +25,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,11 +139,10 @@ class Trial:
         found = list(itertools.islice(choices(medium, self.draw, 6), 60))
         return medium.state(self.draw.choice(found))
 
-    def _live(self, path: Path, life: int | str | None) -> Log | None:
-        """One process; None where the workflow is done."""
+    def _begin_life(self) -> int:
+        """See what the next life has of the one before; returns how many threads it has."""
         world = self.world
         assert world is not None
-        self.incarnation += 1
         # Another rank leads, and that of the one that died is gone; or it is another job.
         lost = self.memory.lost_count
         if self.draw.random() < 0.5:
@@ -151,12 +150,23 @@ class Trial:
         else:
             self.memory = Memory(self.draw)
         self.memory.lost_count = lost
+        world.elsewhere = self.draw.random() < 0.15
+        world.moments_to_wake = self.draw.randint(1, 20)
+        return self.draw.choice((1, 1, 4))
+
+    def _ranks(self, workflow: Workflow) -> OneRank:
+        return OneRank(workflow, self.memory)
+
+    def _live(self, path: Path, life: int | str | None) -> Log | None:
+        """One process; None where the workflow is done."""
+        world = self.world
+        assert world is not None
+        self.incarnation += 1
+        workers = self._begin_life()
         before = facts(path)
         world.executed.clear()
         world.asked.clear()
         world.undone.clear()
-        world.elsewhere = self.draw.random() < 0.15
-        world.moments_to_wake = self.draw.randint(1, 20)
         log = Log(path)
         world.dies_in = life if isinstance(life, str) else None
         world.disk = disk = RecordingDisk(log, None if isinstance(life, str) else life)
@@ -172,8 +182,8 @@ class Trial:
                 mock.patch.object(engines, "_POLL_S", 0.002),
                 mock.patch.object(actors, "_LIVE", self.memory.live),
             ):
-                workflow = Workflow("w", path, workers=self.draw.choice((1, 1, 4)), disk=disk)
-                workflow._gang = OneRank(workflow, self.memory)
+                workflow = Workflow("w", path, workers=workers, disk=disk)
+                workflow._gang = self._ranks(workflow)
                 completed = False
                 try:
                     self.value = workflow.run(self.node)
@@ -246,9 +256,16 @@ class Trial:
                 for one, version in done.inputs.items()
             )
 
+        def is_another(name: str, done: Done) -> bool:
+            """Whether it gives another value, also a gang that has lost a rank only now."""
+            if not done.deterministic:
+                return True
+            again = now.done(name)
+            return "w" in done.head and again is not None and again.attempt != done.attempt
+
         renewed = {
             name for name in executed
-            if (done := before.done(name)) is not None and not done.deterministic
+            if (done := before.done(name)) is not None and is_another(name, done)
         }  # fmt: skip
         while more := {name for name in set(before.states) - renewed if is_void(name)}:
             renewed |= more
@@ -367,17 +384,21 @@ def try_seed(
 ) -> None:
     """Run one workflow, of the corpus or another, with crashes that the seed says, or others;
     raises `WrongError`."""
+    lives = crashes_of(seed) if lives is None else lives
+    command = f"--only {seed} --lives {','.join(map(str, lives))}"
+    try_it(lambda scratch: Trial(seed, scratch, counts, node).run(lives), command)
+
+
+def try_it(run: Callable[[Path], None], what: str) -> None:
+    """Call `run` with a folder that is gone then; raises `WrongError`."""
     memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
     scratch = Path(tempfile.mkdtemp(prefix="hopcoll-workflow-", dir=memory))
-    lives = crashes_of(seed) if lives is None else lives
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Trial(seed, scratch, counts, node).run(lives)
+            run(scratch)
     except (HopcollError, KeyError, AssertionError) as error:
-        raise WrongError(
-            f"--only {seed} --lives {','.join(map(str, lives))}: {type(error).__name__}: {error}"
-        ) from error
+        raise WrongError(f"{what}: {type(error).__name__}: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -53,6 +53,8 @@ class World:
         What processes that were taken for silent will do when they wake up.
     dies_in : str or None
         The task that this life ends in, as it begins.
+    happens : dict of str to callable
+        What happens as a task begins, once.
     ranks_are_lost_at_will : bool
         Whether a gang that is to lose a rank does. Real ones lose a rank when that dies: such a
         gang, with all ranks alive, would give random values and say that it does not.
@@ -77,12 +79,14 @@ class World:
         self.undone: list[tuple[str, dict[str, str], bool]] = []
         self.tries: collections.Counter[str] = collections.Counter()
         self.zombies: list[Act] = []
+        self.happens: dict[str, Callable[[], None]] = {}
         self.elsewhere = False  # nobody can prove that this life is over
         self.moments_to_wake = 0
 
     def begin(self, name: str, makers: list[str]) -> None:
         """A task is called."""
         self.executed.append((name, makers))
+        self.happens.pop(name, lambda: None)()
         if name == self.dies_in and self.disk is not None:
             with self.disk.log.lock:
                 self.disk.left = 0

@@ -41,7 +41,7 @@ class RealWorld(graphs.World):
             self.file.touch()
             self.disk = None
             self.executed, self.asked, self.undone, self.zombies = [], [], [], []
-            self.tries = collections.Counter()
+            self.tries, self.happens = collections.Counter(), {}
 
     def moment(self) -> None:
         threading.Event().wait(random.random() * _MOMENT_S)

@@ -127,10 +127,18 @@ class Memory:
                 lost = [one for one in inputs if one not in there][-1]
                 self.things[ref] = _Thing(None, set(), (), self._failure(ref, lost))
             else:
-                taken = sorted(self.draw.sample(there, count), key=inputs.index)
+                taken = sorted(self._first(there, count), key=inputs.index)
                 total = sum(self.things[one].array for one in taken)  # type: ignore[misc]
                 self.things[ref] = _Thing(_sealed(total), {here()}, tuple(taken))
             return ref._put(next(self.stamps), inputs)
+
+    def _first(self, there: list[ObjectRef], count: int) -> list[ObjectRef]:
+        """Those of the inputs that are in a result."""
+        return self.draw.sample(there, count)
+
+    def is_dying(self, rank: int) -> bool:
+        """Whether a rank that ran a call while another died was that one."""
+        return self.draw.random() < 0.5
 
     def _failure(self, ref: ObjectRef, lost: ObjectRef) -> Exception:
         """As `hopcoll.objects.Objects` raises it."""
@@ -234,7 +242,7 @@ class OneRank(Gang):
                 error = raised
             if isinstance(error, (Exception, type(None))) and self.memory.generation != before:
                 with self.memory.lock:
-                    if self.memory.draw.random() < 0.5:  # it was this one that died
+                    if self.memory.is_dying(rank):
                         self.memory.lose(rank)
                         error = RankGoneError(f"rank {rank} is gone")
             answered(value, error)

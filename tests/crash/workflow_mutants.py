@@ -29,19 +29,19 @@ Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
 MUTANTS: dict[str, Mutant] = {}
 
 
-def _mutant(make: Callable[[], Iterator[None]]) -> Mutant:
+def mutant(make: Callable[[], Iterator[None]]) -> Mutant:
     made = contextlib.contextmanager(make)
     MUTANTS[make.__name__] = made
     return made
 
 
-@_mutant
+@mutant
 def durability_is_not_waited_for() -> Iterator[None]:
     with mock.patch.object(RecordingDisk, "fdatasync", lambda self, descriptor: None):
         yield
 
 
-@_mutant
+@mutant
 def effects_come_before_their_intent_is_durable() -> Iterator[None]:
     after_flush = Engine.after_flush
 
@@ -62,43 +62,43 @@ def _with_plan(change: Callable[[Plan], Plan]) -> Any:
     return mock.patch.object(ledger, "plan", lambda *how: change(plan(*how)))
 
 
-@_mutant
+@mutant
 def rollbacks_are_left_out() -> Iterator[None]:
     with _with_plan(lambda plan: replace(plan, undo=[])):
         yield
 
 
-@_mutant
+@mutant
 def rollbacks_come_in_the_wrong_order() -> Iterator[None]:
     with _with_plan(lambda plan: replace(plan, undo=plan.undo[::-1])):
         yield
 
 
-@_mutant
+@mutant
 def a_no_is_believed_though_the_old_owner_may_live() -> Iterator[None]:
     with mock.patch.object(Attempts, "_is_over", lambda self, begun: True):
         yield
 
 
-@_mutant
+@mutant
 def random_numbers_are_others_each_time() -> Iterator[None]:
     with mock.patch.object(TaskContext, "rng", property(lambda self: np.random.default_rng())):
         yield
 
 
-@_mutant
+@mutant
 def what_was_recalled_is_asked_again() -> Iterator[None]:
     with mock.patch.object(TaskContext, "recall", lambda self, ask: ask()):
         yield
 
 
-@_mutant
+@mutant
 def effects_are_released_at_once() -> Iterator[None]:
     with mock.patch.object(ledger, "exposed", lambda *how: set()):
         yield
 
 
-@_mutant
+@mutant
 def a_durable_user_is_taken_to_need_nothing_any_more() -> Iterator[None]:
     def simple(task: str, inputs: Any, users: Any, done: Any, settled: Any, output: str) -> bool:
         stack, seen = [task], set()
@@ -118,13 +118,13 @@ def a_durable_user_is_taken_to_need_nothing_any_more() -> Iterator[None]:
         yield
 
 
-@_mutant
+@mutant
 def what_has_to_run_again_is_taken_for_done() -> Iterator[None]:
     with mock.patch.object(Board, "_done", lambda self, task: self.ledger.done(task)):
         yield
 
 
-@_mutant
+@mutant
 def versions_are_not_compared() -> Iterator[None]:
     plan = ledger.plan
 
@@ -145,7 +145,7 @@ def versions_are_not_compared() -> Iterator[None]:
         yield
 
 
-@_mutant
+@mutant
 def versions_are_given_twice() -> Iterator[None]:
     drop = Ledger.drop
 
@@ -157,7 +157,7 @@ def versions_are_given_twice() -> Iterator[None]:
         yield
 
 
-@_mutant
+@mutant
 def what_can_be_rolled_back_counts_as_deterministic() -> Iterator[None]:
     finish = Engine.finish
 
@@ -171,7 +171,7 @@ def what_can_be_rolled_back_counts_as_deterministic() -> Iterator[None]:
         yield
 
 
-@_mutant
+@mutant
 def loops_go_on_after_they_would_have_ended() -> Iterator[None]:
     void = Board._void
 
@@ -182,7 +182,7 @@ def loops_go_on_after_they_would_have_ended() -> Iterator[None]:
         yield
 
 
-@_mutant
+@mutant
 def events_of_what_begins_anew_are_lost() -> Iterator[None]:
     drop = Ledger.drop
 
@@ -195,7 +195,7 @@ def events_of_what_begins_anew_are_lost() -> Iterator[None]:
         yield
 
 
-@_mutant
+@mutant
 def events_of_generations_that_are_over_are_lost() -> Iterator[None]:
     drop = Ledger.drop
 
@@ -207,7 +207,7 @@ def events_of_generations_that_are_over_are_lost() -> Iterator[None]:
         yield
 
 
-@_mutant
+@mutant
 def a_value_counts_as_kept_without_what_it_refers_to() -> Iterator[None]:
     with mock.patch.object(attempts, "LIVE", ledger.INLINE):
         yield
@@ -216,7 +216,7 @@ def a_value_counts_as_kept_without_what_it_refers_to() -> Iterator[None]:
 # Of living things
 
 
-@_mutant
+@mutant
 def losses_are_not_recorded() -> Iterator[None]:
     append = Engine.append
 
@@ -227,7 +227,7 @@ def losses_are_not_recorded() -> Iterator[None]:
         yield
 
 
-@_mutant
+@mutant
 def objects_have_other_names_each_time() -> Iterator[None]:
     begin = References.__init__
 
@@ -240,7 +240,7 @@ def objects_have_other_names_each_time() -> Iterator[None]:
         yield
 
 
-@_mutant
+@mutant
 def what_only_carries_a_ref_is_at_hand_without_its_maker() -> Iterator[None]:
     at_hand = Lineage.at_hand
 
@@ -251,14 +251,14 @@ def what_only_carries_a_ref_is_at_hand_without_its_maker() -> Iterator[None]:
         yield
 
 
-@_mutant
+@mutant
 def calls_whose_refs_become_others_have_failed() -> Iterator[None]:
     never = property(lambda self: None, lambda self, error: None)
     with mock.patch.object(References, "void", never, create=True):
         yield
 
 
-@_mutant
+@mutant
 def objects_of_another_session_are_unknown() -> Iterator[None]:
     load = Lineage.load
 
