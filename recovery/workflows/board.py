@@ -347,9 +347,11 @@ class Board:
         return list(dict.fromkeys(found))
 
     def users(self, task: str) -> list[str]:
-        """Who uses the value of a task, under any of its names."""
-        # What stands in the graph that it went on to are refs to what it was made from.
-        found = [part for part in self._parts.get(task, ()) if self.slots[part].refs]
+        """Who was, or is to be, made from a task: all that have it among their `inputs`."""
+        if task in self.alias:  # what it went on to is; who uses its value is made from that
+            parts = self._parts.get(task, ())
+            return [part for part in parts if self.slots[part].parent == task]
+        found = []
         name: str | None = task
         while name is not None and name in self.slots:
             for user in self.slots[name].users:

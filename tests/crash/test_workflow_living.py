@@ -28,12 +28,6 @@ def test_a_task_that_puts_another_object_each_time_is_noticed() -> None:
         try_case(CASES[_LIAR])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=WrongError,
-    reason="known to be wrong: `Board.users` of a task that went on has those who use the value of "
-    "what it went on to, also when that is durable; so the effect waits for the output",
-)
 @pytest.mark.parametrize("kind", ["turn", "task"])
 def test_an_effect_is_released_when_the_graph_with_the_ref_has_ended(kind: str) -> None:
     try_case(Case(used_in_what_goes_on(kind), runs={"blind": 1}))
@@ -43,7 +37,7 @@ def test_an_effect_is_released_when_the_graph_with_the_ref_has_ended(kind: str) 
 _NOTICED = [
     # Effects
     (
-        "what_has_a_ref_in_a_graph_is_no_user_of_who_that_came_from", "used in a turn",
+        "what_a_task_went_on_to_is_no_user_of_it", "used in a turn",
         "an effect was done twice",
     ),
     (
