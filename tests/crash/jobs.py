@@ -72,8 +72,9 @@ class Job:
                     return
             threading.Event().wait(0.02)
         said = self.end()
-        error = OverTooSoonError if said.startswith("exit code 0\n") else AssertionError
-        raise error(f"it did not come so far: {said}")
+        if self.process.returncode == 0:
+            self._check_not_done()
+        raise AssertionError(f"it did not come so far: {said}")
 
     def read(self, look: Callable[[Any], T]) -> T:
         """What is found in the journal, which somebody may just be taking over."""
