@@ -106,6 +106,10 @@ class Job:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.end()
+        end_s = time.monotonic() + _LIMIT_S
+        # The system takes its time to end a process.
+        while self.workflow.status().state == "running" and time.monotonic() < end_s:
+            threading.Event().wait(0.02)
         self._check_not_done()
 
     def _check_not_done(self) -> None:

@@ -16,7 +16,7 @@ from tests.launch import ROOT
 pytestmark = pytest.mark.xdist_group("jobs")
 
 SGD = str(ROOT / "examples" / "sgd_workflow.py")
-RL = str(ROOT / "examples" / "rl_cartpole.py")
+RL = str(Path(__file__).with_name("rl_longer.py"))
 
 
 def turns(ledger: Any) -> int:
