@@ -258,11 +258,19 @@ def slow_effect() -> None:
     DONE.append("slow_effect")
 
 
-@task(timeout_s=0.05, retries=1, backoff_s=0.0)
+# More tries than one, as a busy machine may keep also a fast one from its end in time.
+@task(timeout_s=0.3, retries=5, backoff_s=0.0)
 def slow() -> str:
     if called("slow") == 1:
         SET["waits"].wait(30)
     return "fast"
+
+
+@task(deterministic=True)
+def dear() -> str:
+    """Takes a second, by the clock of the test."""
+    SET["now_s"] += 1.0
+    return "dear"
 
 
 @task(external=True, idempotency_key=True)

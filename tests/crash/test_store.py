@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +82,8 @@ with CheckpointStore(sys.argv[1], readonly=True) as store:
 
 def test_prunes_from_elsewhere_beside_commits(tmp_path: Path) -> None:
     """Commits that refer to older shards, going on from the one before the last again and again,
-    while another process prunes all it can."""
+    while another process prunes all it can. Once that one is stopped, wherever it is: there is
+    something to go back to then."""
     path = tmp_path / "store"
     store = CheckpointStore(path, keep_last=5)
     store.save_sync(1, state(1))
@@ -95,14 +98,23 @@ def test_prunes_from_elsewhere_beside_commits(tmp_path: Path) -> None:
             if step % 3 == 0:
                 assert child.stdout.readline()  # so that there is one in between
                 prunes += 1
+                if prunes == 10:
+                    os.kill(child.pid, signal.SIGSTOP)
+                    assert os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
+                    for _ in range(2):
+                        step += 1
+                        store.save_sync(step, state(step))
                 oldest = store.steps()[0]
                 try:
                     found = store.restore(oldest)
                 except CheckpointNotFoundError:
+                    assert prunes != 10
                     continue  # pruned in between
                 assert_is_state(found.state, oldest)
                 gone_back += oldest < step
+                assert prunes != 10 or gone_back
                 step = oldest
+                os.kill(child.pid, signal.SIGCONT)
     finally:
         child.kill()
         child.communicate()

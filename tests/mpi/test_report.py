@@ -36,7 +36,7 @@ def test_a_late_rank_is_reported_with_its_stack(tmp_path, late):
     try:
         report = report_of(job, "the last operations of this rank")
         (tmp_path / "over").touch()
-        stdout, _ = job.communicate(timeout=30)
+        stdout, _ = job.communicate(timeout=120)
     finally:
         launch.end(job)
     others = [rank for rank in range(3) if rank != late]
@@ -56,7 +56,7 @@ def test_a_rank_that_holds_the_gil_gives_no_stack(tmp_path):
     try:
         report = report_of(job, "the last operations of this rank")
         (tmp_path / "over").touch()
-        stdout, _ = job.communicate(timeout=60)
+        stdout, _ = job.communicate(timeout=180)
     finally:
         launch.end(job)
     assert "it gives no Python stack: something holds the GIL" in report
@@ -68,7 +68,7 @@ def test_a_timeout_of_the_callers_names_who_is_missing(tmp_path):
     try:
         lines = [job.stdout.readline() for _ in range(2)]
         (tmp_path / "over").touch()
-        stdout, _ = job.communicate(timeout=30)
+        stdout, _ = job.communicate(timeout=120)
     finally:
         launch.end(job)
     for line in lines:

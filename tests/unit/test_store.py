@@ -554,7 +554,9 @@ def test_a_reader_beside_an_owner_that_prunes(path):
 
         thread = threading.Thread(target=read)
         thread.start()
-        for step in range(1, 40):
+        for step in range(1, 4000):
+            if step >= 40 and found:  # a busy machine may let the reader begin late
+                break
             store.save_sync(step, state(step))
         over.set()
         thread.join(60)

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from hopcoll.errors import CheckpointCorruptError, TaskFailedError, WorkflowError
 from recovery.disk import Disk
 from recovery.journal import Journal
-from recovery.workflows import Done, Workflow, engine, event, loop
+from recovery.workflows import Done, Workflow, attempts, engine, event, loop
 from recovery.workflows import values as values_module
 from recovery.workflows.values import fingerprint, freeze, pack, read, unpack, write
 from tests import workflow_tasks as tasks
@@ -157,16 +158,20 @@ def test_values_that_nobody_uses_any_more_are_let_go(run: Run) -> None:
 # How they are kept
 
 
-def test_auto_keeps_what_is_dear_and_what_would_be_another(run: Run, store: Path) -> None:
+def test_auto_keeps_what_is_dear_and_what_would_be_another(
+    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SET["now_s"] = 0.0
+    monkeypatch.setattr(attempts, "time", SimpleNamespace(perf_counter=lambda: SET["now_s"]))
     cheap = give.options(deterministic=True).bind(3)
     other = token.bind()
-    run(tasks.join.bind(cheap, other, tasks.slow.options(deterministic=True).bind()))
+    run(tasks.join.bind(cheap, other, tasks.dear.bind()), workers=1)
     heads = {
         record.head["t"]: record.head["st"]
         for record in Journal.read(store / "w" / "journal").records
         if record.kind == "done"
     }
-    assert heads == {"give": 0, "token": 1, "slow": 1, "join": 1}
+    assert heads == {"give": 0, "token": 1, "dear": 1, "join": 1}
 
 
 @pytest.mark.parametrize("mode", ["sync", "async", "none"])

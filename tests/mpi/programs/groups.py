@@ -11,7 +11,6 @@ import gc
 import json
 import os
 import resource
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from mpi4py import MPI
 
 import hopcoll
 from hopcoll import errors
+from tests.mpi.programs import ctrl_c
 from tests.mpi.programs.collectives import CHUNK_BYTES, EAGER_BYTES, WINDOW_CHUNKS
 from tests.mpi.programs.family import Family, any_case
 
@@ -384,10 +384,9 @@ def interrupt() -> None:
     comm = world.Dup()
     interrupted = False
     if RANK == VICTIM:
-        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
         request = comm.Ibarrier()
         try:
+            ctrl_c.comes_inside(hopcoll.Request.wait)
             request.wait()
         except KeyboardInterrupt:
             interrupted = True

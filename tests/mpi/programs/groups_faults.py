@@ -129,10 +129,13 @@ def dies_in_split() -> None:
 
 
 def between_the_steps(act: Callable[[], None]) -> None:
-    """Have every rank act inside its next Split, when it knows who has come."""
+    """Have every rank act inside its next Split, when it knows who has come. The limit of that call
+    is for what comes then."""
     step = _groups.Groups._step
 
     def stepped(self: Any, engine: Any, kind: int, *more: Any) -> Any:
+        if kind == ALLGATHER:
+            more = (*more[:-1], TIMEOUT_S)
         outcome = step(self, engine, kind, *more)
         if kind == ALLGATHER:
             _groups.Groups._step = step
@@ -206,10 +209,12 @@ def impatient_between() -> None:
 
     between_the_steps(act)
     if RANK == VICTIM:
+        said = ""
         try:
             world.Split(0, timeout_s=0.3)
         except errors.TransferTimeoutError as error:
-            assert "Allreduce" in str(error)
+            said = str(error)
+        assert "Allreduce" in said
         for rank in OTHERS:
             WORLD.send(None, rank)
     else:

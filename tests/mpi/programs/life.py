@@ -23,6 +23,7 @@ from mpi4py import MPI
 
 import hopcoll
 from hopcoll import errors
+from tests.mpi.programs import ctrl_c
 
 WORLD = MPI.COMM_WORLD
 RANK, SIZE = WORLD.rank, WORLD.size
@@ -108,8 +109,8 @@ def interrupt_uncaught() -> None:
     comm = hopcoll.init()
     allreduce(comm)
     if RANK == ODD_ONE:
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
         signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
         while True:
             pass
     go_on(comm)
@@ -235,9 +236,8 @@ def interrupt() -> None:
     result = np.zeros(LARGE)
     if RANK == ODD_ONE:
         request = comm.Iallreduce(np.ones(LARGE), result)
-        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         try:
+            ctrl_c.comes_inside(hopcoll.Request.wait)
             request.wait()
         except KeyboardInterrupt:
             interrupted = request.outcome is None
@@ -250,10 +250,10 @@ def interrupt() -> None:
         interrupted = True
     outcome = request.wait()
     correct = bool((result == SIZE).all())
-    # The same in a blocking call, whose request nobody has.
+    # The same in a blocking call, whose request nobody has: when it waits it has begun.
     if RANK == ODD_ONE:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         try:
+            ctrl_c.comes_inside(hopcoll.Request.wait)
             comm.Allreduce(np.ones(LARGE), result, op=hopcoll.PROD)
         except KeyboardInterrupt:
             for other in ALL:
@@ -277,9 +277,8 @@ def interrupt_while_closing() -> None:
     allreduce(comm)
     if RANK == ODD_ONE:
         comm.Iallreduce(np.ones(LARGE), np.zeros(LARGE))  # what it would wait for
-        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         try:
+            ctrl_c.comes_inside(hopcoll.Communicator._leave)
             comm.close()
         except KeyboardInterrupt:
             report(closed=True)

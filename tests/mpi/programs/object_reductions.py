@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import pickle
 import random
-import signal
 import sys
 
 import numpy as np
 
 import hopcoll
 from hopcoll import _keeper, errors
-from hopcoll.objects import ObjectRef
+from hopcoll.objects import ObjectRef, Objects
+from tests.mpi.programs import ctrl_c
 from tests.mpi.programs.shared_objects import (
     LARGE,
     LIMIT_S,
@@ -144,9 +144,8 @@ def interrupted(comm: hopcoll.Communicator) -> dict[str, object]:
     names = [f"input {number}" for number in range(comm.size)]
     ref = comm.bcast(objects.reduce(names) if comm.rank == 0 else None)
     if comm.rank == 1:
-        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         try:
+            ctrl_c.comes_inside(Objects._wait)
             objects.get(ref, timeout_s=LIMIT_S)
         except KeyboardInterrupt:
             seen["interrupted"] = True

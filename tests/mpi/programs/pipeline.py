@@ -6,7 +6,6 @@ argv: ``twins``, ``wrong``, ``given-up``, or ``kill VERB VICTIM``.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 
@@ -18,6 +17,7 @@ from cython_kernels import reduction
 from cython_kernels.mpi_transport import MpiTransport
 from cython_kernels.pipeline import PeerDiedError, PeerGaveUpError, Pipeline, TransferTimeout
 from tests import reference_pipeline as twins
+from tests.mpi.programs import ctrl_c
 
 CHUNK_BYTES = 16_384
 SIZES_BYTES = (0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 8 << 20)
@@ -184,25 +184,24 @@ def go_on(pipeline: Pipeline) -> None:
 # ---- giving up ----------------------------------------------------------------------------
 
 
-def interrupted(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def check_given_up(pipeline: Pipeline) -> None:
     for nbytes in (1, CHUNK_BYTES * 3, 4 << 20):
         # The receiver has no sender, and gives up; the sender that comes late hears of it.
         if rank == 1:
             for how in ("timeout", "interrupt"):
                 received = bytearray(nbytes)
+
+                def receive(into: bytearray = received) -> None:
+                    pipeline.receive(into, 0, 1, LIMIT_S)
+
                 if how == "timeout":
                     with pytest.raises(TransferTimeout, match=f"0 of {nbytes} .* rank 0") as caught:
                         pipeline.receive(received, 0, 1, 0.05)
                     assert (caught.value.peer, caught.value.watermark_bytes) == (0, 0)
                 else:
-                    signal.signal(signal.SIGALRM, interrupted)
-                    signal.setitimer(signal.ITIMER_REAL, 0.05)
                     with pytest.raises(KeyboardInterrupt):
-                        pipeline.receive(received, 0, 1, LIMIT_S)
+                        ctrl_c.comes_inside(receive)
+                        receive()
                 assert pipeline.open_count
             comm.send(None, 0, 9)
             assert pipeline.settle(LIMIT_S)
