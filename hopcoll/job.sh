@@ -231,7 +231,7 @@ hopcoll_requeue() {
     hopcoll_tries=0
     until [ "$wait_s" -eq 0 ] ||
         timeout 60 scontrol update "JobId=$hopcoll_id" "StartTime=now+$wait_s"; do
-        hopcoll_again || return
+        hopcoll_again || { hopcoll_say "that it is to wait Slurm did not take" && return; }
     done
 }
 

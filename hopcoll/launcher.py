@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hopcoll._orphans import Orphans, forget_session, kill_descendants
-from hopcoll._relay import Relay
+from hopcoll._relay import TICK_S, Relay
 from hopcoll._scratch import JOB_VARIABLE, job_folder
 
 __all__ = [
@@ -65,9 +65,6 @@ NOBODY_SURVIVED = 1
 STOPPED = 75
 #: Tells the ranks, if it is set, that SIGUSR1 asks them to commit and to stop.
 STOPS_VARIABLE = "HOPCOLL_STOPS"
-
-#: Seconds between two looks at whether mpirun still runs.
-_TICK_S = 0.1
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -484,10 +481,10 @@ def attend(job: Plan, ending: Ending) -> Ended:
     ending.watch(mpirun)
     orphans = Orphans(mpirun.pid)
     while mpirun.poll() is None:
-        relay.pass_on(_TICK_S)
+        relay.pass_on(TICK_S)
         if not relay.is_open and not relay.is_behind:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                mpirun.wait(_TICK_S)
+                mpirun.wait(TICK_S)
         ending.enforce()
         orphans.look()
     code = mpirun.wait()
@@ -497,16 +494,10 @@ def attend(job: Plan, ending: Ending) -> Ended:
     # What is left there is of ranks that were killed; on other hosts the next rank removes it.
     left = job_folder(environment.get("HOPCOLL_OBJECT_SCRATCH"), environment)
     shutil.rmtree(left, ignore_errors=True)
-    # A process that hides from us may hold the other end open for ever.
-    deadline_s = time.monotonic() + GRACE_S
-    while relay.is_open and time.monotonic() < deadline_s:
-        relay.pass_on(_TICK_S, ahead=True)
-    relay.close()
-    while relay.is_behind and (ending.number is None or time.monotonic() < deadline_s):
-        relay.pass_on(_TICK_S)
+    relay.finish(GRACE_S, lambda: ending.number is not None)
     if ending.number is not None:
         return Ended(128 + ending.number)
-    if relay.host_lost:
+    if relay.host_lost(code):
         return Ended(max(code, NOBODY_SURVIVED), "a host was lost")
     if code == 0 and job.marks and job.mpirun.fault_tolerant and not relay.marks:
         return Ended(NOBODY_SURVIVED, "every rank died")

@@ -347,7 +347,11 @@ class Board:
         return list(dict.fromkeys(found))
 
     def users(self, task: str) -> list[str]:
-        """Who was, or is to be, made from a task: all that have it among their `inputs`."""
+        """Who was, or is to be, made from a task: has it among its `inputs`, and needs its value.
+
+        Not the tasks of a second graph, or a later one, that a task went on to: such graphs have no
+        refs in them, so they last as the journal does. A loop stands as its first iteration.
+        """
         if task in self.alias:  # what it went on to is; who uses its value is made from that
             parts = self._parts.get(task, ())
             return [part for part in parts if self.slots[part].parent == task]

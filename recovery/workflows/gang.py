@@ -324,7 +324,10 @@ class Gang:
                 comm.close(0.0)
         text = repr(failure) if failure else ""
         told = None if comm is None else (text, partial, void, found.new)
-        answers = self._answers(told, bare[1], limit_s, begin_s)
+        if limit_s is None:
+            answers = self._comm.allgather(told, timeout_s=math.inf)
+        else:
+            answers = self._answers_within(limit_s, begin_s, told, members, bare[1])
         contributors = tuple(r for r in members if answers[r] is not None)
         if comm is not None and failure is None:
             comm.close()
@@ -342,16 +345,31 @@ class Gang:
         found.new |= any(answers[r][3] for r in contributors)
         return (value, found), contributors, whole
 
-    def _answers(self, told: Any, task: str, limit_s: float | None, begin_s: float) -> list[Any]:
-        """What all ranks say of a gang that has ended."""
-        if limit_s is None:
-            return self._comm.allgather(told, timeout_s=math.inf)
-        left_s = limit_s + _LATE_S - (time.monotonic() - begin_s)
+    def _answers_within(
+        self, limit_s: float, begin_s: float, told: Any, members: tuple[int, ...], task: str
+    ) -> list[Any]:
+        """What all ranks say of a gang that has ended in time, or a little later.
+
+        Raises
+        ------
+        TaskFailedError
+            It has not, and all raise this. Their clocks began at about the same time, but nobody
+            may go on alone that others have given up: so who comes near to the end of their
+            patience says so, and who misses somebody at that time takes it for given up.
+        """
+        end_s = begin_s + limit_s + _LATE_S
+        near_s = end_s - _LATE_S / 2
         try:
-            # Who comes too late does not find that it is alone, and the next to lead.
+            left_s = end_s - time.monotonic()
             if left_s <= 0:
                 raise TransferTimeoutError(f"rank {self.rank} was late")
-            return self._comm.allgather(told, timeout_s=left_s)
+            is_late = time.monotonic() > near_s
+            said = self._comm.allgather((told, is_late), timeout_s=left_s)
+            for rank in range(len(said)):
+                if said[rank] is not None and said[rank][1]:
+                    raise TransferTimeoutError(f"rank {rank} was late")
+                if said[rank] is None and rank in members and time.monotonic() > near_s:
+                    raise TransferTimeoutError(f"rank {rank} gave up, or died")
         except TransferTimeoutError as error:
             self._stuck = True
             raise TaskFailedError(
@@ -359,6 +377,7 @@ class Gang:
                 "stuck in a gang cannot be called back: end the job, and start it again",
                 task,
             ) from error
+        return [None if one is None else one[0] for one in said]
 
 
 def run_task(

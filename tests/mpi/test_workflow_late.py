@@ -43,6 +43,14 @@ def test_a_rank_that_does_not_return_from_a_gang_ends_the_workflow(tmp_path: Pat
     assert values(job("stuck", tmp_path)) == {0: [[0, 1]], 1: [[0, 1]]}
 
 
+def test_a_rank_that_comes_when_others_give_up_is_left_by_all_or_nobody(tmp_path: Path) -> None:
+    """Whoever sees the others go must not take them for dead and go on alone."""
+    ended = job("near", tmp_path, ranks=3)
+    assert ended.code == 1 and not ended.said, str(ended)
+    text = "TaskFailedError: nears did not end at all ranks within 0.2 s"
+    assert ended.stderr.count(text) == 3, str(ended)
+
+
 def test_a_gang_may_take_longer_than_a_call_may_wait(tmp_path: Path) -> None:
     """Who waits for its end, and for orders, does not count that."""
-    assert values(job("long", tmp_path, timeout_s="0.3")) == {0: [[0]], 1: [[0]]}
+    assert values(job("long", tmp_path, timeout_s="1")) == {0: [[0]], 1: [[0]]}

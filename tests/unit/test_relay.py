@@ -59,8 +59,7 @@ def heard(pipe, text, size=1 << 16):
     relay = Relay([(Slow(source, size), target)])
     os.write(feed, text)
     os.close(feed)
-    while relay.is_open or relay.is_behind:
-        relay.pass_on(10)
+    relay.finish(60, lambda: False)
     os.close(target)
     return relay, os.read(reader, 1 << 16)
 
@@ -77,12 +76,12 @@ def test_marks_are_kept_back_wherever_the_pipe_cuts(pipe, size):
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_a_lost_host_is_heard_wherever_the_pipe_cuts(pipe, size):
     relay, came = heard(pipe, LOST, size)
-    assert relay.host_lost and came == LOST
+    assert relay.host_lost(1) and came == LOST
     assert not relay.began and relay.marks == 0
 
 
 def test_a_host_that_was_not_lost(pipe):
-    assert not heard(pipe, LOST.replace(b"lost", b"no"))[0].host_lost
+    assert not heard(pipe, LOST.replace(b"lost", b"no"))[0].host_lost(1)
 
 
 @pytest.mark.parametrize("blocking", [True, False])
@@ -141,10 +140,10 @@ def test_what_is_in_the_pipes_is_read_ahead_of_a_slow_reader(pipe):
     os.write(feed, LOST)
     os.close(feed)
     relay.pass_on(0.2)
-    assert relay.is_open and not relay.host_lost
+    assert relay.is_open and not relay.host_lost(1)
     while relay.is_open:
         relay.pass_on(0.2, ahead=True)
-    assert relay.is_behind and relay.host_lost
+    assert relay.is_behind and relay.host_lost(1)
 
 
 def test_a_reader_that_went_away_stops_nobody(pipe):
@@ -154,7 +153,7 @@ def test_a_reader_that_went_away_stops_nobody(pipe):
     os.write(feed, LOST)
     os.close(feed)
     relay.pass_on(10)
-    assert not relay.is_open and not relay.is_behind and relay.host_lost
+    assert not relay.is_open and not relay.is_behind and relay.host_lost(1)
 
 
 def run_with(folder: Path, mpirun: str, **how) -> subprocess.CompletedProcess:
@@ -173,6 +172,47 @@ def run_with(folder: Path, mpirun: str, **how) -> subprocess.CompletedProcess:
         check=False,
         **{"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, **how},
     )
+
+
+def test_a_program_that_prints_such_words_ends_well(tmp_path):
+    mark = END_MARK.decode()
+    ended = run_with(tmp_path, f"echo '{LOST.decode()}'; printf '{mark}' >&2; exit 0")
+    assert (ended.returncode, ended.stdout.strip(), ended.stderr) == (0, LOST.strip(), b"")
+
+
+def test_a_terminal_that_nobody_reads_does_not_block(pipe):
+    """A terminal says that it has room when it has little."""
+    (source, feed), (terminal, target) = pipe(), os.openpty()
+    relay = Relay([(Slow(source), target)])
+    fed = os.write(feed, b"x" * (1 << 16))
+    os.close(feed)
+    relay.pass_on(0.3)  # comes back
+    assert relay.is_behind
+    seen = 0
+    while relay.is_behind:
+        seen += len(os.read(terminal, 1 << 16))
+        relay.pass_on(0.01)
+    relay.finish(60, lambda: True)
+    while seen < fed:
+        seen += len(os.read(terminal, 1 << 16))
+    assert seen == fed
+    os.close(target)
+    os.close(terminal)
+
+
+def test_the_beginning_of_a_mark_is_no_mark_when_the_time_is_over(pipe):
+    (source, feed), (reader, target) = pipe(), pipe()
+    relay = Relay([(Slow(source), target)])
+    os.write(feed, b"one" + END_MARK[:3])
+    relay.finish(0.2, lambda: False)  # somebody holds the other end open
+    assert os.read(reader, 1 << 16) == b"one" + END_MARK[:3]
+
+
+def test_output_that_a_full_disk_loses(tmp_path):
+    with open("/dev/full", "wb") as full:
+        ended = run_with(tmp_path, f"seq 9; printf '{END_MARK.decode()}' >&2", stdout=full)
+    assert ended.returncode == 0
+    assert ended.stderr == b"hopcoll run: 18 bytes of output are lost: No space left on device\n"
 
 
 @pytest.mark.parametrize("stream", ["1", "2"])

@@ -217,6 +217,7 @@ def test_a_variable_does_not_overrule_the_script(
         ("-p debug", "PARTITION"),
         ("-A me", "ACCOUNT"),
         ("-t 5", "TIMELIMIT"),
+        ("--qos=high -t 5", "TIMELIMIT"),
         ("--mem=1G", "MEM_PER_NODE"),
         ("-k", "NO_KILL"),
     ],

@@ -66,10 +66,19 @@ def sticks(ctx: TaskContext) -> list[Any]:
     return ctx.comm.allgather(ctx.comm.rank)
 
 
+@task(ranks="all", checkpoint="none", timeout_s=0.2)
+def nears(ctx: TaskContext) -> int:
+    """Rank 1 comes back when the others' patience ends, and rank 2 has the most of that."""
+    assert ctx.comm is not None
+    if ctx.comm.rank == 1:
+        threading.Event().wait(0.2 + gang._LATE_S)
+    return ctx.comm.rank
+
+
 @task(ranks=1, checkpoint="none")
 def slow() -> list[Any]:
     """Takes longer than any call may wait (HOPCOLL_TIMEOUT_S)."""
-    threading.Event().wait(1.0)
+    threading.Event().wait(3.0)
     return [0]
 
 
@@ -97,13 +106,19 @@ def stuck() -> Node:
 
 
 @scene
+def near() -> Node:
+    return both.bind(nears.bind())
+
+
+@scene
 def long() -> Node:
     return both.bind(slow.bind())
 
 
 def main() -> None:
     comm = hopcoll.init()
-    gang._LATE_S = 1.0
+    # A rank whose clock begins later sees the others leave.
+    gang._LATE_S = 1.2 if (sys.argv[1], comm.rank) == ("near", 2) else 1.0
     try:
         with Workflow("late", sys.argv[2], comm=comm) as workflow:
             value = workflow.run(SCENES[sys.argv[1]]())
