@@ -94,6 +94,10 @@ class Ranks:
             comm: Any = _Comm(self, rank)
             self.posts[rank] = Post(comm, "s", _handle)
 
+    def close(self) -> None:
+        while self.posts:
+            self.posts.popitem()[1].close()
+
     def ask(self, what: Any, source: int = 0) -> Any:
         """What the other answers, or the error that is the answer."""
         box = self.call(what, source)
@@ -125,7 +129,12 @@ class Unreadable:
         return _unreadable, ()
 
 
+_GO_ON = threading.Event()
+
+
 def _handle(source: int, what: Any) -> Any:
+    if what == "wait":
+        assert _GO_ON.wait(_PATIENCE_S)
     if what == "exit":
         sys.exit(3)
     return {"large": LARGE, "unreadable": Unreadable()}.get(what, what)
@@ -135,8 +144,7 @@ def _handle(source: int, what: Any) -> Any:
 def ranks() -> Iterator[Ranks]:
     ranks = Ranks(0, 1)
     yield ranks
-    for post in ranks.posts.values():
-        post.close()
+    ranks.close()
 
 
 def refuse(objects: Letters, sender: int, times: int, bytes_max: int = 1 << 30) -> list[str]:
@@ -226,9 +234,8 @@ def test_who_never_has_room_for_a_letter_says_so(
     ranks.objects.bad[name] = ObjectStoreFullError("there is no room")
     error = ranks.ask(what)
     assert isinstance(error, ObjectStoreFullError) and why in str(error)
-    # Who is told late that a letter was not read takes what it has asked until then for that.
     for source in (0, 1):
-        assert "next" in [ranks.ask("next", source), ranks.ask("next", source)]
+        assert ranks.ask("next", source) == "next"
 
 
 @pytest.mark.parametrize(
@@ -307,11 +314,64 @@ def test_a_lost_letter_of_a_rank_that_lives_is_a_lost_attempt(ranks: Ranks, name
     assert isinstance(error, RankGoneError) and "letter" in str(error)
     assert not ranks.posts[0].is_gone(1)
     for source in (0, 1):
-        # The other is told of it, and takes all that it has asked until then for lost.
-        told = [ranks.ask("three", source)]
-        while isinstance(told[-1], RankGoneError):
-            told.append(ranks.ask("three", source))
-        assert told[-1] == "three" and len(told) <= 2
+        assert ranks.ask("three", source) == "three"
+
+
+@pytest.fixture
+def held() -> Iterator[threading.Event]:
+    """Calls of "wait" are answered from when it is set."""
+    _GO_ON.clear()
+    yield _GO_ON
+    _GO_ON.set()
+
+
+@pytest.mark.parametrize("name", ["s 0>1 3", "s 1>0 3"], ids=["call", "answer"])
+@pytest.mark.parametrize("what", ["small", "large"])
+@pytest.mark.parametrize("why", [ObjectLostError("damaged"), ObjectStoreFullError("no room")])
+@pytest.mark.usefixtures("impatient")
+def test_a_letter_that_is_not_read_ends_its_call_and_no_other(
+    ranks: Ranks, held: threading.Event, name: str, what: str, why: Exception
+) -> None:
+    others = [ranks.call("wait", source) for source in (0, 1, 0, 1)]
+    assert ranks.ask("small") == "small"
+    ranks.objects.bad[name] = why
+    error = ranks.ask(LARGE if what == "large" else what)
+    expected = RankGoneError if isinstance(why, ObjectLostError) else ObjectStoreFullError
+    assert isinstance(error, expected)
+    held.set()
+    assert [box.get(timeout=_PATIENCE_S) for box in others] == ["wait"] * 4
+    ranks.close()
+    names = [str(ref.name) for ref in ranks.objects.data]
+    assert not [name for name in names if " call " in name or " answer " in name]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_that_a_letter_was_not_read_is_said_again_where_that_is_not_read(ranks: Ranks) -> None:
+    ranks.objects.bad["s 0>1 0"] = ranks.objects.bad["s 1>0 0"] = ObjectLostError("damaged")
+    assert isinstance(ranks.ask("one"), RankGoneError)
+    assert ranks.ask("two") == "two"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_can_neither_read_nor_say_so_takes_its_calls_for_lost(
+    ranks: Ranks, held: threading.Event
+) -> None:
+    """Those who begin again are told that there is no room, if there is none."""
+    others = [ranks.call("wait"), ranks.call("wait")]
+    assert ranks.ask("zero") == "zero"
+    ranks.objects.bad["s 1>0 1"] = ObjectStoreFullError("there is no room")
+
+    def before(name: str, data: bytes) -> None:
+        if " 0>" in name and number <= int(name.split()[-1]):
+            raise ObjectStoreFullError("there is no room")
+
+    number = ranks.posts[0]._sent[1] + 1
+    ranks.objects.before = before
+    boxes = [ranks.call("one"), *others]
+    assert all(isinstance(box.get(timeout=_PATIENCE_S), RankGoneError) for box in boxes)
+    assert isinstance(ranks.ask("again"), ObjectStoreFullError)
+    ranks.objects.before = lambda name, data: None
+    assert ranks.ask("two") == "two"
 
 
 def test_who_can_hear_nobody_any_more_waits_for_nobody(ranks: Ranks) -> None:
