@@ -260,13 +260,14 @@ class Post:
         ObjectStoreFullError
             There was none for so many seconds.
         """
-        begin_s = time.monotonic()
+        full_s = None
         while not self.is_gone(rank):
             try:
                 self._send(rank, letter)
                 return
             except MemoryError as error:
-                if limit_s is not None and time.monotonic() - begin_s >= limit_s:
+                full_s = full_s or time.monotonic()
+                if limit_s is not None and time.monotonic() - full_s >= limit_s:
                     self._drop_body(letter)
                     raise self._no_room(f"what goes to rank {rank}", error) from error
                 self._closed.wait(_LOOK_S)
@@ -459,7 +460,7 @@ class Post:
             There was no room here.
         """
         ref = self._ref_of_body(source, self._comm.rank, kind, call)
-        begin_s = time.monotonic()
+        full_s = None
         try:
             while not self.is_gone(source):
                 try:
@@ -467,7 +468,8 @@ class Post:
                 except TransferTimeoutError:
                     continue  # its sender may be gone
                 except ObjectStoreFullError as error:
-                    if time.monotonic() - begin_s >= ROOM_S:
+                    full_s = full_s or time.monotonic()
+                    if time.monotonic() - full_s >= ROOM_S:
                         raise self._no_room(f"what comes from rank {source}", error) from error
                     self._closed.wait(_LOOK_S)
                 except HopcollError:

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hopcoll.errors import MpiError, ObjectExistsError, ObjectLostError, ObjectStoreFullError
+from hopcoll.errors import (
+    MpiError,
+    ObjectExistsError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    TransferTimeoutError,
+)
 from hopcoll.objects import ObjectRef
 from recovery.workflows import post
 from recovery.workflows.post import Post, RankGoneError
@@ -191,6 +197,39 @@ def test_a_call_that_never_has_room_fails_alone(ranks: Ranks) -> None:
     assert isinstance(error, ObjectStoreFullError)
     assert "rank 0 had no room for what goes to rank 1 for 0 s: there is no room" in str(error)
     assert ranks.ask("next") == "next"
+
+
+@pytest.mark.parametrize("slow", ["get", "put"])
+def test_time_that_a_transfer_takes_is_not_time_without_room(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    now_s = [1000.0]
+    monkeypatch.setattr(post, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    errors: list[Exception] = [ObjectStoreFullError("there is no room")]
+
+    def one_error() -> None:
+        if errors:
+            now_s[0] += 2 * post.ROOM_S
+            raise errors.pop()
+
+    def before(name: str, data: bytes) -> None:
+        if name == "s 1>0 answer 0":
+            one_error()
+
+    get = ranks.objects.get
+
+    def get_late(ref: ObjectRef, timeout_s: float = 0.0) -> Any:
+        if ref.name is not None:
+            one_error()
+        return get(ref)
+
+    if slow == "get":
+        errors.append(TransferTimeoutError("it is on its way"))
+        monkeypatch.setattr(ranks.objects, "get", get_late)
+    else:
+        ranks.objects.before = before
+    assert ranks.ask(LARGE) == LARGE
+    assert not errors
 
 
 def test_a_call_waits_for_room_and_lets_others_go_first(ranks: Ranks) -> None:
