@@ -109,6 +109,8 @@ class Post:
         self._open: dict[int, tuple[int, Callable[[Any, BaseException | None], None]]] = {}
         self._gone: set[int] = set()
         self._closed = threading.Event()
+        self._swept = threading.Event()
+        self._end_s: float | None = None  # of deletions, when this is closed
         self._waste: queue.SimpleQueue[ObjectRef | None] = queue.SimpleQueue()
         self._reserve: tuple[ObjectRef, np.ndarray] | None = None
         self._reserving = threading.Lock()
@@ -150,6 +152,7 @@ class Post:
             except BaseException:
                 with self._lock:
                     self._open.pop(number, None)
+                self._drop_body(letter)
                 raise
 
     def ask(self, rank: int, what: Any) -> Any:
@@ -173,22 +176,34 @@ class Post:
         return rank in self._gone or self._closed.is_set() or rank not in self._alive()
 
     def delete(self, ref: ObjectRef) -> None:
-        """Delete an object meanwhile."""
+        """Delete an object meanwhile; when this is closed, at once."""
         self._waste.put(ref)
+        if self._swept.is_set():  # calls that still run here let go of what they had
+            self._sweep_rest()
 
     def close(self) -> None:
-        """End its threads; what is still under way has no answer any more."""
+        """End its threads; what is still under way has no answer any more.
+
+        Letters that nobody has said to have read are deleted: nobody waits for them.
+        """
         with self._lock:
             self._closed.set()
+            self._end_s = time.monotonic() + _DELETE_S
         with self._reserving:
             reserve, self._reserve = self._reserve, None
         if reserve is not None:
             self.delete(reserve[0])
             del reserve  # with the view
-        self._waste.put(None)
         self._loop.call_soon_threadsafe(self._stopped.set)
-        for thread in self._threads:
-            thread.join()
+        listener, sweeper = self._threads
+        listener.join()
+        for rank in range(self._comm.size):
+            if rank not in self._gone:
+                self._delete_unread(rank)
+        self._waste.put(None)
+        sweeper.join()
+        self._swept.set()
+        self._sweep_rest()  # of what came after that None, before it was set
 
     # Sending
 
@@ -235,7 +250,7 @@ class Post:
                     self._sent[rank] += 1
                     if is_there and not is_own:
                         self._unread[rank][number] = letter
-                    gone = rank in self._gone
+                    gone = rank in self._gone or self._closed.is_set()
         if gone:
             self.delete(ref)
             self._drop_body(letter)
@@ -272,7 +287,7 @@ class Post:
                     raise self._no_room(f"what goes to rank {rank}", error) from error
                 self._closed.wait(_LOOK_S)
             except HopcollError:
-                return  # we are leaving
+                break  # we are leaving
         self._drop_body(letter)
 
     def _call_late(self, rank: int, number: int, letter: _Letter) -> None:
@@ -348,13 +363,17 @@ class Post:
     def _lose(self, rank: int) -> None:
         with self._lock:
             self._gone.add(rank)
+        self._delete_unread(rank)
+        self._end_calls(rank, RankGoneError(f"rank {rank} is gone"))
+
+    def _delete_unread(self, rank: int) -> None:
+        with self._lock:
             unread = range(self._read[rank], self._sent[rank])
             letters = list(self._unread[rank].values())
         for number in unread:
             self.delete(self._ref(self._comm.rank, rank, number))
         for letter in letters:
             self._drop_body(letter)
-        self._end_calls(rank, RankGoneError(f"rank {rank} is gone"))
 
     def _end_calls(self, rank: int, error: Exception) -> None:
         with self._lock:
@@ -516,10 +535,23 @@ class Post:
 
     def _sweep(self) -> None:
         while (ref := self._waste.get()) is not None:
-            with contextlib.suppress(HopcollError):
-                self.objects.delete(ref, timeout_s=_DELETE_S)
+            self._delete(ref)
             if self._reserve is None:
                 self._take_reserve()
+
+    def _sweep_rest(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                ref = self._waste.get_nowait()
+                if ref is not None:
+                    self._delete(ref)
+
+    def _delete(self, ref: ObjectRef) -> None:
+        """Delete an object now. At the end there is one time for all; they go all the same."""
+        end_s = self._end_s
+        limit_s = _DELETE_S if end_s is None else max(0.0, end_s - time.monotonic())
+        with contextlib.suppress(HopcollError):
+            self.objects.delete(ref, timeout_s=limit_s)
 
 
 def _lost(source: int, dest: int) -> Exception:

@@ -439,13 +439,60 @@ def test_letters_that_a_dead_rank_has_not_read_are_deleted() -> None:
     assert not ranks.objects.data
 
 
+def test_letters_that_nobody_has_read_are_deleted_at_the_end() -> None:
+    ranks = Ranks(0)
+    boxes = [ranks.call("small"), ranks.call(LARGE)]
+    ranks.close()
+    assert all(isinstance(box.get(timeout=_PATIENCE_S), RankGoneError) for box in boxes)
+    assert not ranks.objects.data
+
+
+def test_what_calls_let_go_of_after_the_end_is_deleted(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is just fetching what it is asked; another was sent meanwhile."""
+    fetching, sending, go_on = threading.Event(), threading.Event(), threading.Event()
+    get = ranks.objects.get
+
+    def get_late(ref: ObjectRef, timeout_s: float = 0.0) -> Any:
+        if ref.name == "s 0>1 call 0":
+            fetching.set()
+            assert go_on.wait(_PATIENCE_S)
+        return get(ref)
+
+    def before(name: str, data: bytes) -> None:
+        if name == "s 1>0 0":
+            sending.set()
+            assert go_on.wait(_PATIENCE_S)
+
+    monkeypatch.setattr(ranks.objects, "get", get_late)
+    ranks.objects.before = before
+    others = threading.enumerate()
+    boxes = [ranks.call(LARGE), ranks.call("small")]
+    assert fetching.wait(_PATIENCE_S) and sending.wait(_PATIENCE_S)
+    late = [one for one in threading.enumerate() if one not in others]
+    posts = list(ranks.posts.values())
+    ranks.close()
+    ref = ranks.objects.put(b"of a task")
+    posts[0].delete(ref)
+    assert ref not in ranks.objects.data
+    ranks.objects.put(b"the body again", ObjectRef("s 0>1 call 0"))
+    go_on.set()
+    for thread in late:
+        thread.join(_PATIENCE_S)
+    assert len(late) == 2 and not ranks.objects.data
+    assert all(isinstance(box.get(timeout=_PATIENCE_S), RankGoneError) for box in boxes)
+
+
 def test_letters_that_a_dead_rank_has_read_are_left_alone(ranks: Ranks) -> None:
     count = 20
     for number in range(count):
         assert ranks.ask(LARGE) == LARGE
     for _ in range(4 * count):
         ranks.objects.deleted.get(timeout=_PATIENCE_S)
-    ranks.posts.pop(1).close()
+    ranks.posts.pop(1).close()  # what it knows to be read it leaves alone as well
+    last = [f"s 1>0 {count - 1}", f"s 1>0 answer {count - 1}"]
+    assert [ranks.objects.deleted.get(timeout=_PATIENCE_S) for _ in last] == last
     box = ranks.call("to nobody")
     ranks.alive = (0,)
     assert isinstance(box.get(timeout=_PATIENCE_S), RankGoneError)
