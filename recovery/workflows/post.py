@@ -11,8 +11,8 @@ Letters are small enough for the directory's messages. What is not is an object 
 *body*, which the thread fetches that works on the letter. Either waits for room at either rank,
 since objects are given up, but not for ever (`ROOM_S`): then that one call is answered with the
 error. Each rank keeps some room for small letters: what fills its memory may be what others are to
-be asked about, and would never be given up if nobody could be asked. It is one letter's, and when
-it was let go others may be faster; then small letters wait as well.
+be asked about, and would never be given up if nobody could be asked. It is enough for one, and
+what it is given up for, others may be faster to take: then small letters wait as well.
 
 Who cannot read a letter does not know which call it is about, but its sender does. So the sender is
 told its number, before any other letter says that it was read, and answers for it.
