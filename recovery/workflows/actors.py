@@ -8,11 +8,17 @@ making it anew; it counts for nothing. A rank finds the object of a version, or 
 
 from __future__ import annotations
 
+import collections
 import copy
+import copyreg
 import inspect
+import itertools
 import pickle
+import reprlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import types
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -27,6 +33,16 @@ __all__ = ["Actor", "ActorClass", "Called", "actor", "actor_of"]
 
 #: Objects that a rank keeps, of all workflows; the oldest goes.
 _LIVE_MAX = 256
+#: So many parts of a value are looked at, so deep, for the one that cannot be copied.
+_PARTS_MAX = 100_000
+_DEPTH_MAX = 100
+#: Of a path, or of another's error, in a message.
+_TEXT_MAX = 200
+#: `deepcopy` takes them as they are.
+_ATOMS = frozenset(
+    {types.FunctionType, types.BuiltinFunctionType, types.CodeType, property, weakref.ref}
+    | {bool, int, float, complex, str, bytes, type(None), pickle.PickleBuffer}
+)
 
 
 @dataclass(frozen=True)
@@ -164,11 +180,16 @@ def _copied(value: Any, what: str) -> Any:
     try:
         return _copy(value)
     except Exception as error:
-        path, part = _culprit(value)
-        kind = type(part)
+        found = _culprit(value)
+        if found is None:
+            why = f"{_short(str(error))} (which part of it that is could not be found)"
+        else:
+            path, part, own = found
+            kind = f"{type(part).__module__}.{type(part).__qualname__}"
+            why = f"{_short(path) or 'it'} is a {kind}: {_short(str(own))}"
         raise WorkflowError(
-            f"{what} cannot be copied: {path or 'it'} is a {kind.__module__}.{kind.__qualname__}: "
-            f"{error}; leave that out, or give it what pickle wants (__reduce__)"
+            f"{what} cannot be copied: {why}; leave that out, or give it what pickle wants "
+            "(__reduce__)"
         ) from error
 
 
@@ -181,23 +202,77 @@ def _copy(value: Any) -> Any:
         return pickle.loads(pickle.dumps(value, protocol=5))
 
 
-def _culprit(value: Any, path: str = "") -> tuple[str, Any]:
-    """Which part of a value, however deep, it is that cannot be copied, and where it is."""
-    parts: Iterable[tuple[str, Any]]
-    if isinstance(value, Mapping):
-        parts = [(f"[{key!r}]", part) for key, part in value.items()]
-    elif isinstance(value, (list, tuple)):
-        parts = [(f"[{index}]", part) for index, part in enumerate(value)]
-    else:
-        parts = [(f".{name}", part) for name, part in getattr(value, "__dict__", {}).items()]
-    for name, part in parts:
+def _short(text: str) -> str:
+    half = _TEXT_MAX // 2
+    return text if len(text) <= _TEXT_MAX else f"{text[:half]}...{text[-half:]}"
+
+
+def _culprit(value: Any) -> tuple[str, Any, Exception] | None:
+    """Which part of a value it is that cannot be copied, where it is, and its own error.
+
+    The nearest one: parts are asked one by one how they are made, each once, and none is copied.
+    So it takes no longer where parts refer to each other. Not found is what is very deep, or
+    behind very much else.
+    """
+    second: tuple[str, Any, Exception] | None = None
+    seen: dict[int, Any] = {}  # what is kept has its number for itself
+    ahead: collections.deque[tuple[str, Any, int]] = collections.deque([("", value, 0)])
+    left = _PARTS_MAX
+    while ahead:
+        path, part, depth = ahead.popleft()
+        if id(part) in seen:
+            continue
+        seen[id(part)] = part
         try:
-            _copy(part)
-        except RecursionError:
-            break
-        except Exception:
-            return _culprit(part, path + name)
-    return path, value
+            parts = list(itertools.islice(_parts(part), left if depth < _DEPTH_MAX else 0))
+        except Exception as error:
+            if not hasattr(type(part), "__deepcopy__"):
+                return path, part, error
+            second = second or (path, part, error)
+            continue
+        left -= len(parts)
+        ahead.extend((path + name, one, depth + 1) for name, one in parts if not _is_atom(one))
+    return second
+
+
+def _is_atom(value: Any) -> bool:
+    return type(value) in _ATOMS or isinstance(value, type)
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """The parts of a value, as those see them who copy it, and what each is called.
+
+    Raises
+    ------
+    Exception
+        It cannot be copied, whatever is in it.
+    """
+    if type(value) in (list, tuple, set, frozenset):
+        yield from ((f"[{index}]", one) for index, one in enumerate(value))
+        return
+    if type(value) is dict:
+        yield from _entries(value.items())
+        return
+    reduce = copyreg.dispatch_table.get(type(value))
+    made = value.__reduce_ex__(5) if reduce is None else reduce(value)
+    if isinstance(made, str):
+        return
+    _, arguments, state, items, entries = (*made, None, None, None)[:5]
+    for attributes in state if isinstance(state, tuple) else (state,):
+        if isinstance(attributes, dict):
+            yield from ((f".{_short(str(name))}", one) for name, one in attributes.items())
+        else:
+            yield "", attributes
+    yield from ((f"[{index}]", one) for index, one in enumerate(items or ()))
+    yield from _entries(entries or ())
+    yield from (("", one) for one in arguments)
+
+
+def _entries(entries: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str, Any]]:
+    for key, one in entries:
+        name = f"[{reprlib.repr(key)}]"
+        yield name, one
+        yield name, key
 
 
 class _Maker:

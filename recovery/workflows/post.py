@@ -8,10 +8,14 @@ Who listens waits for each number in turn, so a number is taken when its letter 
 letter also says how many the other rank's were read; the others are deleted when it is gone.
 
 Letters are small enough for the directory's messages. What is not is an object of its own, the
-*body*, which the thread fetches that works on the letter. It waits for room at either rank, since
-objects are given up, but not for ever (`ROOM_S`): then that one call is answered with the error.
-Each rank keeps some room for small letters: what fills its memory may be what others are to be
-asked about, and would never be given up if nobody could be asked.
+*body*, which the thread fetches that works on the letter. Either waits for room at either rank,
+since objects are given up, but not for ever (`ROOM_S`): then that one call is answered with the
+error. Each rank keeps some room for small letters: what fills its memory may be what others are to
+be asked about, and would never be given up if nobody could be asked. It is enough for one, and
+what it is given up for, others may be faster to take: then small letters wait as well.
+
+Who cannot read a letter does not know which call it is about, but its sender does. So the sender is
+told its number, before any other letter says that it was read, and answers for it.
 """
 
 from __future__ import annotations
@@ -63,6 +67,8 @@ class RankGoneError(Exception):
 
 @dataclass
 class _Letter:
+    kind: int
+    call: int  # its number; of _LOST, the number of the letter that was lost
     data: bytes
     body: bytes | None = None  # until it is there
     ref: ObjectRef | None = None  # of the body
@@ -98,11 +104,13 @@ class Post:
         self._read = [0] * comm.size  # of those, as it said itself
         self._heard = [0] * comm.size  # letters from each
         self._ahead: list[set[int]] = [set() for _ in range(comm.size)]  # later ones that are read
-        self._bodies: list[dict[int, ObjectRef]] = [{} for _ in range(comm.size)]
+        self._unread: list[dict[int, _Letter]] = [{} for _ in range(comm.size)]  # by each, as known
         self._numbers = itertools.count()
         self._open: dict[int, tuple[int, Callable[[Any, BaseException | None], None]]] = {}
         self._gone: set[int] = set()
         self._closed = threading.Event()
+        self._swept = threading.Event()
+        self._end_s: float | None = None  # of deletions, when this is closed
         self._waste: queue.SimpleQueue[ObjectRef | None] = queue.SimpleQueue()
         self._reserve: tuple[ObjectRef, np.ndarray] | None = None
         self._reserving = threading.Lock()
@@ -144,6 +152,7 @@ class Post:
             except BaseException:
                 with self._lock:
                     self._open.pop(number, None)
+                self._drop_body(letter)
                 raise
 
     def ask(self, rank: int, what: Any) -> Any:
@@ -167,22 +176,34 @@ class Post:
         return rank in self._gone or self._closed.is_set() or rank not in self._alive()
 
     def delete(self, ref: ObjectRef) -> None:
-        """Delete an object meanwhile."""
+        """Delete an object meanwhile; when this is closed, at once."""
         self._waste.put(ref)
+        if self._swept.is_set():  # calls that still run here let go of what they had
+            self._sweep_rest()
 
     def close(self) -> None:
-        """End its threads; what is still under way has no answer any more."""
+        """End its threads; what is still under way has no answer any more.
+
+        Letters that nobody has said to have read are deleted: nobody waits for them.
+        """
         with self._lock:
             self._closed.set()
+            self._end_s = time.monotonic() + _DELETE_S
         with self._reserving:
             reserve, self._reserve = self._reserve, None
         if reserve is not None:
             self.delete(reserve[0])
             del reserve  # with the view
-        self._waste.put(None)
         self._loop.call_soon_threadsafe(self._stopped.set)
-        for thread in self._threads:
-            thread.join()
+        listener, sweeper = self._threads
+        listener.join()
+        for rank in range(self._comm.size):
+            if rank not in self._gone:
+                self._delete_unread(rank)
+        self._waste.put(None)
+        sweeper.join()
+        self._swept.set()
+        self._sweep_rest()  # of what came after that None, before it was set
 
     # Sending
 
@@ -197,9 +218,10 @@ class Post:
         """Return a letter, of which anybody can read whose it is, even where not the content."""
         body = values.dumps(content, what)
         if len(body) < _BODY_BYTES_MIN:
-            return _Letter(values.dumps((kind, call, self._heard[rank], body), what))
+            return _Letter(kind, call, values.dumps((kind, call, self._heard[rank], body), what))
         data = values.dumps((kind, call, self._heard[rank], None), what)
-        return _Letter(data, body, self._ref_of_body(self._comm.rank, rank, kind, call))
+        ref = self._ref_of_body(self._comm.rank, rank, kind, call)
+        return _Letter(kind, call, data, body, ref)
 
     def _send(self, rank: int, letter: _Letter) -> None:
         if letter.body is not None:
@@ -212,15 +234,23 @@ class Post:
             while not is_there:
                 number = self._sent[rank]
                 ref = self._ref(self._comm.rank, rank, number)
-                # Where there is one, a put before this was interrupted.
-                with contextlib.suppress(ObjectExistsError):
+                with self._lock:  # it may be said to be lost before its put is over
+                    is_own = self._unread[rank].setdefault(number, letter) is letter
+                try:
                     self._put(letter.data, ref)
                     is_there = True
+                except Exception as error:
+                    if is_own:
+                        with self._lock:
+                            self._unread[rank].pop(number, None)
+                    # Where there is one, a put before this was interrupted.
+                    if not isinstance(error, ObjectExistsError):
+                        raise
                 with self._lock:
                     self._sent[rank] += 1
-                    if is_there and letter.ref is not None:
-                        self._bodies[rank][number] = letter.ref
-                    gone = rank in self._gone
+                    if is_there and not is_own:
+                        self._unread[rank][number] = letter
+                    gone = rank in self._gone or self._closed.is_set()
         if gone:
             self.delete(ref)
             self._drop_body(letter)
@@ -245,18 +275,19 @@ class Post:
         ObjectStoreFullError
             There was none for so many seconds.
         """
-        begin_s = time.monotonic()
+        full_s = None
         while not self.is_gone(rank):
             try:
                 self._send(rank, letter)
                 return
             except MemoryError as error:
-                if limit_s is not None and time.monotonic() - begin_s >= limit_s:
+                full_s = full_s or time.monotonic()
+                if limit_s is not None and time.monotonic() - full_s >= limit_s:
                     self._drop_body(letter)
                     raise self._no_room(f"what goes to rank {rank}", error) from error
                 self._closed.wait(_LOOK_S)
             except HopcollError:
-                return  # we are leaving
+                break  # we are leaving
         self._drop_body(letter)
 
     def _call_late(self, rank: int, number: int, letter: _Letter) -> None:
@@ -332,13 +363,17 @@ class Post:
     def _lose(self, rank: int) -> None:
         with self._lock:
             self._gone.add(rank)
+        self._delete_unread(rank)
+        self._end_calls(rank, RankGoneError(f"rank {rank} is gone"))
+
+    def _delete_unread(self, rank: int) -> None:
+        with self._lock:
             unread = range(self._read[rank], self._sent[rank])
-            bodies = list(self._bodies[rank].values())
+            letters = list(self._unread[rank].values())
         for number in unread:
             self.delete(self._ref(self._comm.rank, rank, number))
-        for ref in bodies:
-            self.delete(ref)
-        self._end_calls(rank, RankGoneError(f"rank {rank} is gone"))
+        for letter in letters:
+            self._drop_body(letter)
 
     def _end_calls(self, rank: int, error: Exception) -> None:
         with self._lock:
@@ -362,10 +397,7 @@ class Post:
                 return
             self.delete(ref)
             if data is None:
-                # A call or an answer: whose attempt it was begins again, whichever rank waits.
-                self._was_read(source, number)
-                self._end_calls(source, lost)
-                self._start(self._send_at_last, source, self._letter(source, _LOST, 0, lost))
+                self._start(self._tell_lost, source, number, lost)
                 continue
             kind, call, read, body = values.unpack(data)
             self._take_note(source, read)
@@ -374,11 +406,35 @@ class Post:
             if kind == _CALL:
                 self._start(self._answer, source, number, call, body)
             elif kind == _LOST:
-                self._end_calls(source, values.unpack(body))
+                self._was_lost(source, call, values.unpack(body))
             elif body is not None:
                 self._end_call(call, *_read_answer(source, body))
             else:
                 self._start(self._take_answer, source, number, call)
+
+    def _tell_lost(self, source: int, number: int, why: Exception) -> None:
+        """Tell a rank that its letter cannot be read here; in a thread of its own."""
+        letter = self._letter(source, _LOST, number, why)
+        try:
+            self._send_at_last(source, letter, ROOM_S)
+        except ObjectStoreFullError:
+            # So it may not be known here for long whose it was. Those begin again, and if there is
+            # still no room for their calls, each says so itself.
+            self._end_calls(source, _lost(source, self._comm.rank))
+            self._send_at_last(source, letter)
+        self._was_read(source, number)  # its sender knows it by its number until then
+
+    def _was_lost(self, rank: int, number: int, why: Exception) -> None:
+        """A rank could not read a letter of this one."""
+        with self._lock:
+            letter = self._unread[rank].pop(number)
+        self._drop_body(letter)
+        if letter.kind == _CALL:
+            self._end_call(letter.call, None, why)
+            return
+        if letter.kind == _ANSWER:
+            letter = self._letter(rank, _ANSWER, letter.call, (None, why))
+        self._start(self._send_at_last, rank, letter)
 
     def _was_read(self, source: int, number: int) -> None:
         """Nobody at this rank wants a letter any more, or its body."""
@@ -392,7 +448,7 @@ class Post:
         """A rank has read so many letters; it may have said that it has read more."""
         with self._lock:
             for number in range(self._read[rank], read):
-                self._bodies[rank].pop(number, None)
+                self._unread[rank].pop(number, None)
             self._read[rank] = max(read, self._read[rank])
 
     def _start(self, function: Callable[..., None], source: int, *what: Any) -> None:
@@ -423,7 +479,7 @@ class Post:
             There was no room here.
         """
         ref = self._ref_of_body(source, self._comm.rank, kind, call)
-        begin_s = time.monotonic()
+        full_s = None
         try:
             while not self.is_gone(source):
                 try:
@@ -431,7 +487,8 @@ class Post:
                 except TransferTimeoutError:
                     continue  # its sender may be gone
                 except ObjectStoreFullError as error:
-                    if time.monotonic() - begin_s >= ROOM_S:
+                    full_s = full_s or time.monotonic()
+                    if time.monotonic() - full_s >= ROOM_S:
                         raise self._no_room(f"what comes from rank {source}", error) from error
                     self._closed.wait(_LOOK_S)
                 except HopcollError:
@@ -478,10 +535,23 @@ class Post:
 
     def _sweep(self) -> None:
         while (ref := self._waste.get()) is not None:
-            with contextlib.suppress(HopcollError):
-                self.objects.delete(ref, timeout_s=_DELETE_S)
+            self._delete(ref)
             if self._reserve is None:
                 self._take_reserve()
+
+    def _sweep_rest(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                ref = self._waste.get_nowait()
+                if ref is not None:
+                    self._delete(ref)
+
+    def _delete(self, ref: ObjectRef) -> None:
+        """Delete an object now. At the end there is one time for all; they go all the same."""
+        end_s = self._end_s
+        limit_s = _DELETE_S if end_s is None else max(0.0, end_s - time.monotonic())
+        with contextlib.suppress(HopcollError):
+            self.objects.delete(ref, timeout_s=limit_s)
 
 
 def _lost(source: int, dest: int) -> Exception:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hopcoll.errors import TaskFailedError, WorkflowError
@@ -206,6 +208,106 @@ def test_a_state_that_nothing_can_copy_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaskFailedError, match=text):
         Workflow("w", tmp_path).run(values.bind(*chain(Network, 1, 2)))
     assert Workflow("w", tmp_path).status().state == "failed"
+
+
+class Branch:
+    """One of a tree, that knows who it is of; how often any was asked how it is made is counted."""
+
+    asked = 0
+
+    def __init__(self, *parents: Branch) -> None:
+        self.parents = parents
+        self.children: list[Any] = []
+        for parent in parents:
+            parent.children.append(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        Branch.asked += 1
+        return self.__dict__
+
+
+def test_a_part_that_nothing_can_copy_is_found_where_all_refer_to_each_other() -> None:
+    nodes = [Branch()]
+    for number in range(1, 1000):
+        nodes.append(Branch(nodes[(number - 1) // 2]))
+    nodes[-1].guard = threading.Lock()  # type: ignore[attr-defined]
+    Branch.asked = 0
+    with pytest.raises(WorkflowError) as caught:
+        actors._copied({"first": nodes[3], "size": 1000}, "the tree")
+    text = str(caught.value)
+    path = re.match(r"the tree cannot be copied: \['first'\](\S+) is a _thread\.lock: ", text)
+    assert path is not None and path[1].count(".children") + path[1].count(".parents") == 11
+    assert path[1].endswith(".guard") and len(text) < 400
+    assert Branch.asked <= 3 * len(nodes)  # by deepcopy, by pickle, and for the error
+
+
+class Endless:
+    """Is of more parts the longer one looks."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        Endless.made += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"one": Endless(), "other": Endless()}
+
+
+@pytest.mark.parametrize("parts_max", [50, 100_000])
+def test_a_part_that_cannot_be_found_is_not_looked_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, parts_max: int
+) -> None:
+    monkeypatch.setattr(actors, "_PARTS_MAX", parts_max)
+    found: Any = threading.Lock()
+    for _ in range(300):
+        found = [found]
+    for value in (found, Endless()):
+        with pytest.raises(WorkflowError) as caught:
+            actors._copied(value, "the state")
+        text = str(caught.value)
+        assert "which part of it that is could not be found" in text and len(text) < 400
+    before = Endless.made
+    assert actors._culprit(Endless()) is None
+    assert Endless.made - before <= parts_max + 1
+
+
+class Careful:
+    """Can be copied, as it knows how, and not be written."""
+
+    def __deepcopy__(self, memo: Any) -> Careful:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError("not to be written")
+
+
+class Slots:
+    __slots__ = ("guard", "more")
+
+    def __init__(self, guard: Any) -> None:
+        self.guard = guard
+
+
+class Mine(dict[str, Any]):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ({"one": Careful(), "two": Slots(threading.Lock())}, "['two'].guard"),
+        ([Tensor(1), Careful()], "[1]"),
+        (Mine(a=np.array([1, threading.Lock()], object)), "['a'][1]"),
+        ({"f": lambda: 3, "in": {1: (x for x in ())}}, "['in'][1]"),
+        (threading.Lock(), "it"),
+        ({"k" * 1000: threading.Lock()}, "['kkkkkkkkkkkk...kkkkkkkkkkkkk']"),
+    ],
+    ids=["slots", "as a last resort", "array of objects", "function", "itself", "long key"],
+)
+def test_where_it_is_that_nothing_can_copy(value: Any, path: str) -> None:
+    with pytest.raises(WorkflowError) as caught:
+        actors._copied(value, "this")
+    assert str(caught.value).startswith(f"this cannot be copied: {path} is a ")
 
 
 def test_calls_that_are_made_again_are_given_what_they_were_given(tmp_path: Path) -> None:
