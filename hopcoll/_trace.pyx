@@ -213,7 +213,10 @@ cdef void traced_release(void* self, void* memory) noexcept nogil:
 
 cdef void traced_where(void* context, WhereBody* out) noexcept nogil:
     cdef Trace* trace = <Trace*>context
-    trace.where(trace.where_context, out)
+    if trace.where != NULL:
+        trace.where(trace.where_context, out)
+    else:
+        out.since_us = trace.engine.now_us     # as without us: for no time
     if begin(trace, REC_WHERE, 0):
         number(trace, out.inside)
         number(trace, out.since_us)
@@ -268,13 +271,15 @@ cdef void trace_attach(Trace* trace) noexcept nogil:
         trace.table.allocate = traced_allocate
         trace.table.release = traced_release
         engine.transport = &trace.table
-    if engine.where != NULL and engine.where_context != trace:
+    if engine.where_context != trace:
+        # A replay always asks: also where nobody looks out, as in the start or without a thread.
         trace.where, trace.where_context = engine.where, engine.where_context
-        trace.want_stack, trace.keep_stack = engine.want_stack, engine.keep_stack
-        trace.report = engine.report
         engine.where, engine.where_context = traced_where, trace
-        engine.want_stack, engine.keep_stack = passed_want, passed_stack
-        engine.report = passed_report
+        if trace.where != NULL:
+            trace.want_stack, trace.keep_stack = engine.want_stack, engine.keep_stack
+            trace.report = engine.report
+            engine.want_stack, engine.keep_stack = passed_want, passed_stack
+            engine.report = passed_report
     if engine.user != NULL and engine.user_context != trace:
         trace.user, trace.user_context = engine.user, engine.user_context
         engine.user, engine.user_context = traced_user, trace

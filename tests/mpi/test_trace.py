@@ -13,6 +13,10 @@ from hopcoll.replay import replay
 from tests import launch
 
 PROGRAM = Path(__file__).with_name("programs") / "traced.py"
+ASKED = PROGRAM.with_name("asked.py")
+#: How a trace has a question of rank 0's, where somebody is: an event (2), which is a message (1),
+#: from rank 0, without a token, of 72 bytes, and the first of these (MSG_ASK).
+QUESTION = bytes([2, 1, 0, 0, 72, 40])
 
 
 def trace(folder: Path, dead: int, **settings: str) -> launch.Ended:
@@ -101,6 +105,19 @@ def test_a_full_file_ends_and_the_job_goes_on(tmp_path):
     assert found.wrong == []
     assert any(one["full"] for one in found.ranks.values())
     assert all(path.stat().st_size <= 65536 for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", ["starting", "inline"])
+def test_a_rank_is_asked_while_nobody_looks_out_there(tmp_path, how):
+    settings = {"HOPCOLL_TRACE": str(tmp_path / "traces"), "HOPCOLL_DETECT_S": "6"}
+    ended = launch.run(3, ASKED, how, tmp_path, settings=settings)
+    assert ended.code == 0, ended
+    assert ended.stdout.count("has [3.0, 3.0, 3.0]") == 3
+    early = tmp_path if how == "starting" else tmp_path / "traces"
+    assert QUESTION in (early / "rank-2.trace").read_bytes()
+    (found,) = replay(tmp_path / "traces")
+    assert found.wrong == []
+    assert len(found.ranks) == 3
 
 
 def test_nothing_is_written_over(traces):
