@@ -83,7 +83,10 @@ def passes(ref: Any, ctx: TaskContext) -> Any:
 def adds(*refs: Any, ctx: TaskContext) -> Any:
     """A reduction of all, during which a rank that has an input may die."""
     note("adds")
-    (WORDS.parse_args().store.parent / "adding").touch()
+    folder = WORDS.parse_args().store.parent
+    (folder / "adding").touch()
+    while "giving" in str(WORDS.parse_args().die) and not (folder / "watching").exists():
+        threading.Event().wait(0.001)
     ref = ctx.reduce(refs)
     return float(ctx.get(ref).sum())
 
@@ -121,6 +124,7 @@ def die_when_it_gives(objects: hopcoll.objects.Objects) -> None:
             threading.Event().wait(0.02)
         die_once("later")
     before = objects.stats()["bytes_sent"]
+    (folder / "watching").touch()
     while objects.stats()["bytes_sent"] == before:
         pass
     die_once("giving")
