@@ -76,7 +76,7 @@ def main() -> None:
                 print(json.dumps(value["tokens"]), flush=True)
         except EffectUnknownError as error:
             if comm.rank == min(comm.alive):
-                print(json.dumps({"unknown": error.task}), flush=True)
+                print(json.dumps({"unknown": error.task, "why": str(error)}), flush=True)
             code = UNKNOWN
         except HopcollError as error:
             if "cannot be released" not in str(error):
