@@ -390,8 +390,8 @@ class _Silent(_Refused):
 def _ask(words: Sequence[str], script: str = "", within_s: float | None = None) -> str:
     within_s = _ASK_S if within_s is None else within_s
     # For sbatch a variable comes before the script, which is to say what the job is.
-    lines = "\n".join(re.findall(r"^#SBATCH(.*)", script, re.M))
-    options = re.findall(r"(?<=\s)-(?:-([\w-]+)|(\w))", lines)
+    given = "\n".join(re.findall(r"^#SBATCH(.*)", script, re.M))
+    options = re.findall(r"(?<=\s)-(?:-([\w-]+)|(\w))", given)
     said = {_variable(name or _LETTERS.get(letter, letter)) for name, letter in options}
     # A job that is submitted inside another one must not inherit what that one is.
     environment = {

@@ -8,14 +8,12 @@ import signal
 import stat
 import sys
 import tempfile
-import threading
 
 import pytest
 from click.testing import CliRunner
 
 import hopcoll
 from hopcoll import _orphans, cli, launcher
-from hopcoll._rank import BEGIN_MARK, END_MARK
 
 
 @pytest.fixture
