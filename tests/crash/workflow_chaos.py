@@ -104,7 +104,7 @@ def run_workflow(seed: int, draw: random.Random, folder: Path, counts: collectio
     world = RealWorld(folder)
     kills = draw.randint(1, _KILLS_OF_ONE_MAX)
     sender = _Sender(folder)
-    settled = ""
+    settled: set[str] = set()  # since something was killed
     try:
         while True:
             job = Job(seed, draw.randint(1, 3), folder)
@@ -130,13 +130,15 @@ def run_workflow(seed: int, draw: random.Random, folder: Path, counts: collectio
             if any("contradiction" in one for one in told):
                 counts["contradictory"] += 1
                 return
+            if killed is not None:
+                settled.clear()
             unknown = next((one["unknown"] for one in told if "unknown" in one), None)
             if unknown is not None:
-                if killed is None and unknown == settled:
+                if unknown in settled:
                     said = "\n".join(job.lines)
                     raise WrongError(f"seed {seed}: {unknown} is unknown again, of itself:\n{said}")
                 _settle(folder, unknown, world)
-                settled = unknown
+                settled.add(unknown)
                 counts["unknown"] += 1
             elif told and code == 0:
                 _check(seed, folder, told[-1], world)
