@@ -10,7 +10,8 @@ the exit code is the job's and that no process is left behind::
 Open MPI's mpirun ends with 0 after a rank was killed, but also after all of them were. So every
 rank marks its end on its stderr (_rank.py), which mpirun brings here from any host; without a
 single mark, nobody survived. And mpirun itself may fail before it has started a rank; of that the
-mark of who began tells.
+mark of who began tells. What mpirun says of a lost host is heard in either of its streams
+(_relay.py).
 """
 
 from __future__ import annotations

@@ -33,7 +33,6 @@ from recovery.workflows.stored import load_call
 
 if TYPE_CHECKING:
     from hopcoll.objects import ObjectRef
-    from recovery.workflows.context import TaskContext
     from recovery.workflows.folder import Folder
     from recovery.workflows.gang import Gang
 
